@@ -1,0 +1,16 @@
+from .archive.read import by_label as by_label
+from .archive.read import open_run as open_run
+from .archive.read import open_samples as open_samples
+from .archive.read import top as top
+from .archive.read import trajectory as trajectory
+from .archive.write import write_dump as write_dump
+from .archive.write import write_samples as write_samples
+from .callback import BIFCallback as BIFCallback
+from .config import SGLD as SGLD
+from .config import Chains as Chains
+from .estimator import estimate as estimate
+from .observables import GroupMean as GroupMean
+from .observables import MetricValue as MetricValue
+from .observables import PerExample as PerExample
+from .result import Estimate as Estimate
+from .samples import Samples as Samples

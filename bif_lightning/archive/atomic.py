@@ -1,0 +1,210 @@
+"""Files that are whole or absent: written under a hidden name, synced, then renamed over the final one."""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+# Tells the temporaries of this process from those of a dead one that had the same pid, as in a container.
+_PROCESS = secrets.token_hex(4)
+_TEMPORARY = re.compile(r"\..+\.h5\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<process>[0-9a-f]{8})\.[0-9a-f]{8}\.tmp")
+_ABANDONED_SECONDS = 24 * 3600
+
+
+class Sink(io.RawIOBase):
+    """A file for HDF5 to write to, which remembers the first error instead of passing it on.
+
+    HDF5 does not recover from a failed write: the half-closed file stays in its tables and the process may crash
+    at exit. So after an error the sink takes every further byte and drops it, HDF5 closes in peace, and the one
+    who opened the sink raises `failure`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._position = 0
+        self._size = 0
+        self.failure: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = os.pread(self._descriptor, len(view), self._position)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        view = memoryview(data).cast("B")
+        if self.failure is None:
+            try:
+                self._write_all(view)
+            except OSError as error:
+                self.failure = error
+        self._position += len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
+
+    def _write_all(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._descriptor, view[done:], self._position + done)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._size = self._position if size is None else size
+        if self.failure is None:
+            try:
+                os.ftruncate(self._descriptor, self._size)
+            except OSError as error:
+                self.failure = error
+        return self._size
+
+
+@contextlib.contextmanager
+def replace_whole(path: Path, nbytes: int) -> Generator[Sink]:
+    """Open a sink whose content becomes `path` when the block ends, and vanishes when it raises.
+
+    Args:
+        path: the final name. Its folder is made where it is missing; an older file there is replaced whole.
+        nbytes: about how many bytes will be written, for the message of an error.
+
+    Raises:
+        OSError: of the system's own kind (PermissionError, ...), with the path, the bytes wanted and free, and
+            what to do.
+    """
+    path = path.absolute()
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{_PROCESS}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _removed_on_error(temporary):
+            yield from _write_and_sync(temporary)
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explained(error, path, nbytes) from error
+
+
+def sweep_temporaries(directory: str | os.PathLike[str]) -> list[Path]:
+    """Remove what writers that are dead left in a folder, and return its paths.
+
+    Dead = of this host, with a process that is gone; or of any host, untouched for a day. A missing folder holds
+    nothing.
+    """
+    removed: list[Path] = []
+    folder = Path(directory)
+    for path in sorted(folder.glob(".*.tmp")) if folder.is_dir() else []:
+        name = _TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):
+            if name and _is_stale(path, name):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _write_and_sync(temporary: Path) -> Iterator[Sink]:
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        sink = Sink(descriptor)
+        try:
+            yield sink
+        finally:
+            # The sink's error is the cause; what HDF5 makes of lost bytes is only its consequence.
+            if sink.failure is not None:
+                raise sink.failure
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder; its rename is journalled.
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname()) or "host"
+
+
+def _is_stale(path: Path, name: re.Match[str]) -> bool:
+    if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+        return True
+    if name["host"] != _host():
+        return False
+    if int(name["pid"]) == os.getpid():
+        return name["process"] != _PROCESS
+    return not _is_alive(int(name["pid"]))
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def _explained(error: OSError, path: Path, nbytes: int) -> OSError:
+    if error.errno in _FULL:
+        remedy = "Free some space, choose another dirpath, or write less: precision='10bit', fewer examples, no traces."
+    elif error.errno in _FORBIDDEN:
+        remedy = "Choose a dirpath that this process may write to."
+    else:
+        remedy = "Check the disk, or choose another dirpath."
+    message = (
+        f"could not write {path} ({error.strerror or error}): it takes about {nbytes:,} bytes before compression, "
+        f"and {_free(path)} are free there. Files written earlier are whole, and nothing of this one is left. {remedy}"
+    )
+    return OSError(message) if error.errno is None else OSError(error.errno, message)
+
+
+def _free(path: Path) -> str:
+    for folder in path.parents:
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(folder).free:,} bytes"
+    return "an unknown number of bytes"

@@ -1,0 +1,119 @@
+"""Opens files of unknown origin: whole, of a known version, and without pointers to other files."""
+
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from bif_lightning.archive.schema import VERSION
+
+# gzip reaches 1032:1 at most; a dataset that declares far more than it stores is made of fill values.
+_MOST_EXPANSION = 1200
+_MOST_CHUNK_BYTES = 1 << 26
+
+
+class UnreadableFileError(ValueError):
+    """A file that is broken, foreign, of a later version, or refers to data outside of itself."""
+
+
+class SkippedDumpWarning(UserWarning):
+    """A dump, or a part of one, was left out of a run; the message says which and why."""
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str], schema: str) -> Generator[h5py.File]:
+    """Open a file for reading, without a lock (files are never changed in place, and some disks cannot lock).
+
+    Raises:
+        UnreadableFileError: it is no regular file, no whole HDF5 file, of another schema or a later major version.
+        FileNotFoundError: there is none.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise UnreadableFileError(f"{path} is not a regular file")
+    with _open(path) as file:
+        _check_schema(file, Path(path), schema)
+        yield file
+
+
+def _open(path: str | os.PathLike[str]) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        # HDF5 refuses a second handle with other lock settings: a dump that the user has open in xarray, say.
+        if "locking flag" not in str(error):
+            raise UnreadableFileError(f"{path} is not a whole HDF5 file ({error})") from error
+    return h5py.File(path, "r")
+
+
+def _check_schema(file: h5py.File, path: Path, schema: str) -> None:
+    found = file.attrs.get("schema")
+    if found != schema:
+        raise UnreadableFileError(f"{path} is no {schema} file (its schema is {found!r})")
+    version = str(file.attrs.get("schema_version"))
+    major = version.partition(".")[0]
+    known = VERSION.partition(".")[0]
+    if not major.isdecimal():
+        raise UnreadableFileError(f"{path} has the schema version {version!r}, which is no number")
+    if int(major) > int(known):
+        raise UnreadableFileError(
+            f"{path} was written by {file.attrs.get('creator', 'an unknown program')} (schema {version}); "
+            f"this reader knows {known}.x: upgrade bif_lightning"
+        )
+
+
+def find(file: h5py.File, path: str) -> h5py.Dataset | None:
+    """The dataset at a path, or None where there is none.
+
+    Raises:
+        UnreadableFileError: a step of the path is a soft or external link, or the data lies in another file, or
+            it declares more values than it can hold.
+    """
+    node: Any = file
+    for part in path.split("/"):
+        link = node.get(part, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise UnreadableFileError(f"{file.filename}: {path} is a link to elsewhere, which is not followed")
+        node = node[part]
+    if not isinstance(node, h5py.Dataset):
+        raise UnreadableFileError(f"{file.filename}: {path} is no dataset")
+    _check_storage(file, path, node)
+    return node
+
+
+def members(file: h5py.File, path: str) -> tuple[str, ...]:
+    """Names in a group that lies in this file; empty where there is no such group."""
+    link = file.get(path, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        return ()
+    group = file[path]
+    return tuple(group) if isinstance(group, h5py.Group) else ()
+
+
+def require(file: h5py.File, path: str) -> h5py.Dataset:
+    """The dataset at a path that every file has.
+
+    Raises:
+        UnreadableFileError: as `find`, or there is none.
+    """
+    dataset = find(file, path)
+    if dataset is None:
+        raise UnreadableFileError(f"{file.filename} has no {path}")
+    return dataset
+
+
+def _check_storage(file: h5py.File, path: str, dataset: h5py.Dataset) -> None:
+    if dataset.is_virtual or dataset.external:
+        raise UnreadableFileError(f"{file.filename}: the data of {path} lies in another file, which is not read")
+    item = dataset.dtype.itemsize
+    chunk = item
+    for size in dataset.chunks or ():
+        chunk *= size
+    stored = dataset.id.get_storage_size()
+    if chunk > _MOST_CHUNK_BYTES or dataset.nbytes > _MOST_EXPANSION * stored + _MOST_CHUNK_BYTES:
+        raise UnreadableFileError(f"{file.filename}: {path} declares {dataset.nbytes:,} bytes but stores {stored:,}")

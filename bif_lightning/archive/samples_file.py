@@ -1,0 +1,117 @@
+"""What a samples file holds, and the digest that says whether two runs describe the same examples."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from bif_lightning.archive.schema import SAMPLES, VERSION, Content, Variable
+from bif_lightning.samples import Samples
+
+SIDES = ("train", "query")
+
+
+def strings(values: Sequence[str]) -> np.ndarray:
+    """Texts as an object array that HDF5 can hold: NUL and lone surrogates are replaced by visible marks."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = [_storable(value) for value in values]
+    return array
+
+
+def string(value: str) -> np.ndarray:
+    """One text as a 0-d object array."""
+    return np.array(_storable(value), dtype=object)
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")
+
+
+def check_samples(samples: Samples, side: str) -> None:
+    """Refuse descriptions that do not belong together.
+
+    Raises:
+        ValueError: columns of different lengths, no examples, or an id that no file can hold as it is.
+    """
+    if len(samples) == 0:
+        raise ValueError(f"the {side} samples are empty; describe at least one example")
+    lengths = {
+        "index": len(samples.index),
+        "labels": len(samples) if samples.labels is None else len(samples.labels),
+        "texts": len(samples) if samples.texts is None else len(samples.texts),
+        "thumbnails": len(samples) if samples.thumbnails is None else len(samples.thumbnails),
+    }
+    for name, length in lengths.items():
+        if length != len(samples):
+            raise ValueError(f"the {side} samples have {len(samples)} ids but {length} {name}; give one for each id")
+    for value in samples.ids:
+        if value != _storable(value):
+            raise ValueError(f"{side} id {value!r} holds NUL or a lone surrogate; give ids that are plain Unicode")
+
+
+def digest(train: Samples, query: Samples) -> str:
+    """SHA-256 over ids, indices, labels, label names and texts of both sides.
+
+    Thumbnails are left out: they are pictures of the same examples, and another version of an image library
+    encodes them differently.
+    """
+    sha = hashlib.sha256()
+    for part in (*_parts(train), *_parts(query)):
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _parts(samples: Samples) -> Iterator[bytes]:
+    for texts in (samples.ids, samples.label_names, samples.texts):
+        yield str(len(texts)).encode() if texts else b"absent"
+        yield from (_storable(text).encode() for text in texts or ())
+    for numbers in (samples.index, samples.labels):
+        yield b"absent" if numbers is None else np.asarray(numbers, "<i8").tobytes()
+
+
+def samples_content(train: Samples, query: Samples, attrs: dict[str, str]) -> Content:
+    """The whole of samples.h5: one group for each side.
+
+    Args:
+        train, query: who the examples are.
+        attrs: further root attributes (creator, time).
+
+    Raises:
+        ValueError: see `check_samples`.
+    """
+    variables: list[Variable] = []
+    pure_dims: dict[str, int] = {}
+    for side, samples in zip(SIDES, (train, query), strict=True):
+        check_samples(samples, side)
+        variables += _side(side, samples)
+        if thumbnails := _pictures(samples):
+            pure_dims[f"{side}/byte"] = sum(map(len, thumbnails))
+            pure_dims[f"{side}/edge"] = len(samples) + 1
+    root = {"schema": SAMPLES, "schema_version": VERSION, "sha256": digest(train, query)} | attrs
+    return Content(variables=variables, attrs={"": root}, pure_dims=pure_dims)
+
+
+def _pictures(samples: Samples) -> tuple[bytes, ...]:
+    return samples.thumbnails if samples.thumbnails and any(samples.thumbnails) else ()
+
+
+def _side(side: str, samples: Samples) -> Iterator[Variable]:
+    def column(name: str, values: np.ndarray, units: str | None, long_name: str, dim: str = side) -> Variable:
+        return Variable(path=f"{side}/{name}", dims=(dim,), values=values, units=units, long_name=long_name)
+
+    yield column(side, np.arange(len(samples)), "1", f"row of the {side} axis")
+    yield column("id", strings(samples.ids), None, "unique id of each example")
+    yield column("index", np.asarray(samples.index, np.int64), "1", "position in the dataset it came from")
+    if samples.labels is not None:
+        yield column("label", np.asarray(samples.labels, np.int64), "1", "class index, -1 where there is none")
+    if samples.label_names:
+        yield column("class", np.arange(len(samples.label_names)), "1", "class index", dim="class")
+        yield column("class_name", strings(samples.label_names), None, "name of each class", dim="class")
+    if samples.texts is not None:
+        yield column("text", strings(samples.texts), None, "text of each example")
+    if thumbnails := _pictures(samples):
+        sizes = np.array([0, *map(len, thumbnails)], np.int64)
+        joined = np.frombuffer(b"".join(thumbnails), np.uint8)
+        yield column("thumbnail", joined, "1", "PNG files, one after the other", dim="byte")
+        yield column("thumbnail_offset", np.cumsum(sizes), "byte", "where each PNG starts, and the end", dim="edge")

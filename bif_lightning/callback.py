@@ -1,0 +1,307 @@
+"""The callback: Lightning's hooks, when a snapshot is due, and the state that a checkpoint keeps."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data import Collate
+from bif_lightning.describe import Describe
+from bif_lightning.observables import LossFn, Observable
+from bif_lightning.result import Estimate
+from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
+from bif_lightning.trainer.adapter import Request, attribution_of, check_request, check_trainer, data_of
+from bif_lightning.trainer.guard import training_guard
+from bif_lightning.trainer.outputs import Outputs, Precision
+from bif_lightning.trainer.session import Session, Verify, tiny
+from bif_lightning.trainer.triggers import (
+    Triggers,
+    averages_weights,
+    is_extra_epoch,
+    is_last_epoch,
+    waits_for_the_clock,
+)
+
+
+class BIFCallback(pl.Callback):
+    """Snapshots the weights while a Trainer trains, and estimates which training examples shape which queries.
+
+    At each snapshot, short SGLD chains around the present weights w* sample
+    p(w) ∝ exp(−nβ·L(w) − (γ/2)·‖w − w*‖²); influence is B[i, j] = −Cov(l_i, φ_j) (arXiv 2509.26544), the
+    correlation R[i, j] = +Corr(l_i, φ_j). One HDF5 dump a snapshot, and views in TensorBoard. Training stays
+    bitwise as it is without the callback.
+
+    Args:
+        train: the attribution set (rows): a map-style dataset, a Hugging Face `datasets.Dataset`, or indices into
+            the Trainer's own training data.
+        query: the query set (columns), likewise; None for train x train.
+        every_n_train_steps: a snapshot at every multiple of this many optimizer steps.
+        every_n_epochs: a snapshot at the end of every n-th epoch; the default (1) where no rhythm is given.
+        at_steps: snapshots at these optimizer steps; log-spaced lists are common.
+        at_start: a snapshot before the first batch.
+        at_end: a snapshot after the last one.
+        chains: number and length of the chains, minibatch size, seed.
+        sampler: SGLD settings; "auto" sets them by the curvature at the first snapshot and keeps them.
+        observables: further quantities of the query set, beside its losses.
+        params: name patterns of the parameters to sample (weight-restricted influence); None for all.
+        loss_fn: (module, batch) -> Tensor[batch], or [batch, token] (summed over tokens). None derives the loss of
+            each example from `training_step` and proves it on examples, or refuses and says what to pass.
+        collate_fn: makes a batch of a list of examples; None for the training loader's own.
+        describe: item -> mapping with any of id, label, label_name, label_names, text, thumbnail, where the dataset
+            does not tell by itself.
+        eval_batch_size: examples in a batch where losses are measured.
+        dirpath: folder of the dumps; None for `<log_dir>/<name>`.
+        name: of the folder, and of the callback's state where a Trainer has several.
+        log: write to the Trainer's loggers; False for dumps only.
+        views: of TensorBoard to write.
+        pairs: up to 50 (train id, query id) that TensorBoard follows as curves of their own.
+        store_traces: keep every draw in the dumps.
+        precision: "10bit" rounds the matrices in the dumps to 10 mantissa bits, far finer than their error.
+        on_error: "raise" stops training where a snapshot fails; "warn" goes on without that snapshot.
+        verify_restore: at which snapshots to check, by hashes, that training is as it was.
+        per_token, launch: reserved; only False and "inline" in this version.
+        allow_untested: run with strategies and precisions for which the promises were not shown.
+
+    Raises:
+        MisconfigurationException, ValueError, TypeError: settings that cannot work, here or in `setup`.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        query: Any = None,
+        *,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        at_steps: Sequence[int] | None = None,
+        at_start: bool = False,
+        at_end: bool = True,
+        chains: Chains | None = None,
+        sampler: SGLD | Literal["auto"] = "auto",
+        observables: Sequence[Observable] = (),
+        params: str | Sequence[str] | None = None,
+        loss_fn: LossFn | None = None,
+        collate_fn: Collate | None = None,
+        describe: Describe | None = None,
+        eval_batch_size: int = 256,
+        dirpath: str | os.PathLike[str] | None = None,
+        name: str = "bif",
+        log: bool = True,
+        views: Sequence[str] = VIEWS,
+        pairs: Sequence[tuple[str, str]] = (),
+        store_traces: bool = False,
+        precision: Precision = "full",
+        on_error: Literal["raise", "warn"] = "raise",
+        verify_restore: Verify = "first",
+        per_token: bool = False,
+        launch: Literal["inline", "snapshot"] = "inline",
+        allow_untested: bool = False,
+    ) -> None:
+        check_request(train, "train")
+        if query is not None:
+            check_request(query, "query")
+        check_summaries(views, pairs)
+        _check_choice("on_error", on_error, ("raise", "warn"))
+        _check_choice("verify_restore", verify_restore, ("first", "always", "never"))
+        _check_choice("precision", precision, ("full", "10bit"))
+        _check_choice("launch", launch, ("inline",))
+        _check_choice("per_token", per_token, (False,))
+        self.triggers = Triggers(
+            every_n_train_steps=every_n_train_steps,
+            every_n_epochs=every_n_epochs,
+            at_steps=at_steps,
+            at_start=at_start,
+            at_end=at_end,
+        )
+        self.request = Request(
+            train=train,
+            query=query,
+            observables=observables,
+            params=[params] if isinstance(params, str) else params,
+            loss_fn=loss_fn,
+            collate_fn=collate_fn,
+            eval_batch_size=eval_batch_size,
+        )
+        self.chains = chains or Chains()
+        self.sampler: SGLD | Literal["auto"] = sampler
+        self.describe = describe
+        self.dirpath, self.name = dirpath, name
+        self.views, self.pairs = (views if log else ()), pairs
+        self.store_traces, self.on_error = store_traces, on_error
+        self.precision: Precision = precision
+        self.verify_restore: Verify = verify_restore
+        self.allow_untested = allow_untested
+        self.directory: Path | None = None
+        self.latest: Estimate | None = None
+        self._session: Session | None = None
+        self._seen = 0
+        self._last: int | None = None
+        self._settled: SGLD | None = None
+        self._owned: Path | None = None
+        self._resumed = False
+
+    # -- hooks --------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work before any training is spent."""
+        log_dir = trainer.log_dir  # collective: asked for on every rank, whatever the stage
+        if stage != "fit":
+            return
+        check_trainer(trainer, allow_untested=self.allow_untested)
+        chosen = (
+            Path(self.dirpath) if self.dirpath is not None else Path(log_dir or trainer.default_root_dir) / self.name
+        )
+        self.directory = None if cast(Any, trainer).fast_dev_run else chosen
+        if waits := waits_for_the_clock(trainer):
+            rank_zero_warn(
+                f"{', '.join(waits)} acts by the clock, and snapshots take time: training will not be bitwise what it "
+                "is without BIFCallback. Use steps or epochs there if that matters"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the data, prove the losses, say what a snapshot will take; a snapshot if `at_start`."""
+        self._seen = trainer.global_step
+        try:
+            self._session = self._open(trainer, pl_module)
+        except OSError as error:
+            if self.on_error == "raise":
+                raise
+            rank_zero_warn(f"no influence will be estimated in this run: {error}")
+            return
+        if self.triggers.starts() and self._last is None:
+            self._take(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A snapshot if a step was crossed at which one is due."""
+        before, self._seen = self._seen, trainer.global_step
+        if not is_extra_epoch(trainer) and self.triggers.crossed(before, self._seen):
+            self._take(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A snapshot if an epoch is due, or training ends here."""
+        if is_extra_epoch(trainer):
+            return
+        last = self.triggers.at_end and is_last_epoch(trainer)
+        if last or self.triggers.epoch_ends(trainer.current_epoch + 1):
+            self._take(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last snapshot, where the end of training was not known at its last epoch."""
+        if not self.triggers.at_end or self._last == trainer.global_step:
+            return
+        if averages_weights(trainer):
+            rank_zero_warn("no snapshot at the end: a weight averaging callback may have changed the weights already")
+            return
+        self._take(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the data."""
+        self._session = None
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Of its own for each name, since a Trainer may have several."""
+        return self._generate_state_key(name=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only: what was done, and with which settings."""
+        return {
+            "last": self._last,
+            "settled": None if self._settled is None else asdict(self._settled),
+            "settings": self._settings(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written.
+
+        Raises:
+            MisconfigurationException: the settings are others than those of the run that wrote it.
+        """
+        theirs, ours = state_dict["settings"], self._settings()
+        changed = [
+            f"{name}: {theirs.get(name)!r} then, {ours.get(name)!r} now"
+            for name in {**theirs, **ours}
+            if theirs.get(name) != ours.get(name)
+        ]
+        if changed:
+            raise MisconfigurationException(
+                "BIFCallback has other settings than in the run that wrote this checkpoint, and their dumps would not "
+                f"compare: {'; '.join(changed)}. Use the settings of then, or a callback of another name"
+            )
+        self._last, self._resumed = state_dict["last"], True
+        self._settled = None if state_dict["settled"] is None else SGLD(**state_dict["settled"])
+
+    def _settings(self) -> dict[str, Any]:
+        sampler = self.sampler if isinstance(self.sampler, str) else asdict(self.sampler)
+        return {"sampler": sampler, "chains": asdict(self.chains), "params": list(self.request.params or ())}
+
+    # -- snapshots ----------------------------------------------------------------------------------------------
+
+    def _open(self, trainer: Any, module: Any) -> Session:
+        if self.directory is not None and self.directory != self._owned and not self._resumed:
+            _check_unused(self.directory)
+        with training_guard(trainer, module, [self.request.train, self.request.query, *data_of(trainer)]):
+            attribution = attribution_of(trainer, module, self.request)
+            outputs = Outputs(
+                directory=self.directory,
+                attribution=attribution,
+                describe=self.describe,
+                precision=self.precision,
+                views=() if trainer.fast_dev_run else self.views,
+                pairs=self.pairs,
+                settings={"settings": self._settings()},
+            )
+            outputs.open()
+        self._owned = self.directory
+        chains = tiny(self.chains) if trainer.fast_dev_run else self.chains
+        session = Session(
+            attribution=attribution,
+            outputs=outputs,
+            sampler=self.sampler,
+            chains=chains,
+            store_traces=self.store_traces,
+            verify=self.verify_restore,
+            settled=self._settled,
+        )
+        session.announce(trainer, module)
+        return session
+
+    def _take(self, trainer: Any, module: Any) -> None:
+        step = trainer.global_step
+        if self._session is None or self._last == step:
+            return
+        try:
+            with trainer.profiler.profile(f"[BIF]{self.name}"):
+                self.latest = self._session.snapshot(trainer, module)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            rank_zero_warn(f"the snapshot at step {step} failed and is skipped; training goes on: {error}")
+            return
+        self._last, self._settled = step, self._session.settled
+
+
+def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise MisconfigurationException(
+            f"{name} is {value!r}; in this version it must be {' or '.join(map(repr, choices))}"
+        )
+
+
+def _check_unused(directory: Path) -> None:
+    dumps = sorted(path.name for path in directory.glob("step=*.h5"))
+    if dumps:
+        raise MisconfigurationException(
+            f"{directory} holds {len(dumps)} dumps of another run ({dumps[0]} ...), and steps of two runs must not "
+            "mix; choose another dirpath, resume that run from its checkpoint, or remove the folder"
+        )

@@ -1,0 +1,170 @@
+"""One chain: from the snapshot through burn-in to an iterator of draws."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data import Batch
+from bif_lightning.diagnostics import left_posterior
+from bif_lightning.host import Bound, FunctionalHost, Weights
+from bif_lightning.noise import GLOBAL, Noise, chain_noise, seed_global
+from bif_lightning.posterior import drift_
+from bif_lightning.problem import Problem
+from bif_lightning.recorder import Record, batch_lengths
+from bif_lightning.result import Divergence
+from bif_lightning.sgld import Preconditioner, preconditioner_for, step_
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The observables at one recorded state of a chain, and its distance from the snapshot."""
+
+    index: int
+    step: int
+    train: Float[Tensor, " train"]
+    columns: Float[Tensor, " column"]
+    squared_distance: float
+
+    @property
+    def loss(self) -> float:
+        """Mean train loss."""
+        return float(self.train.double().mean())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all chains of one estimate share.
+
+    Attributes:
+        snapshot: key of the snapshot in the noise (0 where random numbers are common to all snapshots).
+        loss: mean train loss at the snapshot.
+        traces: whether every draw is kept.
+        tick: called after every step; may raise to stop the chain.
+        stochastic: the model or its data draws random numbers, from global generators to be keyed.
+    """
+
+    problem: Problem
+    host: FunctionalHost
+    sampler: SGLD
+    chains: Chains
+    snapshot: int
+    loss: float
+    traces: bool
+    tick: Callable[[], None]
+    stochastic: bool = False
+
+
+class Walker:
+    """The moving parts of one chain: its weights, its anchor at the snapshot, its noise."""
+
+    def __init__(self, plan: Plan, chain: int) -> None:
+        self.plan = plan
+        host = plan.host
+        self.weights: Weights = host.weights()
+        self.bound: Bound = host.bind(self.weights)
+        self.anchor: Bound | None = None
+        if plan.sampler.gradient == "control_variate":
+            # Gradients of both add up in one buffer, so a control variate costs no further memory.
+            self.anchor = host.bind(host.anchor(self.weights.gradient))
+        self.preconditioner: Preconditioner | None = preconditioner_for(self.weights.flat, plan.sampler)
+        self.steps = 0
+        self.noise: Noise = chain_noise(plan.chains.seed, plan.snapshot, chain, host.device)
+
+    def step(self, index: int) -> None:
+        """One SGLD step."""
+        plan, gradient = self.plan, self.weights.gradient
+        self.steps = index + 1
+        gradient.zero_()
+        if plan.sampler.inverse_temperature or self.preconditioner:
+            self._key_global(index)
+            size = len(plan.problem.training)
+            self._gradient(plan.problem.minibatch(self.noise.minibatch(index, size, plan.chains.batch_size)), index)
+        with torch.no_grad():
+            drift = drift_(gradient, self.weights.flat, plan.host.center, plan.sampler)
+            step_(
+                self.weights.flat, drift, lambda out: self._fill_normal(out, index), plan.sampler, self.preconditioner
+            )
+
+    def measure(self, draw: int, step: int) -> Draw:
+        """Measure the observables where the chain stands."""
+        # The same key at every draw: the model's own randomness must not count as covariance of the weights.
+        self._key_global(0)
+        self.weights.track(False)
+        train, columns = self.plan.problem.measure(self.bound)
+        self.weights.track(True)
+        return Draw(draw, step, train, columns, self.squared_distance())
+
+    def squared_distance(self) -> float:
+        """‖w − w*‖²."""
+        return float(torch.dist(self.weights.flat, self.plan.host.center)) ** 2
+
+    def _gradient(self, batch: Batch, index: int) -> None:
+        self._key_global(index)
+        self.plan.problem.mean_loss(self.bound, batch)
+        if self.preconditioner:
+            self.preconditioner.update(self.weights.gradient, self.plan.sampler)
+        if self.anchor:
+            self._key_global(index)
+            self.plan.problem.mean_loss(self.anchor, batch, sign=-1.0)
+
+    def _key_global(self, step: int) -> None:
+        if self.plan.stochastic:
+            seed_global(self.plan.host.device, self.noise.key(step, GLOBAL))
+
+    def _fill_normal(self, out: Tensor, index: int) -> None:
+        # Noise usually goes into the gradient's memory, whose views lie ready.
+        ready = out is self.weights.gradient
+        for parameter, piece in enumerate(self.weights.gradients if ready else self.plan.host.layout.pieces(out)):
+            self.noise.fill_normal(piece, index, parameter)
+
+
+def draws(walker: Walker) -> Iterator[Draw]:
+    """Walk the chain; yield a draw after burn-in, every `thinning` steps."""
+    chains = walker.plan.chains
+    for step in range(1, chains.num_steps + 1):
+        walker.step(step - 1)
+        walker.plan.tick()
+        past = step - chains.burn_in
+        if past > 0 and past % chains.thinning == 0:
+            yield walker.measure(past // chains.thinning - 1, step)
+
+
+def run_chain(plan: Plan, chain: int) -> Record | Divergence:
+    """Run one chain to its end, or to the draw at which it left the posterior."""
+    walker = Walker(plan, chain)
+    record = Record(chain, batch_lengths(plan.chains), plan.traces)
+    before = plan.loss
+    try:
+        for draw in draws(walker):
+            why = left_posterior(
+                draw.train, draw.columns, draw.squared_distance, plan.loss, plan.host.layout.num_weights, plan.sampler
+            )
+            if why:
+                return _divergence(plan, chain, draw.index, draw.step, before, draw.loss, why)
+            before = draw.loss
+            record.push(draw.train, draw.columns)
+            record.loss.append(before)
+            record.distance.append(draw.squared_distance**0.5)
+    except Exception:
+        if bool(walker.weights.flat.isfinite().all()):
+            raise
+        why = "the weights are no longer finite and the model refused them"
+        past = walker.steps - plan.chains.burn_in
+        draw = (past - 1) // plan.chains.thinning if past > 0 else -1
+        return _divergence(plan, chain, draw, walker.steps, before, float("nan"), why)
+    record.seal()
+    return record
+
+
+def _divergence(plan: Plan, chain: int, draw: int, step: int, before: float, loss: float, why: str) -> Divergence:
+    sampler = plan.sampler
+    message = (
+        f"chain {chain} diverged at draw {draw} of {plan.chains.num_draws} (step {step}): loss {before:.4g} -> "
+        f"{loss:.4g}; {why}; halve step_size (now {sampler.step_size:g}) or raise localization "
+        f"(now {sampler.localization:g})"
+    )
+    return Divergence(chain=chain, draw=draw, step=step, loss_before=before, loss=loss, message=message)

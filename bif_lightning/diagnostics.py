@@ -1,0 +1,136 @@
+"""Did the chains do their work: R-hat, ESS, LLC, drift, agreement of the scores, and chains that ran away."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.config import SGLD
+from bif_lightning.posterior import energy
+
+
+def split_rhat(trace: Float[Tensor, "chain draw"]) -> float:
+    """Split R-hat: √(((T−1)/T·W + B/T)/W) over half-chains (Gelman et al., Bayesian Data Analysis 3, Sec. 11.4).
+
+    W is the mean variance within half-chains of T draws, B is T times the variance of their means.
+    1 = the chains agree; NaN with fewer than 4 draws a chain or no variance.
+    """
+    halves = _halves(trace)
+    length = halves.shape[1]
+    if length < 2:
+        return math.nan
+    within = halves.var(1).mean()
+    between = halves.mean(1).var()
+    return math.nan if within == 0 else float((((length - 1) / length * within + between) / within).sqrt())
+
+
+def effective_sample_size(trace: Float[Tensor, "chain draw"]) -> float:
+    """ESS of the mean over split chains, by Geyer's initial monotone sequence (Vehtari et al. 2021, Sec. 3).
+
+    N/τ with τ = −1 + 2·Σ_t P_t, P_t the sums of neighbouring autocorrelations, kept while positive and made
+    monotone. NaN with fewer than 8 draws a chain or no variance.
+    """
+    halves = _halves(trace.double())
+    count, length = halves.shape
+    if length < 4 or not bool(halves.var() > 0):
+        return math.nan
+    autocovariance = _autocovariance(halves)
+    mean_variance = float(autocovariance[:, 0].mean()) * length / (length - 1)
+    total_variance = mean_variance * (length - 1) / length + (float(halves.mean(1).var()) if count > 1 else 0.0)
+    rho = (1 - (mean_variance - autocovariance.mean(0)) / total_variance).tolist()
+    return _ess_from_autocorrelation(rho, count, length)
+
+
+def _halves(trace: Tensor) -> Tensor:
+    half = trace.shape[1] // 2
+    return torch.cat([trace[:, :half], trace[:, trace.shape[1] - half :]]).double()
+
+
+def _autocovariance(x: Tensor) -> Tensor:
+    length = x.shape[1]
+    spectrum = torch.fft.rfft(x - x.mean(1, keepdim=True), n=2 * length)
+    return torch.fft.irfft(spectrum * spectrum.conj(), n=2 * length)[:, :length] / length
+
+
+def _ess_from_autocorrelation(rho: list[float], count: int, length: int) -> float:
+    rho[0] = 1.0
+    pairs, even, pair = list[float](), 0, math.inf
+    while rho[even] + rho[even + 1] > 0 and even + 4 < length:
+        pair = min(rho[even] + rho[even + 1], pair)
+        pairs.append(pair)
+        even += 2
+    # One further even lag improves the estimate of antithetic chains (Vehtari et al. 2021, App. A).
+    tau = -1.0 + 2.0 * sum(pairs) + max(rho[even], 0.0)
+    draws = count * length
+    return draws / max(tau, 1.0 / math.log10(draws))
+
+
+def local_learning_coefficient(
+    trace: Float[Tensor, "chain draw"], snapshot_loss: float, sampler: SGLD
+) -> tuple[float, float]:
+    """λ̂ = nβ·(mean loss over draws − loss at w*), and its standard error over chains (Lau et al. 2025).
+
+    The standard error comes from batches of a quarter of the draws where there is one chain only.
+    """
+    groups = trace.mean(1) if len(trace) > 1 else torch.stack([part.mean() for part in trace[0].chunk(4)])
+    error = float(groups.std()) / math.sqrt(len(groups)) if len(groups) > 1 else math.nan
+    return sampler.inverse_temperature * (float(trace.mean()) - snapshot_loss), sampler.inverse_temperature * error
+
+
+def drift(trace: Float[Tensor, "chain draw"]) -> float:
+    """Second-half minus first-half mean loss, in standard errors of that difference over the chains.
+
+    Far from 0 = the chains had not settled. NaN with fewer than 2 chains or 2 draws.
+    """
+    half = trace.shape[1] // 2
+    if half < 1 or len(trace) < 2:
+        return math.nan
+    change = trace[:, trace.shape[1] - half :].mean(1) - trace[:, :half].mean(1)
+    error = float(change.std()) / math.sqrt(len(change))
+    return float(change.mean()) / error if error > 0 else math.nan
+
+
+def score_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
+    """Median over queries of the Spearman correlation of two influence estimates, from other draws each.
+
+    Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left out. NaN with fewer than
+    3 train examples.
+    """
+    if one.shape[0] < 3:
+        return math.nan
+    left, right = _standard_ranks(one), _standard_ranks(other)
+    return float((left * right).mean(0).nanmedian())
+
+
+def _standard_ranks(scores: Tensor) -> Tensor:
+    """Ranks of each column, ties at their mean rank, standardized; NaN where all are tied."""
+    columns = scores.mT.contiguous()
+    ordered = columns.sort(1).values
+    below, upto = torch.searchsorted(ordered, columns), torch.searchsorted(ordered, columns, right=True)
+    ranks = (below + upto).mT.double()
+    return (ranks - ranks.mean(0)) / ranks.std(0, correction=0)
+
+
+def left_posterior(
+    train: Float[Tensor, " train"],
+    columns: Float[Tensor, " column"],
+    squared_distance: float,
+    snapshot_loss: float,
+    num_weights: int,
+    sampler: SGLD,
+) -> str | None:
+    """Why a draw is none of the posterior; None if it may be one.
+
+    Not finite, or of an energy U(w) − U(w*) above 1000·(d + 100) nats. Near a minimum the posterior's own energy
+    is about d/2 ± √(d/2), for SGLD times 1/(1 − ελ/4), so only a chain that runs away gets there.
+    """
+    if not bool(train.isfinite().all()) or not math.isfinite(squared_distance):
+        return "a train loss is no longer finite"
+    if not bool(columns.isfinite().all()):
+        return "an observable of the queries is no longer finite"
+    rise = energy(float(train.double().mean()) - snapshot_loss, squared_distance, sampler)
+    limit = 1000.0 * (num_weights + 100)
+    if rise > limit:
+        return f"its energy is {rise:.3g} nats above the snapshot's, where about d/2 = {num_weights / 2:g} is expected"
+    return None

@@ -1,0 +1,237 @@
+"""Bayesian influence at one snapshot. Read this file first: it is the whole flow.
+
+snapshot -> chains -> draws -> moments -> influence
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bif_lightning.calibration import settle
+from bif_lightning.chain import Plan
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, move
+from bif_lightning.host import FunctionalHost
+from bif_lightning.matrices import Labels
+from bif_lightning.noise import GLOBAL, seed_global, stream_seed, unaltered_generators
+from bif_lightning.observables import LossFn, Observable
+from bif_lightning.placement import Placement, current_placement
+from bif_lightning.problem import Problem, evaluating
+from bif_lightning.recorder import Record, keeps_traces
+from bif_lightning.result import Divergence, Estimate
+from bif_lightning.summary import summarize
+from bif_lightning.workers import Progress, ready_host, run_chains, threads_for
+
+
+class ChainsDivergedError(RuntimeError):
+    """Every chain left the posterior; there is nothing to make a matrix of."""
+
+
+def estimate(
+    model: nn.Module,
+    loss_fn: LossFn,
+    train: MapDataset,
+    query: MapDataset | None = None,
+    *,
+    sampler: SGLD | Literal["auto"],
+    chains: Chains | None = None,
+    training_data: MapDataset | None = None,
+    observables: Sequence[Observable] = (),
+    params: str | Sequence[str] | None = None,
+    collate_fn: Collate | None = None,
+    eval_batch_size: int = 256,
+    train_labels: Any = None,
+    query_labels: Any = None,
+    store_traces: bool = False,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Influence of every train example on every query, at the model's present weights.
+
+    B[i, j] = −Cov(l_i, φ_j) under p(w) ∝ exp(−nβ·L(w) − (γ/2)·‖w − w*‖²), by SGLD chains that start at w*
+    (arXiv 2509.26544, Sec. 3). The model is not written to; it is put in evaluation mode meanwhile.
+
+    Args:
+        model: any module with float32 or float64 parameters.
+        loss_fn: (module, batch) -> Tensor[batch], or [batch, token] (an example's loss is the sum of its tokens').
+        train: the attribution set, n examples: rows.
+        query: the query set, q examples: columns. None for train x train.
+        sampler: step size, inverse temperature, localization; "auto" sets them by the curvature of the loss
+            (`bif_lightning.calibration`).
+        chains: number and length of chains, minibatch size, seed.
+        training_data: where gradient minibatches come from; None for `train`.
+        observables: of the query set, beside the losses.
+        params: name patterns of the parameters to sample (shell style); None for all trainable ones.
+        collate_fn: makes a batch of a list of examples; the default is torch's.
+        eval_batch_size: examples in a batch where losses are measured.
+        train_labels, query_labels: class index of each example (−1 for none), for block means over labels.
+        store_traces: keep every draw in the result.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        Matrices of shape (n, q) with standard errors, chain diagnostics, and the cost.
+
+    Raises:
+        ValueError: bad input, with what to change; among them losses that are not finite at the snapshot.
+        ChainsDivergedError: no chain stayed in the posterior.
+
+    Under torch.distributed every rank calls this with the same arguments and gets the same result.
+    """
+    check_map_style(train, "train")
+    train_examples = Examples(train, collate_fn)
+    problem = Problem(
+        module=model,
+        loss=loss_fn,
+        objective=lambda module, batch: mean_of(loss_fn(module, batch)),
+        train=train_examples,
+        query=_examples(query, collate_fn, "query") or train_examples,
+        training=_examples(training_data, collate_fn, "training_data") or train_examples,
+        prepare=_to_device_of(model),
+        observables=tuple(observables),
+        params=[params] if isinstance(params, str) else params,
+        eval_batch_size=eval_batch_size,
+    )
+    labels = _labels(train_labels, query_labels, len(problem.train), len(problem.query))
+    chains = chains or Chains()
+    settings = settled_sampler(problem, sampler, chains)
+    return estimate_problem(problem, settings, chains, labels=labels, store_traces=store_traces, progress=progress)
+
+
+def settled_sampler(
+    problem: Problem, sampler: SGLD | Literal["auto"], chains: Chains, settled: SGLD | None = None
+) -> SGLD:
+    """The sampler settings of this snapshot, given those of the run's first (see `calibration.settle`)."""
+    with ready_for(problem, chains) as (host, _, _):
+        return settle(sampler, settled, problem, host, chains.seed)
+
+
+def estimate_problem(
+    problem: Problem,
+    sampler: SGLD,
+    chains: Chains,
+    *,
+    snapshot: int = 0,
+    labels: Labels | None = None,
+    store_traces: bool = False,
+    placement: Placement | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """`estimate` for a problem that serves several snapshots; `snapshot` keys this one's random numbers."""
+    started = time.perf_counter()
+    placement = placement or current_placement()
+    with ready_for(problem, chains) as (host, workers, threads):
+        plan = plan_chains(problem, host, sampler, chains, snapshot=snapshot, store_traces=store_traces)
+        outcomes = placement.gather(run_chains(plan, placement.mine(chains.num_chains), workers, threads, progress))
+        records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
+        divergences = [outcome for outcome in outcomes if isinstance(outcome, Divergence)]
+        if len(records) * chains.num_draws < 2:  # none, or with pooled centring one draw of one chain
+            raise ChainsDivergedError(_all_diverged(divergences))
+        result = summarize(plan, records, divergences, labels, store_traces=store_traces, workers=workers)
+    return replace(result, cost=replace(result.cost, seconds=time.perf_counter() - started))
+
+
+@contextmanager
+def ready_for(problem: Problem, chains: Chains) -> Generator[tuple[FunctionalHost, int, int]]:
+    """The host of the present weights, chains at once, and threads of each; the process is put back afterwards."""
+    device, intra_op = device_of(problem.module), torch.get_num_threads()
+    with (
+        evaluating(problem.module),
+        unaltered_generators(device),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        # Autocast belongs to a thread, and chains run on others: a loss that wants it enters it itself.
+        torch.autocast(device.type, enabled=False),
+    ):
+        problem.load()
+        host = ready_host(problem, chains.seed)
+        workers, threads = threads_for(chains, host)
+        torch.set_num_threads(threads)
+        try:
+            yield host, workers, threads
+        finally:
+            torch.set_num_threads(intra_op)
+
+
+def plan_chains(
+    problem: Problem, host: FunctionalHost, sampler: SGLD, chains: Chains, *, snapshot: int = 0, store_traces: bool
+) -> Plan:
+    """Measure the losses at the snapshot, and settle how draws are kept.
+
+    Raises:
+        ValueError: a loss is not finite at the snapshot; traces are asked for and refused at once.
+    """
+    if store_traces and chains.storage == "moments":
+        raise ValueError("store_traces=True keeps every draw, Chains(storage='moments') keeps none; change one")
+    if problem.stochastic:
+        seed_global(host.device, stream_seed(chains.seed, GLOBAL))
+    train, columns = problem.measure(host.bind(host.weights(tracked=False)))
+    _check_finite(train, "train losses")
+    _check_finite(columns, "query losses and observables")
+    item = host.center.element_size()
+    return Plan(
+        problem=problem,
+        host=host,
+        sampler=sampler,
+        chains=chains,
+        snapshot=0 if chains.common_random_numbers else snapshot,
+        loss=float(train.double().mean()),
+        traces=store_traces or keeps_traces(chains, len(train), len(columns), item),
+        tick=lambda: None,
+        stochastic=problem.stochastic,
+    )
+
+
+def mean_of(losses: Tensor) -> Tensor:
+    """Mean over examples of their losses, [batch] or [batch, token] (an example's is the sum of its tokens')."""
+    if not isinstance(losses, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = type(losses).__name__
+        raise ValueError(f"loss_fn: {found} for a batch of examples; return one value for each example, [batch]")
+    return losses.sum(1).mean() if losses.dim() == 2 else losses.mean()
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    bad = (~values.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{what}: {len(bad)} of {len(values)} are not finite at the snapshot, first at positions {bad[:5]} "
+            f"({float(values[bad[0]])}); remove those examples, or look at the loss there"
+        )
+
+
+def _all_diverged(divergences: Sequence[Divergence]) -> str:
+    return f"{len(divergences)} chains diverged, too few are left for a matrix. The first: {divergences[0].message}"
+
+
+def _examples(dataset: MapDataset | None, collate: Collate | None, name: str) -> Examples | None:
+    if dataset is None:
+        return None
+    check_map_style(dataset, name)
+    return Examples(dataset, collate)
+
+
+def _labels(train: Any, query: Any, train_size: int, query_size: int) -> Labels | None:
+    if train is None or query is None:
+        return None
+    of_train, of_query = np.asarray(train), np.asarray(query)
+    for values, size, name in ((of_train, train_size, "train"), (of_query, query_size, "query")):
+        if values.shape != (size,) or not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(
+                f"{name}_labels: shape {values.shape}, {values.dtype}; give one whole number for each of the "
+                f"{size} {name} examples, -1 for none"
+            )
+    return Labels(of_train, of_query)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _to_device_of(model: nn.Module) -> Callable[[Batch], Batch]:
+    device = device_of(model)
+    return lambda batch: batch if device.type == "cpu" else move(batch, device)

@@ -1,0 +1,161 @@
+"""What is measured at every draw: per-example losses, and any other observable of the query set."""
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from bif_lightning.data import Batch
+
+LossFn = Callable[[nn.Module, Batch], Tensor]
+"""(module, batch) -> the loss of each example, [batch], or of each token, [batch, token] (an example's loss is
+then the sum over its tokens)."""
+
+Batches = Sequence[tuple[Batch, int]]
+"""Batches of a fixed set, in order, each with its number of examples."""
+
+
+class Observable(Protocol):
+    """A quantity phi of the query set, measured at every draw beside the losses."""
+
+    @property
+    def name(self) -> str:
+        """Its name in dumps and plots: a word, no dots or slashes."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Its unit, "1" for a pure number."""
+        ...
+
+    def columns(self, num_queries: int) -> tuple[str, ...] | None:
+        """A name for each of its values, or None where it has one for each query example.
+
+        Raises:
+            ValueError: it does not fit a query set of this size.
+        """
+        ...
+
+    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " column"]:
+        """Its values at the module's present weights; `losses` are those of the query examples there."""
+        ...
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """An observable with one value for each query example, such as a logit difference.
+
+    Args:
+        name: in dumps and plots.
+        function: (module, batch) -> Tensor[batch].
+        unit: of the values.
+    """
+
+    name: str
+    function: Callable[[nn.Module, Batch], Tensor]
+    unit: str = "1"
+
+    def columns(self, num_queries: int) -> None:
+        """None: one value for each query example."""
+        return
+
+    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " query"]:
+        """One value for each query example."""
+        return per_example(self.function, module, batches, self.name)
+
+
+@dataclass(frozen=True)
+class GroupMean:
+    """Mean over groups of query examples, of their losses or of any per-example function.
+
+    Args:
+        name: in dumps and plots.
+        groups: the group of each query example, in order; a column for each, sorted by its text.
+        function: (module, batch) -> Tensor[batch]; None for the loss.
+        unit: of the values.
+    """
+
+    name: str
+    groups: Sequence[Hashable]
+    function: Callable[[nn.Module, Batch], Tensor] | None = None
+    unit: str = "nat"
+
+    def columns(self, num_queries: int) -> tuple[str, ...]:
+        """The groups, as text, sorted."""
+        if len(self.groups) != num_queries:
+            raise ValueError(
+                f"observable {self.name!r}: {len(self.groups)} groups for {num_queries} query examples; give "
+                "the group of every query example, in order"
+            )
+        return tuple(sorted({str(group) for group in self.groups}))
+
+    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " column"]:
+        """The mean of each group."""
+        values = losses if self.function is None else per_example(self.function, module, batches, self.name)
+        names = self.columns(len(values))
+        member = torch.tensor([names.index(str(group)) for group in self.groups], device=values.device)
+        total = torch.zeros(len(names), dtype=values.dtype, device=values.device).index_add_(0, member, values)
+        return total / torch.bincount(member, minlength=len(names))
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """The value of a torchmetrics metric over the whole query set, such as its accuracy.
+
+    Args:
+        name: in dumps and plots.
+        metric: its state is never touched; each measurement works on a copy.
+        function: (module, batch) -> the arguments of `metric.update`.
+        unit: of the value.
+    """
+
+    name: str
+    metric: Metric
+    function: Callable[[nn.Module, Batch], tuple[Any, ...]]
+    unit: str = "1"
+
+    def columns(self, num_queries: int) -> tuple[str, ...]:
+        """One column, of the metric's own name."""
+        return (type(self.metric).__name__,)
+
+    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " column"]:
+        """The metric over all batches."""
+        metric = copy.deepcopy(self.metric)
+        metric.reset()
+        for batch, _ in batches:
+            metric.update(*self.function(module, batch))
+        value = metric.compute()
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(
+                f"observable {self.name!r}: {type(self.metric).__name__} computes {value!r}, not one number; "
+                "choose an average, or wrap it in a metric of one value"
+            )
+        return value.reshape(1).to(losses.dtype)
+
+
+def per_example(
+    function: Callable[[nn.Module, Batch], Tensor], module: nn.Module, batches: Batches, name: str
+) -> Float[Tensor, " example"]:
+    """Values of a per-example function over a fixed set, tokens summed.
+
+    Raises:
+        ValueError: it does not return one value, or one row of tokens, for each example.
+    """
+    return torch.cat([_rows(function(module, batch), count, name) for batch, count in batches])
+
+
+def _rows(values: Any, count: int, name: str) -> Tensor:
+    if not isinstance(values, Tensor) or values.dim() == 0 or values.shape[0] != count or values.dim() > 2:
+        found = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"{name}: {found} for a batch of {count} examples; return one value for each example, [batch] or "
+            "[batch, token], for example torch.nn.functional.cross_entropy(logits, y, reduction='none')"
+        )
+    values = values.detach()
+    rows = values.sum(1) if values.dim() == 2 else values
+    return rows if rows.dtype == torch.float64 else rows.float()

@@ -1,0 +1,80 @@
+"""Order a matrix by label, and pool it to the pixels that a screen has."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a pooled matrix.
+
+    Attributes:
+        order: position in the original axis of each example, ordered by label and stable within one.
+        edges: first example (in that order) of each block, and the number of examples at the end.
+        labels: the label of each run of blocks, ascending, −1 (no label) last; empty without labels.
+        starts: first block of each run, and the number of blocks at the end.
+    """
+
+    order: Int[np.ndarray, " sample"]
+    edges: Int[np.ndarray, " edge"]
+    labels: tuple[int, ...]
+    starts: Int[np.ndarray, " start"]
+
+    @property
+    def largest_block(self) -> int:
+        """Most examples that share a block."""
+        return int(np.diff(self.edges).max(initial=1))
+
+
+def axis_of(labels: Int[np.ndarray, " sample"] | None, size: int, blocks: int) -> Axis:
+    """Order `size` examples by label and cut every run of one label into even blocks, about `blocks` in all."""
+    known = np.zeros(size, np.int64) if labels is None else labels
+    order = np.lexsort((known, known < 0))
+    values, first, counts = np.unique(known[order], return_index=True, return_counts=True)
+    by_place = np.argsort(first)
+    values, first, counts = values[by_place], first[by_place], counts[by_place]
+    per_run = _blocks_per_run(counts, blocks)
+    edges = np.concatenate(
+        [
+            start + np.linspace(0, count, n + 1)[:-1].round()
+            for start, count, n in zip(first, counts, per_run, strict=True)
+        ]
+        + [[size]]
+    ).astype(np.int64)
+    names = () if labels is None else tuple(int(value) for value in values)
+    return Axis(order, edges, names, np.concatenate([[0], np.cumsum(per_run)]))
+
+
+def _blocks_per_run(counts: Int[np.ndarray, " run"], blocks: int) -> Int[np.ndarray, " run"]:
+    block = max(1, -(-int(counts.sum()) // blocks))
+    while (-(-counts // block)).sum() > blocks and block < counts.max():
+        block += 1
+    return -(-counts // block)
+
+
+def pool(
+    matrix: Float[np.ndarray, "train query"], rows: Axis, columns: Axis
+) -> Float[np.ndarray, "row_block column_block"]:
+    """Mean over each block of the ordered matrix, NaN entries left out; NaN where a block has no other."""
+    ordered = matrix[rows.order][:, columns.order]
+    finite = np.isfinite(ordered)
+    total = _block_sums(np.where(finite, ordered, 0.0), rows, columns, np.dtype(np.float64))
+    count = _block_sums(finite, rows, columns, np.dtype(np.int64))
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _block_sums(values: np.ndarray, rows: Axis, columns: Axis, dtype: np.dtype) -> np.ndarray:
+    by_row = np.add.reduceat(values, rows.edges[:-1], axis=0, dtype=dtype)
+    return np.add.reduceat(by_row, columns.edges[:-1], axis=1, dtype=dtype)
+
+
+def spaced(positions: Sequence[float], gap: float) -> list[int]:
+    """Which of some ascending positions to keep, so that no two that are kept lie closer than `gap`."""
+    kept: list[int] = []
+    for place, position in enumerate(positions):
+        if not kept or position - positions[kept[-1]] >= gap:
+            kept.append(place)
+    return kept

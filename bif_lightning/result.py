@@ -1,0 +1,173 @@
+"""What one snapshot gives: matrices, their errors, and what the chains looked like. NumPy only, no torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from bif_lightning.config import SGLD, Chains
+
+INFLUENCE_SIGN = (
+    "influence = -Cov(train loss, observable) over the draws: what happens to the observable when the train "
+    "example gets more weight. Of a query's loss, negative = that loss falls = the train example helps."
+)
+CORRELATION_SIGN = (
+    "correlation = +Corr(train loss, observable) over the draws, in [-1, 1]. Of a query's loss, positive = "
+    "the train example helps, negative = it hurts."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMeans:
+    """Mean influence of all train examples of one label on all queries of another.
+
+    Cov is bilinear, so the mean over a block is itself an influence (of the mean losses of two groups), and
+    its standard error is computed as such, from the draws: entries of a block are far from independent.
+
+    Attributes:
+        train_labels, query_labels: the label of each row and column, ascending.
+        influence, correlation: block means of the matrices of the same name.
+        influence_standard_error, correlation_standard_error: Monte Carlo standard errors of the block means.
+    """
+
+    train_labels: Int[np.ndarray, " train_label"]
+    query_labels: Int[np.ndarray, " query_label"]
+    influence: Float[np.ndarray, "train_label query_label"]
+    influence_standard_error: Float[np.ndarray, "train_label query_label"]
+    correlation: Float[np.ndarray, "train_label query_label"]
+    correlation_standard_error: Float[np.ndarray, "train_label query_label"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """Influence of every train example (rows) on every column of one observable.
+
+    Attributes:
+        name: of the observable; "loss" for the losses of the query examples.
+        unit: of the observable ("nat" for a loss, "1" for a fraction).
+        columns: None where the columns are the query examples themselves, else a name for each column
+            (the groups of a group mean, the one value of a metric).
+        influence: −Cov(l_i, phi_j), in nat x unit.
+        influence_standard_error: Monte Carlo standard error of each entry, same unit.
+        correlation: +Corr(l_i, phi_j) in [−1, 1]; NaN where either side never varied.
+        correlation_standard_error: Monte Carlo standard error of each entry.
+        mean, std: of the observable over the draws, in its unit.
+    """
+
+    name: str
+    unit: str
+    columns: tuple[str, ...] | None
+    influence: Float32[np.ndarray, "train column"]
+    influence_standard_error: Float32[np.ndarray, "train column"]
+    correlation: Float32[np.ndarray, "train column"]
+    correlation_standard_error: Float32[np.ndarray, "train column"]
+    mean: Float[np.ndarray, " column"]
+    std: Float[np.ndarray, " column"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """One chain that left the posterior. `draw` counts recorded draws from 0; −1 is within burn-in."""
+
+    chain: int
+    draw: int
+    step: int
+    loss_before: float
+    loss: float
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """Did the chains do their work? All of the mean train loss, over the chains that did not diverge.
+
+    Attributes:
+        rhat: split R-hat; near 1 = the chains agree on the mean loss. Says nothing about the influence.
+        ess: effective number of independent draws behind the mean loss, of chains x draws.
+        llc: local learning coefficient estimate  nβ·(mean loss over draws − loss at w*), in nats.
+        llc_standard_error: of it, from the spread over chains (over batches of draws for one chain).
+        drift: second-half minus first-half mean loss of the chains, in standard errors of that difference.
+        score_agreement: median over queries of the Spearman correlation between the influence columns of one
+            half of the chains and the other half. Monte Carlo agreement only: a bias agrees with itself.
+    """
+
+    rhat: float
+    ess: float
+    llc: float
+    llc_standard_error: float
+    drift: float
+    score_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traces:
+    """Every recorded draw: enough to compute any other normalisation, ridge or error later."""
+
+    train: Float32[np.ndarray, "chain draw train"]
+    columns: Mapping[str, Float32[np.ndarray, "chain draw column"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an estimate took: seconds of wall time, SGLD steps of all chains, and bytes beyond the model."""
+
+    seconds: float
+    steps: int
+    workers: int
+    extra_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The Bayesian influence at one snapshot.
+
+    Attributes:
+        losses: influence on the loss of every query example.
+        observables: influence on every further observable, by name.
+        train_mean, train_std: loss of each train example over the draws, nats.
+        snapshot_loss: mean train loss at w*, nats.
+        chain_ids: the chains behind the matrices, those that did not diverge.
+        loss_trace: mean train loss at each draw of those chains, nats.
+        distance_trace: ‖w − w*‖ at each draw of those chains.
+        label_means: block means over labels, where both sides have labels; else None.
+        traces: every draw, where they were asked for; else None.
+        sampler, chains: the settings that were used.
+        parameters: names of the sampled parameters.
+        num_weights: number of sampled weights, d.
+        notes: what a reader of the numbers should know, in sentences.
+    """
+
+    losses: Influence
+    observables: Mapping[str, Influence]
+    train_mean: Float[np.ndarray, " train"]
+    train_std: Float[np.ndarray, " train"]
+    snapshot_loss: float
+    chain_ids: tuple[int, ...]
+    loss_trace: Float[np.ndarray, "chain draw"]
+    distance_trace: Float[np.ndarray, "chain draw"]
+    divergences: tuple[Divergence, ...]
+    diagnostics: Diagnostics
+    cost: Cost
+    sampler: SGLD
+    chains: Chains
+    parameters: tuple[str, ...]
+    num_weights: int
+    label_means: LabelMeans | None = None
+    traces: Traces | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def influence(self) -> Float32[np.ndarray, "train query"]:
+        """−Cov of train losses and query losses, nat²; negative = helps."""
+        return self.losses.influence
+
+    @property
+    def correlation(self) -> Float32[np.ndarray, "train query"]:
+        """+Corr of train losses and query losses; positive = helps."""
+        return self.losses.correlation
+
+    def settings(self) -> dict[str, Any]:
+        """Sampler and chain settings as plain JSON-able values."""
+        return {"sampler": asdict(self.sampler), "chains": asdict(self.chains)}

@@ -1,0 +1,219 @@
+"""One snapshot's estimate in TensorBoard's own tabs: curves, bands, pictures, tables. No plugin is needed."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from bif_lightning import plots
+from bif_lightning.result import CORRELATION_SIGN, Estimate
+from bif_lightning.samples import Samples
+from bif_lightning.tensorboard.numbers import HIGH, LOW, MEDIAN, OTHER, SAME, describe, without_self
+from bif_lightning.tensorboard.numbers import scalars as scalars
+from bif_lightning.tensorboard.records import Record, histogram, markdown, picture, scalar, tag_part, write
+from bif_lightning.tensorboard.texts import READ_ME, top_table
+
+View = Literal["scalars", "bands", "heatmap", "labels", "chains", "tables", "histograms", "cards"]
+VIEWS: tuple[View, ...] = get_args(View)
+MAX_PAIRS = 50
+MAX_TAGS = 200
+
+_LIMITS = np.linspace(-1.0, 1.0, 201)
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    estimate: Estimate
+    train: Samples
+    query: Samples
+    pairs: tuple[tuple[str, str], ...]
+    columns: tuple[int, ...]
+    k: int
+
+
+def check_summaries(
+    views: Sequence[str] = VIEWS, pairs: Sequence[tuple[str, str]] = (), queries: int = 8, k: int = 5
+) -> None:
+    """Refuse settings that `write_summaries` cannot honour, before any training is spent.
+
+    Raises:
+        ValueError: an unknown view, more than 50 pairs, `queries` below 0 or `k` below 1.
+    """
+    unknown = [view for view in views if view not in VIEWS]
+    if unknown:
+        raise ValueError(f"unknown view {unknown[0]!r}; the views are {', '.join(VIEWS)}")
+    if len(pairs) > MAX_PAIRS:
+        raise ValueError(
+            f"{len(pairs)} named pairs; TensorBoard gets slow with many curves, so name at most {MAX_PAIRS} "
+            "(the HDF5 dump holds every pair)"
+        )
+    if queries < 0 or k < 1:
+        raise ValueError(f"queries is {queries} and k is {k}; queries must be 0 or above, k 1 or above")
+
+
+def write_summaries(
+    writer: SummaryWriter,
+    estimate: Estimate,
+    *,
+    step: int,
+    train: Samples,
+    query: Samples,
+    pairs: Sequence[tuple[str, str]] = (),
+    queries: int = 8,
+    k: int = 5,
+    views: Sequence[str] = VIEWS,
+    introduce: bool = True,
+) -> None:
+    """Write one snapshot's estimate for TensorBoard, as one event, and flush it.
+
+    Either everything is written or, on an error, nothing.
+
+    Args:
+        writer: where to; `TensorBoardLogger.experiment` is one.
+        estimate: of the influence at one snapshot.
+        step: global training step of the snapshot.
+        train, query: who its rows and columns are.
+        pairs: up to 50 (train id, query id) to follow as curves of their own.
+        queries: queries with a table and cards at most; taken in turn from each label, the same at every step.
+        k: train examples a side in tables and cards.
+        views: which of `VIEWS` to write.
+        introduce: also write the introduction `bif/read_me` and the layout of Custom Scalars: wanted at the
+            first snapshot of an event file, harmless at others.
+
+    Raises:
+        ValueError: see `check_summaries`; an estimate that does not fit the samples; or more than 200 tags.
+        KeyError: a pair with an unknown id.
+    """
+    check_summaries(views, pairs, queries, k)
+    found = tuple((_known(train, "train", one), _known(query, "query", other)) for one, other in pairs)
+    of = _Snapshot(estimate, train, query, found, choose_queries(query, queries), k)
+    curves = list(_curves(of, views))
+    _check_budget(len(curves) + sum(_tags_of(view, of) for view in set(views)) + 2 * introduce)
+    values = [*curves, *(value for view in VIEWS if view in views for value in _view(of, view))]
+    if introduce:
+        values.append(markdown("bif/read_me", READ_ME, "What the bif views are."))
+        if "bands" in views:
+            writer.add_custom_scalars(layout(found, by_label=train.labels is not None and query.labels is not None))
+    write(writer, values, step)
+
+
+def choose_queries(query: Samples, count: int) -> tuple[int, ...]:
+    """Up to `count` positions on the query axis: the first of each label, then the second of each, and so on."""
+    if query.labels is None:
+        return tuple(range(min(count, len(query))))
+    seen: dict[int, int] = {}
+    turns: list[tuple[int, int, int]] = []
+    for place, label in enumerate(query.labels.tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        turns.append((seen[label], label, place))
+    return tuple(place for _, _, place in sorted(turns)[:count])
+
+
+def _known(samples: Samples, side: str, id: str) -> str:
+    if id in samples.ids:
+        return id
+    close = difflib.get_close_matches(id, samples.ids, 3)
+    hint = f"; close to it: {', '.join(map(repr, close))}" if close else f"; the first is {samples.ids[0]!r}"
+    raise KeyError(f"no {side} example has the id {id!r}{hint}; pairs are (train id, query id)")
+
+
+def _tags_of(view: str, of: _Snapshot) -> int:
+    """Tags that a view makes at most, apart from curves."""
+    each = {"scalars": 0, "bands": 0, "tables": len(of.columns), "cards": len(of.columns)}
+    return each.get(view, 1)
+
+
+def _check_budget(tags: int) -> None:
+    if tags > MAX_TAGS:
+        raise ValueError(
+            f"these settings make {tags} tags, more than {MAX_TAGS}, and TensorBoard would get slow; "
+            "name fewer pairs (3 tags each with bands), lower `queries` (2 tags each) or leave out some views"
+        )
+
+
+def layout(pairs: Sequence[tuple[str, str]], *, by_label: bool) -> dict[str, dict[str, list[str | list[str]]]]:
+    """Charts of the Custom Scalars tab: bands over all pairs, means by label, a band for each named pair."""
+    all_pairs: dict[str, list[str | list[str]]] = {"all pairs: median, 5 % to 95 %": ["Margin", [MEDIAN, LOW, HIGH]]}
+    if by_label:
+        all_pairs["mean: same label, other labels"] = ["Multiline", [SAME, OTHER]]
+    charts = {"bif: correlation, > 0 helps, < 0 hurts": all_pairs}
+    if pairs:
+        charts["bif: correlation of named pairs ± 2 standard errors, > 0 helps, < 0 hurts"] = {
+            f"{tag_part(one)} on {tag_part(other)}": ["Margin", list(_pair_tags(one, other))] for one, other in pairs
+        }
+    return charts
+
+
+def _pair_tags(one: str, other: str) -> tuple[str, str, str]:
+    stem = f"bif/pair/{tag_part(one)} on {tag_part(other)}"
+    return stem, f"{stem}/minus_2se", f"{stem}/plus_2se"
+
+
+def _curves(of: _Snapshot, views: Sequence[str]) -> Iterator[Record]:
+    bands = (MEDIAN, LOW, HIGH, SAME, OTHER) if "bands" in views else ()
+    for tag, number in scalars(of.estimate, of.train, of.query).items():
+        if "scalars" in views or tag in bands:
+            yield scalar(tag, number, describe(tag, of.estimate))
+    if bands or "scalars" in views:
+        yield from _pair_curves(of, banded=bool(bands))
+
+
+def _pair_curves(of: _Snapshot, *, banded: bool) -> Iterator[Record]:
+    losses = of.estimate.losses
+    for one, other in of.pairs:
+        place = of.train.ids.index(one), of.query.ids.index(other)
+        value, error = float(losses.correlation[place]), float(losses.correlation_standard_error[place])
+        points = (value, value - 2 * error, value + 2 * error)
+        words = ("", " minus 2 standard errors", " plus 2 standard errors")
+        for tag, point, word in zip(_pair_tags(one, other), points, words, strict=True):
+            if np.isfinite(point) and (banded or not word):
+                yield scalar(tag, point, f"Train example {one} on query {other}{word}. {CORRELATION_SIGN}")
+
+
+def _view(of: _Snapshot, view: View) -> Iterator[Record]:
+    match view:
+        case "heatmap":
+            figure = plots.heatmap(of.estimate.correlation, of.train, of.query)
+            yield picture("bif/heatmap", figure, f"Every train example with every query. {CORRELATION_SIGN}")
+        case "labels":
+            yield from _labels(of)
+        case "chains":
+            figure = plots.chain_losses(of.estimate)
+            yield picture("bif/chains", figure, "Mean train loss along each chain, nats; dashed: at the snapshot.")
+        case "tables":
+            yield from _tables(of)
+        case "histograms":
+            yield from _histogram(of)
+        case "cards":
+            yield from _cards(of)
+        case "scalars" | "bands":
+            return
+
+
+def _labels(of: _Snapshot) -> Iterator[Record]:
+    means = of.estimate.label_means
+    if means is not None:
+        names = of.train.label_names or of.query.label_names
+        yield picture("bif/labels", plots.label_means(means, names), f"Means by label. {CORRELATION_SIGN}")
+
+
+def _histogram(of: _Snapshot) -> Iterator[Record]:
+    pairs = without_self(of.estimate.correlation, of.train, of.query)
+    values = pairs[np.isfinite(pairs)]
+    if values.size:
+        yield histogram("bif/correlations", values, _LIMITS, f"All pairs. {CORRELATION_SIGN}")
+
+
+def _tables(of: _Snapshot) -> Iterator[Record]:
+    for column in of.columns:
+        text = top_table(of.estimate, column, of.train, of.query, of.k)
+        yield markdown(f"bif/top_table/{tag_part(of.query.ids[column])}", text, CORRELATION_SIGN)
+
+
+def _cards(of: _Snapshot) -> Iterator[Record]:
+    for column in of.columns:
+        figure = plots.extremes(of.estimate, column, of.train, of.query, k=of.k)
+        yield picture(f"bif/top_cards/{tag_part(of.query.ids[column])}", figure, CORRELATION_SIGN)

@@ -1,0 +1,91 @@
+"""What TensorBoard's Text tab shows: the introduction, and a table of train examples for each query."""
+
+from collections.abc import Iterator, Sequence
+
+from bif_lightning.plots.ranking import strongest
+from bif_lightning.plots.style import label_name, with_error
+from bif_lightning.result import CORRELATION_SIGN, Estimate
+from bif_lightning.samples import Samples
+
+# TensorBoard breaks words to keep a table within the page: a long text would squeeze the other columns.
+_LONGEST = 90
+
+READ_ME = f"""### Bayesian influence, as this run trains
+
+At each snapshot of the weights, chains were sampled around it, and the loss of every *train* example was compared
+with the loss of every *query* over their draws. The horizontal axis is the global training step.
+
+**The sign.** {CORRELATION_SIGN} Blue helps, orange hurts, white is zero.
+
+**The error.** ± is one Monte Carlo standard error. Within two of them the sign is not established, and is shown in
+grey. Agreement between chains cannot show a bias that all of them share.
+
+| where | what |
+|---|---|
+| Scalars, `bif/` | is the sampling sound (`rhat`, `ess`, `drift`), how complex is the model (`llc`), and more |
+| Custom Scalars | median and 5 % to 95 % of all correlations; same label and other labels; named pairs with a band |
+| Images, `bif/heatmap` | correlation of every train example with every query, ordered by label |
+| Images, `bif/labels` | mean correlation label by label, with standard errors |
+| Images, `bif/chains` | loss along each chain: it should rise above the dashed line, then level off |
+| Images, `bif/top_cards/...` | one query, and the train examples that help and hurt it most |
+| Text, `bif/top_table/...` | the same as a table |
+| Histograms and Distributions, `bif/correlations` | the spread of all correlations |
+
+**See every step.** TensorBoard keeps 10 images a tag, chosen at random. Start it with
+`tensorboard --logdir DIR --samples_per_plugin images=1000` to keep all of them. Set *Smoothing* to 0: a smoothed
+curve hides the changes that influence is measured for.
+"""
+
+
+def escape(text: str, longest: int = _LONGEST) -> str:
+    """Text as literal Markdown for one table cell: nothing in it is markup, and it is cut to a bounded length.
+
+    >>> escape("a|b *c*")
+    'a&#124;b &#42;c&#42;'
+    """
+    flat = " ".join(text.split())
+    short = flat if len(flat) <= longest else flat[: longest - 1].rstrip() + "…"
+    return "".join(char if char.isalnum() or char in " .,;…" else f"&#{ord(char)};" for char in short)
+
+
+def top_table(estimate: Estimate, column: int, train: Samples, query: Samples, k: int) -> str:
+    """Two Markdown tables, of the k most helpful and of the k most harmful train examples of one query.
+
+    Columns: train id, correlation ± standard error, and label and text where there are any.
+    """
+    helpful, harmful = strongest(estimate.correlation[:, column], k, 1)
+    heads = ["train example", "correlation ± standard error"]
+    heads += ["label"] * (train.labels is not None) + ["text"] * (train.texts is not None)
+    lines = [_query_line(query, column)]
+    for effect, rows in (("Helps most", helpful), ("Hurts most", harmful)):
+        lines += ["", f"**{effect}**" if rows.size else f"**{effect}**: none", ""]
+        if rows.size:
+            lines += [_table_row(heads), _table_row(["---"] * len(heads))]
+            lines += [_table_row(list(_cells(estimate, int(row), column, train))) for row in rows]
+    lines += ["", f"{CORRELATION_SIGN} Unsure: within 2 standard errors of zero."]
+    return "\n".join(lines)
+
+
+def _query_line(query: Samples, column: int) -> str:
+    label = "" if query.labels is None else f", label **{_label(query, column)}**"
+    text = "" if query.texts is None else f": {escape(query.texts[column], 400)}"
+    return f"Query **{escape(query.ids[column])}**{label}{text}"
+
+
+def _label(samples: Samples, place: int) -> str:
+    return "" if samples.labels is None else escape(label_name(int(samples.labels[place]), samples.label_names))
+
+
+def _cells(estimate: Estimate, row: int, column: int, train: Samples) -> Iterator[str]:
+    value = float(estimate.correlation[row, column])
+    error = float(estimate.losses.correlation_standard_error[row, column])
+    yield escape(train.ids[row])
+    yield with_error(value, error) + ("" if abs(value) > 2 * error else ", unsure")
+    if train.labels is not None:
+        yield _label(train, row)
+    if train.texts is not None:
+        yield escape(train.texts[row])
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,273 @@
+"""From a Trainer to a problem: its module, its data, its way to make a batch ready and to call the training step."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style
+from bif_lightning.estimator import mean_of
+from bif_lightning.observables import LossFn, Observable
+from bif_lightning.problem import Problem
+from bif_lightning.trainer.capture import Step, scalar_loss
+from bif_lightning.trainer.losses import check_user_loss, derive_loss
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+"""Precisions in which the training was shown to stay as it was."""
+
+STRATEGIES = ("SingleDeviceStrategy",)
+"""Strategies for the same; subclasses count."""
+
+_PROOF_EXAMPLES = 8
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked the callback to attribute, as given."""
+
+    train: Any
+    query: Any
+    observables: Sequence[Observable]
+    params: Sequence[str] | None
+    loss_fn: LossFn | None
+    collate_fn: Collate | None
+    eval_batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution:
+    """A problem, and where its examples came from.
+
+    Attributes:
+        problem: for the engine.
+        train, query: (dataset, positions in it) of the rows and of the columns.
+        around: a context for a whole snapshot (default dtypes, which are global, and so not a matter of a thread).
+        loss: how per-example losses are found, in words.
+    """
+
+    problem: Problem
+    train: tuple[Any, Sequence[int]]
+    query: tuple[Any, Sequence[int]]
+    around: Callable[[], AbstractContextManager[Any]]
+    loss: str
+
+    @property
+    def datasets(self) -> list[Any]:
+        """Every object that user code reads examples with."""
+        parts = (self.problem.train, self.problem.query, self.problem.training)
+        return [obj for part in parts for obj in (part.dataset, part.collate)]
+
+
+def check_trainer(trainer: Any, *, allow_untested: bool) -> None:
+    """Refuse what the promises were not shown for.
+
+    Raises:
+        MisconfigurationException: a strategy or precision outside the tested ones.
+    """
+    if allow_untested:
+        return
+    names = {base.__name__ for base in type(trainer.strategy).__mro__}
+    if trainer.world_size > 1 or not names & set(STRATEGIES):
+        raise MisconfigurationException(
+            f"BIFCallback was not shown to leave training untouched with {type(trainer.strategy).__name__} on "
+            f"{trainer.world_size} processes; it was on one device. Train with devices=1, attribute saved "
+            "checkpoints with bif_lightning.estimate, or pass allow_untested=True and check the result"
+        )
+    if str(trainer.precision) not in PRECISIONS:
+        raise MisconfigurationException(
+            f"BIFCallback was not shown to leave training untouched with precision={trainer.precision!r}; it was "
+            f"with {', '.join(PRECISIONS)}. Use one of those, or pass allow_untested=True and check the result"
+        )
+
+
+def is_indices(data: Any) -> bool:
+    """Whether `data` is a sequence of whole numbers: positions in the Trainer's training data, not examples."""
+    if isinstance(data, range):
+        return True
+    if isinstance(data, Tensor):
+        return data.dim() == 1 and not data.is_floating_point()
+    if isinstance(data, np.ndarray):
+        return data.ndim == 1 and np.issubdtype(data.dtype, np.integer)
+    return isinstance(data, list | tuple) and all(type(i) is int for i in cast(Sequence[Any], data))
+
+
+def check_request(data: Any, name: str) -> None:
+    """Refuse an empty set or a stream before the Trainer is there.
+
+    Raises:
+        ValueError: empty, or a negative index.
+        TypeError: an iterable stream.
+    """
+    if not is_indices(data):
+        check_map_style(data, name)
+        return
+    values = [int(i) for i in data]
+    if not values:
+        raise ValueError(f"{name} is empty; give at least one index into the training data, or a dataset")
+    if min(values) < 0 or len(set(values)) < len(values):
+        raise ValueError(
+            f"{name} has negative or repeated indices (smallest {min(values)}, {len(values) - len(set(values))} "
+            "repeated); give each example of the training data once, counted from 0"
+        )
+
+
+def attribution_of(trainer: Any, module: nn.Module, request: Request) -> Attribution:
+    """Everything the engine needs, from a Trainer in `fit` whose training data is there.
+
+    Raises:
+        MisconfigurationException: the training data cannot serve, or no per-example loss can be had.
+        ValueError, TypeError: bad sets or indices.
+    """
+    loader = _loader(trainer)
+    collate = request.collate_fn or (None if loader is None else loader.collate_fn)
+    data = None if loader is None else loader.dataset
+    training = None if isinstance(data, IterableDataset) else cast(MapDataset | None, data)
+    train = _resolve(request.train, training, "train")
+    query = train if request.query is None else _resolve(request.query, training, "query")
+    train_examples = Examples(train[0], collate, train[1])
+    prepare = _preparer(trainer)
+    around, per_call = _precision_contexts(trainer)
+    loss, objective, words = _losses(trainer, module, request.loss_fn, train_examples, prepare, around, per_call)
+    problem = Problem(
+        module=module,
+        loss=loss,
+        objective=objective,
+        train=train_examples,
+        query=train_examples if request.query is None else Examples(query[0], collate, query[1]),
+        training=train_examples if training is None else Examples(training, collate),
+        prepare=prepare,
+        observables=[_InPrecision(o, per_call) for o in request.observables],
+        params=request.params,
+        eval_batch_size=request.eval_batch_size,
+    )
+    return Attribution(problem=problem, train=train, query=query, around=around, loss=words)
+
+
+def data_of(trainer: Any) -> list[Any]:
+    """What the Trainer's training loader reads examples with."""
+    loader = _loader(trainer)
+    return [] if loader is None else [loader.dataset, loader.collate_fn]
+
+
+def _loader(trainer: Any) -> DataLoader[Any] | None:
+    loaders = trainer.train_dataloader
+    if isinstance(loaders, dict | list | tuple):
+        flat = list(loaders.values()) if isinstance(loaders, dict) else list(cast(Sequence[Any], loaders))
+        loaders = flat[0] if len(flat) == 1 else None
+    if not isinstance(loaders, DataLoader) or loaders.batch_sampler is None:
+        return None
+    return cast(DataLoader[Any], loaders)
+
+
+def _resolve(data: Any, training: Any, name: str) -> tuple[Any, Sequence[int]]:
+    if not is_indices(data):
+        return data, range(len(data))
+    indices = [int(i) for i in data]
+    if training is None:
+        raise MisconfigurationException(
+            f"{name} is given as indices, but the Trainer's training data is a stream or several loaders; pass a "
+            f"dataset as {name}"
+        )
+    if max(indices) >= len(training):
+        raise ValueError(
+            f"{name} has index {max(indices)}, but the training data has {len(training)} examples (0 to "
+            f"{len(training) - 1})"
+        )
+    return training, indices
+
+
+def _preparer(trainer: Any) -> Callable[[Batch], Batch]:
+    """What the training loop does with a batch before the step; the hooks are called directly, since the loop's
+    own way times them with a profiler, which threads may not share."""
+    convert, device = trainer.precision_plugin.convert_input, trainer.strategy.root_device
+    selector = trainer._data_connector._datahook_selector
+    before, transfer, after = (getattr(selector.get_instance(name), name) for name in _TRANSFER_HOOKS)
+    return lambda batch: after(transfer(before(convert(batch), 0), device, 0), 0)
+
+
+def _precision_contexts(trainer: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """(around a whole snapshot, around each forward): autocast is a thread's own, a default dtype is everybody's."""
+    enter = trainer.precision_plugin.train_step_context
+    return (nullcontext, enter) if "mixed" in str(trainer.precision) else (enter, nullcontext)
+
+
+def _losses(
+    trainer: Any,
+    module: nn.Module,
+    loss_fn: LossFn | None,
+    train: Examples,
+    prepare: Callable[[Batch], Batch],
+    around: Callable[[], Any],
+    per_call: Callable[[], Any],
+) -> tuple[LossFn, Callable[[nn.Module, Batch], Tensor], str]:
+    rows = torch.linspace(0, len(train) - 1, min(_PROOF_EXAMPLES, len(train))).long().unique().tolist()
+
+    items = {row: train.item(row) for row in rows}  # read once: a random augmentation would differ from itself
+
+    def batch_of(indices: Sequence[int]) -> Batch:
+        return prepare(train.collate([items[index] for index in indices]))
+
+    with around():
+        if loss_fn is not None:
+            given = _in_precision(loss_fn, per_call)
+            check_user_loss(given, module, batch_of, rows)
+            return given, lambda m, batch: mean_of(given(m, batch)), "loss_fn"
+        if not getattr(module, "automatic_optimization", True):
+            raise MisconfigurationException(
+                "the module optimizes by hand (automatic_optimization = False), so that calling its training_step "
+                "would train it; pass loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
+            )
+        step = _in_precision(_training_step(module), per_call)
+        derived = derive_loss(step, module, batch_of, rows)
+        return derived, lambda m, batch: scalar_loss(step(m, batch)), "derived from training_step"
+
+
+def _training_step(module: nn.Module) -> Step:
+    """Call `training_step` with a batch, and a batch index if it takes one."""
+    parameters = list(inspect.signature(cast(Any, module).training_step).parameters)
+    if "dataloader_iter" in parameters:
+        raise MisconfigurationException(
+            "training_step takes a dataloader_iter, so that it cannot be asked about chosen examples; pass "
+            "loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
+        )
+    extra = (0,) if len(parameters) > 1 else ()
+    return lambda m, batch: cast(Any, m).training_step(batch, *extra)
+
+
+def _in_precision(function: Callable[[nn.Module, Batch], Any], context: Callable[[], Any]) -> Any:
+    def call(module: nn.Module, batch: Batch) -> Any:
+        with context():
+            return function(module, batch)
+
+    return call
+
+
+@dataclass(frozen=True)
+class _InPrecision:
+    """An observable measured in the Trainer's precision."""
+
+    inner: Observable
+    context: Callable[[], Any]
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def unit(self) -> str:
+        return self.inner.unit
+
+    def columns(self, num_queries: int) -> tuple[str, ...] | None:
+        return self.inner.columns(num_queries)
+
+    def measure(self, module: nn.Module, batches: Any, losses: Tensor) -> Tensor:
+        with self.context():
+            return self.inner.measure(module, batches, losses)

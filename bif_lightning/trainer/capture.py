@@ -1,0 +1,266 @@
+"""The terms of a loss: which elementwise losses a training step reduced, and with which coefficients.
+
+A training step returns one number L for a batch. Where it gets that number from losses of
+`torch.nn.functional`, it is a weighted sum of elementwise losses,  L = Σ_k c_k r_k.  `capture` finds both:
+every such call inside the step is made without its reduction, the elements r become leaves of the autograd
+graph, the step's own arithmetic goes on from them, and c = ∂L/∂r. The sum is then compared with L, so that
+a loss with parts that are no such sum (a hand-written penalty, a square root) is refused and never cut short.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Step = Callable[[nn.Module, Any], object]
+"""A call of a training step: (module, batch) -> a scalar tensor, or a mapping with one under "loss"."""
+
+_Arguments = Mapping[str, Any]
+
+_SUM_TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+class NotSeparableError(ValueError):
+    """A training step whose loss is not proved to be a sum over its examples; the message says why."""
+
+    def __init__(self, reason: str, calls: Sequence["Call"] = ()) -> None:
+        super().__init__(reason)
+        self.calls = tuple(calls)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a loss of `torch.nn.functional`.
+
+    Attributes:
+        name: the function, such as "cross_entropy".
+        reduction: what the caller asked for: "mean", "sum", "none" or "batchmean".
+        elements: r, the losses without reduction, weighted as the function weights them; a leaf.
+        weights: z, what each element adds to the divisor of the function's own mean (class weight, 0 where
+            ignored); None where that is 1 for all.
+        arguments: the arguments that the function was called with, the shape for each tensor: holding outputs of
+            the size of logits until the batch is done would cost more than all else here.
+        precision: the coarsest of the dtype of its first argument and that of autocast, where that is on.
+    """
+
+    name: str
+    reduction: str
+    elements: Tensor
+    weights: Tensor | None
+    arguments: _Arguments
+    precision: torch.dtype
+
+    def reduced(self) -> Tensor:
+        """What the caller asked for, made from `elements`; a mean over nothing is 0 and not NaN."""
+        if self.reduction == "none":
+            return self.elements.clone()  # a leaf would refuse the caller's in-place masking
+        total = self.elements.sum()
+        if self.reduction == "sum":
+            return total
+        if self.reduction == "batchmean":
+            return total / self.arguments["input"][0]
+        if self.weights is None:
+            return total / self.elements.numel()
+        divisor = self.weights.sum()
+        return total / torch.where(divisor == 0, 1.0, divisor)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One call and what became of it.
+
+    Attributes:
+        call: the call.
+        coefficients: c = ∂L/∂r, of the shape of `call.elements`; None where the call is no part of L.
+    """
+
+    call: Call
+    coefficients: Tensor | None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A loss and its terms.
+
+    Attributes:
+        loss: L, a scalar without a graph.
+        terms: one for each call, in the order of the calls.
+    """
+
+    loss: Tensor
+    terms: tuple[Term, ...]
+
+
+def capture(step: Step, module: nn.Module, batch: Any) -> Captured:
+    """Run a training step once and take its loss apart.
+
+    The network's forward pass is part of no graph that is used here: pass weights that do not require
+    gradients, and none is recorded. Safe in several threads at once: function modes belong to one thread.
+
+    Args:
+        step: the training step.
+        module: its first argument.
+        batch: its second argument.
+
+    Raises:
+        NotSeparableError: no loss of `torch.nn.functional` reaches the result, or the result is not their
+            weighted sum, or it is no scalar. A result that is not finite is not checked.
+    """
+    mode = _Intercept()
+    with torch.inference_mode(False), torch.enable_grad():
+        with mode:
+            output = step(module, batch)
+        loss = scalar_loss(output)
+        leaves = [call.elements for call in mode.calls]
+        grads: tuple[Tensor | None, ...] = ()
+        if leaves and loss.requires_grad:
+            grads = cast("tuple[Tensor | None, ...]", torch.autograd.grad(loss, leaves, allow_unused=True))
+    calls = tuple(mode.calls)
+    if all(grad is None for grad in grads):
+        raise NotSeparableError(_nothing_reached(calls), calls)
+    captured = Captured(loss.detach(), tuple(map(Term, calls, grads)))
+    _check_sum(captured)
+    return captured
+
+
+def scalar_loss(output: object) -> Tensor:
+    """The scalar in what a training step returned.
+
+    Raises:
+        NotSeparableError: there is none.
+    """
+    loss = cast("Mapping[str, object]", output).get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise NotSeparableError(
+            f"training_step returned {type(output).__name__} without a loss tensor (manual optimization and skipped "
+            "batches do so)"
+        )
+    if loss.numel() != 1:
+        raise NotSeparableError(f"training_step returned a loss of shape {tuple(loss.shape)}, which is no scalar")
+    return loss.reshape(())
+
+
+class _Intercept(TorchFunctionMode):
+    """Makes calls of known losses without their reduction, and keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func not in _WEIGHTS:
+            return func(*args, **(kwargs or {}))
+        call = _unreduced(func, args, kwargs or {})
+        self.calls.append(call)
+        return call.reduced()
+
+
+def _unreduced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    bound = _SIGNATURES[func].bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    average, reduce = arguments.pop("size_average", None), arguments.pop("reduce", None)
+    reduction: str = arguments.pop("reduction")
+    if average is not None or reduce is not None:  # the arguments that `reduction` replaced in torch 0.4
+        reduction = "none" if reduce is False else "sum" if average is False else "mean"
+    full = {name: _at_least_float32(value) for name, value in arguments.items()}
+    with torch.no_grad():
+        elements: Tensor = func(**full, reduction="none")
+        weights = _WEIGHTS[func](full, elements)
+    precision = _precision(next(value for value in arguments.values() if isinstance(value, Tensor)))
+    shapes = {name: value.shape if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    return Call(func.__name__, reduction, elements.detach().requires_grad_(), weights, shapes, precision)
+
+
+def _precision(first: Tensor) -> torch.dtype:
+    device = first.device.type
+    if not torch.is_autocast_enabled(device):
+        return first.dtype
+    return max(first.dtype, torch.get_autocast_dtype(device), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _at_least_float32(value: object) -> object:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value
+
+
+def _ones(arguments: _Arguments, elements: Tensor) -> Tensor | None:
+    return None
+
+
+def _given(arguments: _Arguments, elements: Tensor) -> Tensor | None:
+    weight = arguments["weight"]
+    return None if weight is None else weight.expand_as(elements)
+
+
+def _of_target(arguments: _Arguments, elements: Tensor) -> Tensor | None:
+    target: Tensor = arguments["target"]
+    if target.is_floating_point():  # class probabilities: the mean divides by the number of positions
+        return None
+    counted = target != arguments["ignore_index"]
+    if arguments["weight"] is None:
+        return counted.to(elements.dtype)
+    weight: Tensor = arguments["weight"][torch.where(counted, target, 0)]
+    return torch.where(counted, weight, 0).to(elements.dtype)
+
+
+_WEIGHTS: Final[dict[Callable[..., Any], Callable[[_Arguments, Tensor], Tensor | None]]] = {
+    F.cross_entropy: _of_target,
+    F.nll_loss: _of_target,
+    F.mse_loss: _given,
+    F.l1_loss: _given,
+    F.huber_loss: _given,
+    F.smooth_l1_loss: _ones,
+    F.binary_cross_entropy: _ones,
+    F.binary_cross_entropy_with_logits: _ones,
+    F.gaussian_nll_loss: _ones,
+    F.poisson_nll_loss: _ones,
+    F.kl_div: _ones,
+    F.soft_margin_loss: _ones,
+    F.hinge_embedding_loss: _ones,
+    F.margin_ranking_loss: _ones,
+    F.cosine_embedding_loss: _ones,
+    F.triplet_margin_loss: _ones,
+    F.multi_margin_loss: _ones,
+    F.multilabel_margin_loss: _ones,
+    F.multilabel_soft_margin_loss: _ones,
+}
+_SIGNATURES: Final = {func: inspect.signature(func) for func in _WEIGHTS}
+
+
+def _nothing_reached(calls: tuple[Call, ...]) -> str:
+    if not calls:
+        return "training_step called no loss of torch.nn.functional (or of torch.nn, such as nn.CrossEntropyLoss)"
+    names = ", ".join(call.name for call in calls)
+    return f"training_step called {names}, but what it returned does not depend on the result"
+
+
+def _check_sum(captured: Captured) -> None:
+    used = [(term.coefficients, term.call) for term in captured.terms if term.coefficients is not None]
+    parts = torch.cat([(c * call.elements.detach()).flatten().double() for c, call in used])
+    # One transfer, so that a GPU waits once for each batch.
+    total, scale, loss = torch.stack([parts.sum(), parts.abs().sum(), captured.loss.double()]).tolist()
+    tolerance = _SUM_TOLERANCE[captured.loss.dtype] * max(scale, abs(loss))
+    finite = math.isfinite(loss) and math.isfinite(scale)  # a diverged chain is found and named by the sampler
+    if not finite or abs(total - loss) <= tolerance:
+        return
+    names = ", ".join(call.name for _, call in used)
+    raise NotSeparableError(
+        f"training_step returned {loss:.7g}, but the losses that it called ({names}) add up to {total:.7g} with the "
+        "coefficients that it gave them: a part of the loss is written by hand, or the loss is no "
+        "weighted sum of theirs",
+        [call for _, call in used],
+    )

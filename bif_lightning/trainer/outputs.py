@@ -1,0 +1,141 @@
+"""Where a snapshot's estimate goes: a dump, then the loggers."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from bif_lightning.archive.atomic import sweep_temporaries
+from bif_lightning.archive.provenance import provenance
+from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.data import Examples
+from bif_lightning.describe import Describe, describe_samples
+from bif_lightning.matrices import Labels
+from bif_lightning.result import Estimate
+from bif_lightning.samples import Samples
+from bif_lightning.tensorboard.summaries import VIEWS, scalars, write_summaries
+from bif_lightning.trainer.adapter import Attribution
+
+Precision = Literal["full", "10bit"]
+
+
+@dataclass
+class Outputs:
+    """The folder and the loggers of one run, and who its examples are. Made inside the guard: it reads data.
+
+    Attributes:
+        directory: of the dumps; None writes nothing (a fast_dev_run).
+        precision: of the matrices in the dumps.
+        views: of TensorBoard to write; none where logging is off.
+        pairs: (train id, query id) to follow as curves of their own.
+    """
+
+    directory: Path | None
+    attribution: Attribution
+    describe: Describe | None
+    precision: Precision
+    views: Sequence[str] = VIEWS
+    pairs: Sequence[tuple[str, str]] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    introduced: bool = False
+
+    def __post_init__(self) -> None:
+        self.train: Samples = describe_samples(*self.attribution.train, self.describe)
+        same = self.attribution.problem.query is self.attribution.problem.train
+        self.query: Samples = self.train if same else describe_samples(*self.attribution.query, self.describe)
+        problem = self.attribution.problem
+        named = {"train": problem.train, "query": problem.query, "training": problem.training}
+        # Type, length and a hash of some examples. Here, inside the guard, since it reads the datasets.
+        self.fingerprints = {name: _fingerprint(examples) for name, examples in named.items()}
+
+    @property
+    def labels(self) -> Labels | None:
+        """Class indices of both axes, where both have them."""
+        if self.train.labels is None or self.query.labels is None:
+            return None
+        return Labels(self.train.labels, self.query.labels)
+
+    def open(self) -> None:
+        """Make the folder and describe the examples in it.
+
+        Raises:
+            ValueError: it holds another run's samples.
+            OSError: it cannot be written.
+        """
+        if self.directory is not None:
+            write_samples(self.directory, self.train, self.query)
+            sweep_temporaries(self.directory)
+
+    def write(self, trainer: Any, module: Any, estimate: Estimate) -> Path | None:
+        """Write the dump of this snapshot."""
+        if self.directory is None:
+            return None
+        return write_dump(
+            self.directory,
+            estimate,
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            train=self.train,
+            query=self.query,
+            metrics=metrics_of(trainer),
+            hyperparameters=dict(getattr(module, "hparams", {})),
+            provenance={**provenance(), **self.settings, "loss": self.attribution.loss, "data": self.fingerprints},
+            precision=self.precision,
+        )
+
+    def log(self, trainer: Any, estimate: Estimate) -> None:
+        """Send the numbers to every logger, and the views to those that write for TensorBoard."""
+        if not self.views:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger.experiment, SummaryWriter):
+                write_summaries(
+                    logger.experiment,
+                    estimate,
+                    step=trainer.global_step,
+                    train=self.train,
+                    query=self.query,
+                    pairs=self.pairs,
+                    views=self.views,
+                    introduce=not self.introduced,
+                )
+            else:
+                logger.log_metrics(scalars(estimate, self.train, self.query), step=trainer.global_step)
+        self.introduced = True
+
+
+def metrics_of(trainer: Any) -> dict[str, float]:
+    """What the training logged last, such as the validation loss.
+
+    `trainer.callback_metrics` would compute metrics that training has not asked for yet, and keep the results.
+    """
+    logged = trainer._logger_connector._callback_metrics
+    return {name: float(value) for name, value in logged.items() if value.numel() == 1}
+
+
+def _fingerprint(examples: Examples) -> str:
+    rows = torch.linspace(0, len(examples) - 1, min(16, len(examples))).long().unique()
+    digest = hashlib.sha256()
+    _feed(digest, examples.batch(rows))
+    own = getattr(examples.dataset, "_fingerprint", None)
+    kind = f"{type(examples.dataset).__name__}[{len(examples)}]"
+    return f"{kind} {own}" if isinstance(own, str) else f"{kind} sha256:{digest.hexdigest()[:16]}"
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(str(value.dtype).encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in value:
+            _feed(digest, [str(key), value[key]])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _feed(digest, part)
+    elif dataclasses.is_dataclass(value) or isinstance(value, str | int | float | bytes):
+        digest.update(repr(value).encode())

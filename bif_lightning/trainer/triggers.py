@@ -1,0 +1,93 @@
+"""When a snapshot is due: by crossing a step, never twice at the same one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triggers:
+    """When snapshots are taken. Steps are optimizer steps (`trainer.global_step`), epochs count from 1.
+
+    With several optimizers a batch advances the step by more than one, and gradient accumulation repeats it; so a
+    snapshot is due when a step is *crossed*.
+
+    Args:
+        every_n_train_steps: at every multiple.
+        every_n_epochs: at the end of every n-th epoch; 1 where nothing else is asked for.
+        at_steps: at these steps; log-spaced lists are common.
+        at_start: before the first batch.
+        at_end: after the last one.
+
+    Raises:
+        MisconfigurationException: two rhythms at once, or numbers that are none.
+    """
+
+    every_n_train_steps: int | None = None
+    every_n_epochs: int | None = None
+    at_steps: Sequence[int] | None = None
+    at_start: bool = False
+    at_end: bool = True
+
+    def __post_init__(self) -> None:
+        rhythms = {
+            "every_n_train_steps": self.every_n_train_steps,
+            "every_n_epochs": self.every_n_epochs,
+            "at_steps": self.at_steps,
+        }
+        given = [name for name, value in rhythms.items() if value is not None]
+        if len(given) > 1:
+            raise MisconfigurationException(f"{' and '.join(given)} are both given; choose one")
+        for name in ("every_n_train_steps", "every_n_epochs"):
+            if (value := rhythms[name]) is not None and not (type(value) is int and value >= 1):
+                raise MisconfigurationException(f"{name} is {value!r}; it must be a whole number, 1 or above")
+        steps = self.at_steps
+        if steps is not None and not all(type(step) is int and step >= 0 for step in steps):
+            raise MisconfigurationException(f"at_steps is {list(steps)!r}; it must hold whole numbers, 0 or above")
+
+    def starts(self) -> bool:
+        """Whether a snapshot before the first batch is asked for."""
+        return self.at_start or 0 in (self.at_steps or ())
+
+    def crossed(self, before: int, step: int) -> bool:
+        """Whether a snapshot became due between two steps."""
+        if self.every_n_train_steps is not None:
+            return step // self.every_n_train_steps > before // self.every_n_train_steps
+        return any(before < due <= step for due in self.at_steps or ())
+
+    def epoch_ends(self, epochs: int) -> bool:
+        """Whether a snapshot is due at the end of this many epochs."""
+        if self.every_n_train_steps is not None or self.at_steps is not None:
+            return False
+        return epochs % (self.every_n_epochs or 1) == 0
+
+
+def is_extra_epoch(trainer: Any) -> bool:
+    """Whether this epoch only updates BatchNorm for averaged weights (StochasticWeightAveraging's last)."""
+    return bool(getattr(trainer.fit_loop, "_skip_backward", False))
+
+
+def is_last_epoch(trainer: Any) -> bool:
+    """Whether training ends with this epoch, as far as can be known at its end."""
+    max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
+    by_epochs = max_epochs not in (None, -1) and trainer.current_epoch + 1 >= max_epochs
+    by_steps = max_steps not in (None, -1) and trainer.global_step >= max_steps
+    return bool(trainer.should_stop or by_epochs or by_steps)
+
+
+def averages_weights(trainer: Any) -> bool:
+    """Whether a callback may have put averaged weights into the module by the end of training."""
+    names = {base.__name__ for callback in trainer.callbacks for base in type(callback).__mro__}
+    return bool(names & {"WeightAveraging", "EMAWeightAveraging", "StochasticWeightAveraging"})
+
+
+def waits_for_the_clock(trainer: Any) -> list[str]:
+    """Callbacks that act by time, which a snapshot passes: their behaviour cannot stay as it was."""
+    found = list[str]()
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        if name == "Timer" or getattr(callback, "_train_time_interval", None) is not None:
+            found.append(name)
+    return found

@@ -1,0 +1,38 @@
+"""Writes the golden files of the current schema version: run once, when a version is new, and never again.
+
+    python tests/archive/make_golden.py
+
+Files of earlier versions stay as they are; every later reader must read them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from archive_examples import make_full
+from bif_lightning.archive.schema import VERSION
+from bif_lightning.archive.write import write_dump, write_samples
+
+
+def main() -> None:
+    folder = Path(__file__).parent / "golden" / VERSION
+    if folder.exists():
+        raise SystemExit(f"{folder} exists; golden files are never rewritten")
+    train, query, estimate = make_full(np.random.default_rng(0))
+    write_samples(folder, train, query)
+    write_dump(folder, estimate, step=300, epoch=2, train=train, query=query, metrics={"val/loss": 0.5})
+    expected = {
+        "influence": estimate.influence.tolist(),
+        "correlation_of_query_0": estimate.correlation[:, 0].tolist(),
+        "accuracy_influence": estimate.observables["accuracy"].influence.tolist(),
+        "label_correlation": estimate.label_means.correlation.tolist(),
+        "loss_trace": estimate.loss_trace.tolist(),
+        "train_id": list(train.ids),
+        "query_text": list(query.texts),
+    }
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Files of every version that was ever released are read."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bif_lightning.archive.read import by_label, open_run, open_samples, top
+from bif_lightning.archive.schema import VERSION
+
+GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_golden_files_are_read(folder):
+    expected = json.loads((folder / "expected.json").read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = open_run(folder)
+        train, query = open_samples(folder)
+    assert run.step.values.tolist() == [300]
+    np.testing.assert_allclose(run.influence.sel(step=300), expected["influence"], rtol=1e-7)
+    np.testing.assert_allclose(run.correlation[0, :, 0], expected["correlation_of_query_0"], rtol=1e-7)
+    np.testing.assert_allclose(run.accuracy_influence[0], expected["accuracy_influence"], rtol=1e-7)
+    np.testing.assert_allclose(by_label(run)["mean"][0], expected["label_correlation"])
+    np.testing.assert_allclose(run.loss_trace[0], expected["loss_trace"])
+    assert run.metrics.sel(metric="val/loss").item() == 0.5
+    assert list(train.ids) == expected["train_id"]
+    assert list(query.texts) == expected["query_text"]
+    assert train.thumbnails[0].startswith(b"\x89PNG")
+    best = top(run, 0, k=1)
+    assert best.value[0] == np.float32(np.min(np.array(expected["influence"])[:, 0]))
+    assert best.label[0] in ("cat", "dog", "ünit")
+
+
+def test_the_current_version_has_golden_files():
+    assert VERSION in [folder.name for folder in GOLDEN]
+    assert all(file.stat().st_size < 80_000 for folder in GOLDEN for file in folder.iterdir())

@@ -1,0 +1,222 @@
+"""`bif-lightning show` and `top` on a real run: what they print, and what they say when something is wrong."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bif_lightning.cli import main
+from bif_lightning.report import summary_text
+from bif_lightning.result import CORRELATION_SIGN, INFLUENCE_SIGN
+
+Capture = pytest.CaptureFixture[str]
+COMMAND = [sys.executable, "-c", "import sys; from bif_lightning.cli import main; sys.exit(main())"]
+
+
+def answer(capsys: Capture, *arguments: object) -> Any:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def refusal(capsys: Capture, *arguments: object) -> tuple[int, str]:
+    """Exit status and the one line that was printed."""
+    status = main([*map(str, arguments)])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    line = printed.err.splitlines()[-1]
+    assert line.startswith("bif-lightning: error: ")
+    assert "Traceback" not in printed.err
+    return status, line
+
+
+def test_show_tells_each_step(run: Path, capsys: Capture) -> None:
+    assert main(["show", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "5 train x 3 query examples, 3 snapshots, influence on loss, margin" in printed
+    rows = [line.split() for line in printed.splitlines() if line.strip().startswith(("0 ", "10 ", "200 "))]
+    shared = ["2.303", "+15.25", "±", "0.75", "1.01", "12.3", "-0.5"]
+    assert rows == [
+        ["0", "0", *shared, "-", "4/4", "3.21"],
+        ["10", "1", *shared, "0.91", "4/4", "3.21"],
+        ["200", "20", *shared, "0.91", "3/4", "3.21"],
+    ]
+    assert "step 200: chain 3 diverged at draw 4" in printed
+    assert "note: the loss has dropout" in printed
+    assert ["cat", "-0.250", "±", "0.010", "+0.500", "±", "0.010"] in [line.split() for line in printed.splitlines()]
+    for sign in (INFLUENCE_SIGN, CORRELATION_SIGN):
+        assert sign in " ".join(printed.split())
+
+
+def test_show_as_json(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "show", run)
+    assert (shown["train"], shown["query"], shown["observables"]) == (5, 3, ["loss", "margin"])
+    assert [(row["step"], row["chains"], row["diverged"]) for row in shown["steps"]] == [
+        (0, 4, 0),
+        (10, 4, 0),
+        (200, 3, 1),
+    ]
+    assert [row["score_agreement"] for row in shown["steps"]] == [None, 0.91, 0.91]
+    assert shown["labels"]["train_label"] == ["cat", "dog"]
+    assert shown["labels"]["mean_correlation"] == [[-0.25, 0.5], [0.125, -0.75]]
+    assert shown["labels"]["step"] == 200
+
+
+def test_show_without_labels(own_run: Path, capsys: Capture) -> None:
+    assert answer(capsys, "show", own_run)["labels"] is None
+    assert main(["show", str(own_run)]) == 0
+    assert "by label" not in capsys.readouterr().out
+
+
+def test_labels_beyond_five_show_only_what_is_outside_its_error(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "show", run)
+    shown["labels"] |= {
+        "train_label": ["a"],
+        "query_label": list("abcdef"),
+        "mean_correlation": [[0.5, 0.019, -0.021, 0.0, -1.0, float("nan")]],
+        "standard_error": [[0.01] * 6],
+    }
+    rows = [line.split() for line in summary_text(shown).splitlines()]
+    assert ["a", "+0.50", ".", "-0.02", ".", "-1.00", "."] in rows
+
+
+def test_many_labels_are_not_printed(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "show", run)
+    shown["labels"]["train_label"] = [str(i) for i in range(13)]
+    assert "13 x 2 labels are too many to print; --json" in summary_text(shown)
+
+
+def test_top_ranks_helpful_then_harmful(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "top", run, "--query", 1)
+    examples = shown["examples"]
+    assert [(row["effect"], row["train"], row["id"], row["label"]) for row in examples] == [
+        ("helps", 2, "猫/2", "cat"),
+        ("helps", 0, "cat/1", "cat"),
+        ("hurts", 4, "dog/3", "dog"),
+        ("hurts", 1, "dog/1", "dog"),
+    ]
+    assert examples[0]["value"] == pytest.approx(-6.0)
+    assert examples[0]["standard_error"] == pytest.approx(0.3)
+    assert (shown["query"], shown["id"], shown["step"], shown["by"]) == (1, "7", 200, "influence")
+    assert shown["sign"] == INFLUENCE_SIGN
+
+
+def test_top_by_correlation_agrees_on_who_helps(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "top", run, "--query", "q/a", "--by", "correlation", "--step", 10, "--k", 1)
+    assert [(row["effect"], row["train"]) for row in shown["examples"]] == [("helps", 2), ("hurts", 4)]
+    assert shown["examples"][0]["value"] == pytest.approx(np.tanh(2.2), rel=1e-6)
+    assert shown["sign"] == CORRELATION_SIGN
+
+
+def test_a_query_is_a_row_before_it_is_an_id(run: Path, capsys: Capture) -> None:
+    assert answer(capsys, "top", run, "--query", "2")["id"] == "q/c"
+    assert answer(capsys, "top", run, "--query", "7")["query"] == 1, "no row 7: the id"
+
+
+def test_top_of_an_observable_with_columns(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "top", run, "--query", "hard", "--observable", "margin", "--k", 1)
+    assert [(row["effect"], row["train"]) for row in shown["examples"]] == [("lowers", 4), ("raises", 2)]
+    assert (shown["axis"], shown["query"], shown["id"]) == ("margin_column", 1, "hard")
+
+
+def test_top_as_text_marks_doubtful_signs_and_escapes_controls(run: Path, capsys: Capture) -> None:
+    assert main(["top", str(run), "--query", "1"]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith(("helps", "hurts"))}
+    assert "-6.00 ± 0.30" in lines["2"]
+    assert "two lines" in lines["2"]
+    assert "?" in lines["1"]
+    assert "?" not in lines["2"] + lines["0"] + lines["4"]
+    assert "? = within 2 standard errors of 0" in printed
+    assert "\x1b" not in printed
+    assert lines["4"].endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--query", "q/b"], "no query is called 'q/b'; the nearest are 'q/"),
+        (["--query", "0", "--step", "11"], "the run has no step 11; the nearest are 0, 10, 200"),
+        (["--query", "0", "--observable", "marign"], "no observable 'marign'; it has 'loss', 'margin'"),
+        (["--query", "0", "--k", "0"], "k is 0; ask for at least 1"),
+    ],
+)
+def test_a_wrong_question_is_a_usage_error(run: Path, capsys: Capture, arguments: list[str], message: str) -> None:
+    status, line = refusal(capsys, "top", run, *arguments)
+    assert status == 2
+    assert message in line
+
+
+def test_paths_that_are_no_run(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    status, line = refusal(capsys, "show", tmp_path / "missing")
+    assert status == 2
+    assert "missing does not exist" in line
+    status, line = refusal(capsys, "show", run.parent)
+    assert status == 2
+    assert f"there are some in {run}" in line
+
+
+def test_broken_dumps(own_run: Path, capsys: Capture) -> None:
+    dumps = sorted(own_run.glob("step=*.h5"))
+    dumps[0].write_bytes(b"not HDF5")
+    assert main(["show", str(own_run)]) == 0
+    printed = capsys.readouterr()
+    assert "2 snapshots" in printed.out
+    warning = printed.err.splitlines()
+    assert len(warning) == 1
+    assert warning[0].startswith(f"bif-lightning: warning: skipped {dumps[0]}: ")
+    for dump in dumps[1:]:
+        dump.write_bytes(b"not HDF5")
+    assert refusal(capsys, "show", own_run)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["shwo"], ["show"], ["top", "x"], ["top", "x", "--query", "1", "--k", "many"], ["show", "x", "-z"]],
+)
+def test_wrong_arguments(capsys: Capture, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "usage: bif-lightning" in printed.err
+
+
+def test_help_teaches_and_starts_without_torch() -> None:
+    code = (
+        "import sys\nfrom bif_lightning.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print('LOADED', sorted({'torch', 'lightning', 'xarray', 'h5py', 'pandas'} & set(sys.modules)))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time: how busy the machine is with other things is no fault of the command.
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert "LOADED []" in done.stdout
+    assert "bif-lightning top lightning_logs/version_0/bif --query 3" in done.stdout
+    assert "negative = more weight on the train example lowers" in done.stdout
+    assert seconds < 1
+
+
+def test_reading_starts_without_torch(run: Path) -> None:
+    code = (
+        "import sys\nfrom bif_lightning.cli import main\nmain(sys.argv[1:])\n"
+        "assert not {'torch', 'lightning'} & set(sys.modules), 'slow imports'"
+    )
+    subprocess.run([sys.executable, "-c", code, "top", str(run), "--query", "1"], check=True, capture_output=True)
+
+
+def test_a_reader_that_leaves_is_no_error(run: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run([*COMMAND, "show", str(run)], stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 141
