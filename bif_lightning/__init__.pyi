@@ -13,4 +13,5 @@ from .observables import GroupMean as GroupMean
 from .observables import MetricValue as MetricValue
 from .observables import PerExample as PerExample
 from .result import Estimate as Estimate
+from .result import LabelMeans as LabelMeans
 from .samples import Samples as Samples

@@ -6,7 +6,6 @@ one, draw the same bits.
 """
 
 import hashlib
-import pickle
 import random
 import struct
 from collections.abc import Generator
@@ -46,25 +45,29 @@ def seed_global(device: torch.device, seed: int) -> None:
 
 
 def global_states(device: torch.device) -> tuple[bytes, ...]:
-    """States of the global generators that a model on `device`, or its data, may use."""
-    states: list[Any] = [torch.get_rng_state(), np.random.get_state(), random.getstate()]  # noqa: NPY002
+    """States of the global generators that a model on `device`, or its data, may use, to be compared."""
+    states = [torch.get_rng_state()]
     if device.type != "cpu":
         states.append(torch.get_device_module(device).get_rng_state(device))
-    return tuple(pickle.dumps(state) for state in states)
+    # Not by pickle: equal tensors may have different pickles.
+    of_torch = (state.cpu().numpy().tobytes() for state in states)
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return (*of_torch, np.asarray(keys).tobytes(), repr((kind, rest, random.getstate())).encode())
 
 
 @contextmanager
 def unaltered_generators(device: torch.device) -> Generator[None]:
     """Put the global generators that a model on `device`, or its data, may use back as they were."""
-    of_torch, of_numpy, of_python, *on_device = (pickle.loads(state) for state in global_states(device))
+    of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     try:
         yield
     finally:
         torch.set_rng_state(of_torch)
         np.random.set_state(of_numpy)  # noqa: NPY002
         random.setstate(of_python)
-        for state in on_device:
-            torch.get_device_module(device).set_rng_state(state, device)
+        if on_device is not None:
+            torch.get_device_module(device).set_rng_state(on_device, device)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ of the held-out queries says whether it helps or hurts them; the wrong labels sh
 
 import argparse
 import io
+import logging
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -16,8 +18,10 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from PIL import Image as Picture
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -26,10 +30,12 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 import bif_lightning as bl
+from bif_lightning import plots
 
 QUERIES = 200
 FLIPPED = 0.05
-STEPS = [2, 5, 12, 30, 70, 160, 345]
+BATCHES = 25  # in an epoch
+STEPS = [1, 4, 12, 30, 70, 150, 350]
 
 
 class DigitsNet(L.LightningModule):
@@ -38,8 +44,9 @@ class DigitsNet(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
-            nn.Linear(32 * 16, 32), nn.ReLU(), nn.Linear(32, 10),
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(32 * 16, 32), nn.ReLU(), nn.Linear(32, 10),
         )  # fmt: skip
         self.accuracy = MulticlassAccuracy(10, average="micro")
 
@@ -93,31 +100,32 @@ def _tensors(batch: dict[str, list]) -> dict[str, list]:
     return {"image": images, "label": batch["label"]}
 
 
-def train(out: Path, steps: list[int]) -> Path:
-    """Train with the callback; returns the folder of the dumps."""
-    L.seed_everything(0)
+def train(out: Path) -> tuple[bl.BIFCallback, Path]:
+    """Train with the callback; returns it, with its last estimate, and the folder of the dumps."""
+    L.seed_everything(0, verbose=False)
     train_set, held_out, _ = digits()
+    accuracy = MulticlassAccuracy(10, average="micro")
     bif = bl.BIFCallback(
         train=train_set,
         query=held_out,
-        at_steps=steps,
+        at_steps=STEPS,
         sampler=bl.SGLD(step_size=4e-6, inverse_temperature=1e4, localization=1e4),
-        chains=bl.Chains(num_chains=4, num_draws=50, thinning=4, batch_size=64),
-        observables=[
-            bl.MetricValue(
-                "accuracy", MulticlassAccuracy(10, average="micro"), lambda m, b: (m.net(b["image"]), b["label"])
-            )
-        ],
+        chains=bl.Chains(num_chains=4, num_draws=50, burn_in=20, thinning=4, batch_size=64),
+        observables=[bl.MetricValue("accuracy", accuracy, lambda m, b: (m.net(b["image"]), b["label"]))],
     )
     trainer = L.Trainer(
-        max_steps=steps[-1], callbacks=[bif], logger=TensorBoardLogger(out, name="", version="run"),
-        accelerator="cpu", enable_model_summary=False, log_every_n_steps=5,
-    )  # fmt: skip
-    trainer.fit(
-        DigitsNet(), DataLoader(train_set, batch_size=64, shuffle=True), DataLoader(held_out, batch_size=QUERIES)
+        max_epochs=STEPS[-1] // BATCHES,
+        callbacks=[bif],
+        logger=TensorBoardLogger(out, name="", version="run"),
+        accelerator="cpu",
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=5,
     )
+    learning = DataLoader(train_set, batch_size=64, shuffle=True)
+    trainer.fit(DigitsNet(), learning, DataLoader(held_out, batch_size=QUERIES))
     assert bif.directory is not None
-    return bif.directory
+    return bif, bif.directory
 
 
 def harm(correlation: np.ndarray) -> np.ndarray:
@@ -125,30 +133,31 @@ def harm(correlation: np.ndarray) -> np.ndarray:
     return -correlation.mean(axis=1)
 
 
-def report(directory: Path, out: Path) -> None:
-    """Print what the dumps say, and draw it."""
+def report(directory: Path) -> list[float]:
+    """Print what the dumps say; returns the AUROC of each snapshot."""
     _, _, flipped = digits()
     run = bl.open_run(directory)
     print(f"\nHow well does influence find the {flipped.sum()} wrong labels among {len(flipped)}, at each snapshot?")
-    print("  step  AUROC  wrong among the 50 most harmful    LLC ± s.e.      R-hat   ESS  seconds")
+    print("  step   AUROC  wrong among the 50 most harmful   accuracy   LLC (nats)     R-hat   ESS  seconds")
     found = []
     for step in run.step.values:
         now = run.sel(step=step)
         harmful = harm(now.correlation.values)
-        found.append(roc_auc_score(flipped, harmful))
+        found.append(float(roc_auc_score(flipped, harmful)))
         first = flipped[np.argsort(-harmful)[:50]].sum()
+        llc = f"{float(now.llc):.1f} ± {float(now.llc_standard_error):.1f}"
         print(
-            f"{step:6d}   {found[-1]:.2f}  {first:30d}    {float(now.llc):6.1f} ± {float(now.llc_standard_error):4.1f}  "
-            f"{float(now.rhat):7.2f}  {float(now.ess):4.0f}  {float(now.seconds):7.1f}"
+            f"{step:6d}    {found[-1]:.2f}  {first:31d}   {float(now.accuracy_mean.squeeze()):8.2f}   {llc:>11s}  "
+            f"{float(now.rhat):6.2f}  {float(now.ess):4.0f}  {float(now.seconds):7.1f}"
         )
-    print(f"  (chance: AUROC 0.50, {50 * flipped.mean():.1f} of 50)")
+    print(f"  By chance: AUROC 0.50, {50 * flipped.mean():.1f} of 50. R-hat far above 1: those chains had not settled.")
     last = run.sel(step=run.step.values[-1])
     for query in hardest_queries(last.query_loss.values):
-        print(f"\nQuery {str(last.query_id.values[query])!r}, a {int(last.query_label[query])}, at step {int(last.step)}: "
-              "influence on its loss, nat² (negative helps)")  # fmt: skip
+        name, digit = str(last.query_id.values[query]), int(last.query_label[query])
+        print(f"\nQuery {name!r}, a {digit}, at step {int(last.step)}: influence on its loss, in nat² (negative helps)")
         table = bl.top(run, query=int(query), k=3)
         print(table[["effect", "id", "label", "text", "value", "standard_error"]].to_string(index=False))
-    draw(run, np.array(found), directory, out)
+    return found
 
 
 def hardest_queries(losses: np.ndarray, count: int = 3) -> np.ndarray:
@@ -156,20 +165,87 @@ def hardest_queries(losses: np.ndarray, count: int = 3) -> np.ndarray:
     return np.argsort(-losses)[:count]
 
 
-def draw(run, auroc: np.ndarray, directory: Path, out: Path) -> None:
-    """Three pictures beside the dumps."""
+def draw(bif: bl.BIFCallback, directory: Path, auroc: list[float], out: Path) -> list[Path]:
+    """Three pictures: influence between classes over training, wrong labels found, and one query explained."""
+    run = bl.open_run(directory)
+    train_samples, query_samples = bl.open_samples(directory)
+    assert bif.latest is not None
+    query = int(hardest_queries(bif.latest.losses.mean)[0])
+    accuracy = [f"accuracy {float(value):.2f}" for value in run.accuracy_mean.values.squeeze()]
+    steps = [int(step) for step in run.step.values]
+    figures = {
+        "classes": plots.influence_evolution(steps, label_means(run), train_samples.label_names, metrics=accuracy),
+        "wrong_labels": wrong_labels(run, auroc),
+        "query": plots.extremes(bif.latest, query, train_samples, query_samples, k=5),
+    }
+    paths = []
+    for name, figure in figures.items():
+        paths.append(out / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+    return paths
+
+
+def label_means(run: xr.Dataset) -> list[bl.LabelMeans]:
+    """The block means of every dump."""
+    influence, correlation = bl.by_label(run, by="influence").load(), bl.by_label(run).load()
+    labels = run.train_group.values, run.query_group.values
+    return [
+        bl.LabelMeans(
+            train_labels=labels[0],
+            query_labels=labels[1],
+            influence=influence["mean"].values[i],
+            influence_standard_error=influence.standard_error.values[i],
+            correlation=correlation["mean"].values[i],
+            correlation_standard_error=correlation.standard_error.values[i],
+        )
+        for i in range(run.sizes["step"])
+    ]
+
+
+def wrong_labels(run: xr.Dataset, auroc: list[float]) -> Figure:
+    """Harm of right and of wrong labels at each snapshot: they part as the network learns."""
+    _, _, flipped = digits()
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for place, step in enumerate(run.step.values):
+        harmful = harm(run.correlation.sel(step=step).values)
+        for side, colour, chosen in (("low", "#2c6fbb", ~flipped), ("high", "#d9722a", flipped)):
+            parts = axes.violinplot(harmful[chosen], [place], widths=0.8, side=side, showextrema=False)
+            for body in parts["bodies"]:
+                body.set(facecolor=colour, alpha=0.75)
+    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ticks = [f"{step}\nAUROC {score:.2f}" for step, score in zip(run.step.values, auroc, strict=True)]
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("harm: minus mean correlation\nwith the losses of held-out digits")
+    axes.set_title("Examples with wrong labels (orange, right) come to hurt the held-out digits", loc="left")
+    return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder for logs and dumps")
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder for logs and dumps; made afresh")
+    out = parser.parse_args().out
+    if out.exists() and not (out / "run").is_dir():
+        parser.error(f"{out} is there and was not made by this demo; give another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    quiet()
     started = time.perf_counter()
-    directory = train(args.out, STEPS)
-    report(directory, args.out)
-    print(f"\nAll in {time.perf_counter() - started:.0f} s. Dumps: {directory}")
-    print(f"Watch it: tensorboard --logdir {args.out} --samples_per_plugin images=1000")
+    bif, directory = train(out)
+    auroc = report(directory)
+    pictures = draw(bif, directory, auroc, out)
+    seconds = float(bl.open_run(directory).seconds.sum())
+    print(f"\nIn all {time.perf_counter() - started:.0f} s, of which {seconds:.0f} s for {len(STEPS)} snapshots.")
+    print(f"Pictures: {', '.join(map(str, pictures))}\nDumps:    {directory}")
+    print(f"Look:     bif-lightning show {directory}")
+    print(f"Watch:    tensorboard --logdir {out} --samples_per_plugin images=1000")
+
+
+def quiet() -> None:
+    """Leave out advice of the libraries that is not about this example."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ View = Literal["scalars", "bands", "heatmap", "labels", "chains", "tables", "his
 VIEWS: tuple[View, ...] = get_args(View)
 MAX_PAIRS = 50
 MAX_TAGS = 200
+MAX_CARDS = 3  # a picture of cards takes 0.1 s to draw while training waits
 
 _LIMITS = np.linspace(-1.0, 1.0, 201)
 
@@ -77,7 +78,7 @@ def write_summaries(
         step: global training step of the snapshot.
         train, query: who its rows and columns are.
         pairs: up to 50 (train id, query id) to follow as curves of their own.
-        queries: queries with a table and cards at most; taken in turn from each label, the same at every step.
+        queries: queries with a table at most (the first three have cards too); taken in turn from each label, the same at every step.
         k: train examples a side in tables and cards.
         views: which of `VIEWS` to write.
         introduce: also write the introduction `bif/read_me` and the layout of Custom Scalars: wanted at the
@@ -214,6 +215,6 @@ def _tables(of: _Snapshot) -> Iterator[Record]:
 
 
 def _cards(of: _Snapshot) -> Iterator[Record]:
-    for column in of.columns:
+    for column in of.columns[:MAX_CARDS]:
         figure = plots.extremes(of.estimate, column, of.train, of.query, k=of.k)
         yield picture(f"bif/top_cards/{tag_part(of.query.ids[column])}", figure, CORRELATION_SIGN)

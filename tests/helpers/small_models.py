@@ -136,6 +136,19 @@ class Listing(nn.Module):
         return self.head(nn.functional.linear(x, *self.cached).tanh())
 
 
+class Counting(nn.Module):
+    """Writes to a buffer in every forward pass, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.body(x)
+
+
 class Hiding(nn.Module):
     """Computes with a weight that it keeps in an object which is no module."""
 
@@ -210,6 +223,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "reentrant checkpoint": lambda: Checkpointed(True),
     "torchmetrics": Measured,
     "list of its parameters": Listing,
+    "buffer that is written": Counting,
 }
 
 

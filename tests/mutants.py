@@ -1,0 +1,307 @@
+# ruff: noqa: T201
+"""Break the engine in one way after another, and see the tests notice: python tests/mutants.py [words of a name ...]
+
+Each mutant is one wrong line that a person might write. The script patches it into a copy of the package, runs the
+tests that ought to see it until one fails, and prints a table. It exits with 1 if any mutant survives, or if a patch
+no longer fits the source (then mend it here), or if the tests fail without a mutant.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNEL, REPLAY = "exact/test_posterior_and_kernel.py", "exact/test_chain_replay.py"
+INFLUENCE, BOOKS = "exact/test_moments_and_influence.py", "exact/test_estimate_bookkeeping.py"
+NOISE, LAW = "exact/test_noise_streams.py", "statistical/test_sampler_law.py"
+HOSTS, UNTOUCHED, DATA = "engine/test_hosts.py", "engine/test_untouched.py", "engine/test_data_and_observables.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A name, a file of the package, the texts to exchange there, and the tests that ought to fail."""
+
+    name: str
+    file: str
+    patches: tuple[tuple[str, str], ...]
+    tests: tuple[str, ...]
+
+
+def mutant(name: str, file: str, *patches: tuple[str, str], tests: tuple[str, ...]) -> Mutant:
+    return Mutant(name, file, patches, tests)
+
+
+PULL = """loss_gradient.add_(weights, alpha=sampler.localization)
+    return loss_gradient.sub_(center, alpha=sampler.localization)"""
+PUSH = PULL.replace("sub_", "X").replace("add_", "sub_").replace("X", "add_")
+STEP = """        walker.step(step - 1)
+        walker.plan.tick()
+"""
+UPDATE = """        if self.preconditioner:
+            self.preconditioner.update(self.weights.gradient, self.plan.sampler)
+"""
+MUTANTS = [
+    # The statistical test alone has to see the mistakes in the formula: the exact ones repeat the formula.
+    mutant("localization sign", "posterior.py", (PULL, PUSH), tests=(LAW,)),
+    mutant("localization missing", "posterior.py", ("alpha=sampler.localization", "alpha=0"), tests=(LAW,)),
+    mutant(
+        "temperature on the pull too",
+        "posterior.py",
+        ("loss_gradient.mul_(sampler.inverse_temperature)", "pass"),
+        (
+            "(center, alpha=sampler.localization)",
+            "(center, alpha=sampler.localization).mul_(sampler.inverse_temperature)",
+        ),
+        tests=(LAW,),
+    ),
+    mutant(
+        "temperature inverted",
+        "posterior.py",
+        ("mul_(sampler.inverse_temperature)", "div_(sampler.inverse_temperature)"),
+        tests=(LAW,),
+    ),
+    mutant("half missing", "sgld.py", ("alpha=-0.5 * sampler.step_size", "alpha=-sampler.step_size"), tests=(LAW,)),
+    mutant("noise eps, not its root", "sgld.py", ("math.sqrt(sampler.step_size)", "sampler.step_size"), tests=(LAW,)),
+    mutant(
+        "noise root of 2 eps",
+        "sgld.py",
+        ("math.sqrt(sampler.step_size)", "math.sqrt(2 * sampler.step_size)"),
+        tests=(LAW,),
+    ),
+    mutant(
+        "one number for all coordinates",
+        "noise.py",
+        ("out.normal_(generator=self.generator)", "out.copy_(out.new_empty(1).normal_(generator=self.generator))"),
+        tests=(LAW,),
+    ),
+    mutant("control variate sign", "chain.py", ("sign=-1.0", "sign=1.0"), tests=(LAW,)),
+    mutant(
+        "draw before the step",
+        "chain.py",
+        (STEP, ""),
+        (
+            "            yield walker.measure(past // chains.thinning - 1, step)",
+            "            yield walker.measure(past // chains.thinning - 1, step)\n" + STEP.rstrip(),
+        ),
+        tests=(REPLAY,),
+    ),
+    mutant(
+        "thinning off by one",
+        "chain.py",
+        ("past % chains.thinning == 0", "(past + 1) % chains.thinning == 0"),
+        tests=(REPLAY,),
+    ),
+    mutant("burn-in recorded", "chain.py", ("past = step - chains.burn_in", "past = step"), tests=(REPLAY,)),
+    mutant(
+        "chains share a stream",
+        "noise.py",
+        ("self.snapshot, self.chain, step", "self.snapshot, 0, step"),
+        tests=(NOISE,),
+    ),
+    mutant(
+        "steps share a stream", "noise.py", ("self.chain, step, parameter", "self.chain, 0, parameter"), tests=(NOISE,)
+    ),
+    mutant(
+        "parameters share a stream", "noise.py", ("self.chain, step, parameter", "self.chain, step, 0"), tests=(NOISE,)
+    ),
+    mutant("minibatch with repetition", "noise.py", ("replace=False", "replace=True"), tests=(NOISE,)),
+    mutant(
+        "snapshots always share noise",
+        "estimator.py",
+        ("0 if chains.common_random_numbers else snapshot", "0"),
+        tests=(REPLAY,),
+    ),
+    mutant(
+        "rmsprop without bias correction",
+        "sgld.py",
+        ("correction = 1 - sampler.rmsprop_decay**self.updates", "correction = 1.0"),
+        tests=(KERNEL,),
+    ),
+    mutant("rmsprop noise not rooted", "sgld.py", ("step_sizes.sqrt_()", "step_sizes"), tests=(KERNEL,)),
+    mutant(
+        "rmsprop of the control variate",
+        "chain.py",
+        (
+            UPDATE,
+            "",
+        ),
+        (
+            "            self.plan.problem.mean_loss(self.anchor, batch, sign=-1.0)\n",
+            "            self.plan.problem.mean_loss(self.anchor, batch, sign=-1.0)\n" + UPDATE,
+        ),
+        tests=(REPLAY,),
+    ),
+    mutant(
+        "always pooled", "influence.py", ('if centring == "chain":\n', 'if centring == "never":\n'), tests=(INFLUENCE,)
+    ),
+    mutant(
+        "influence without its minus",
+        "influence.py",
+        ("weighted_mean(-draws.covariance", "weighted_mean(draws.covariance"),
+        tests=(INFLUENCE,),
+    ),
+    mutant("1/T for 1/(T-1)", "influence.py", ("scale = total / (total - lost)", "scale = 1.0"), tests=(INFLUENCE,)),
+    mutant(
+        "standard error without 1/(K-1)",
+        "influence.py",
+        ("* (count / (count - 1))\n    return Entries", "\n    return Entries"),
+        tests=(INFLUENCE,),
+    ),
+    mutant(
+        "correlation error of a covariance",
+        "influence.py",
+        ("moved = standardized - 0.5 * value * spread", "moved = standardized - value"),
+        tests=(INFLUENCE,),
+    ),
+    mutant(
+        "errors not inflated",
+        "matrices.py",
+        ("self.correlation_error *= factor", "pass"),
+        tests=("statistical/test_standard_error_coverage.py",),
+    ),
+    mutant(
+        "merge forgets the shift of means",
+        "moments.py",
+        ("parts.comoment.sum(-3) + (weight * train_shift).mT @ column_shift", "parts.comoment.sum(-3)"),
+        tests=(INFLUENCE,),
+    ),
+    mutant(
+        "label means by wrong counts",
+        "matrices.py",
+        ("total.influence / size", "total.influence / size.T.reshape(size.shape)"),
+        tests=(BOOKS,),
+    ),
+    mutant(
+        "label means by train counts alone",
+        "matrices.py",
+        ("self._query.sum(0)[None, :]", "self._query.sum(0)[None, :] * 0 + 1"),
+        tests=(BOOKS,),
+    ),
+    mutant(
+        "token losses averaged",
+        "observables.py",
+        ("values.sum(1) if values.dim() == 2", "values.mean(1) if values.dim() == 2"),
+        tests=(DATA,),
+    ),
+    mutant("padding of the whole set", "data.py", ("and self._collates_to_rows_of(stacked, probe)", ""), tests=(DATA,)),
+    mutant("readers at once", "data.py", ("with _READING:", "if True:"), tests=(DATA,)),
+    mutant("metric not reset", "observables.py", ("        metric.reset()\n", ""), tests=(DATA,)),
+    mutant("lists of weights kept", "host.py", ("if type(value) in (list, tuple):", "if False:"), tests=(HOSTS,)),
+    mutant("buffers shared", "host.py", ("b.detach().clone()", "b.detach()"), tests=(HOSTS, UNTOUCHED)),
+    mutant(
+        "fields not given back",
+        "host.py",
+        ("for part, fields in worn:", "for part, fields in worn[:1]:"),
+        tests=(UNTOUCHED,),
+    ),
+    mutant(
+        "gradients of the probe left",
+        "workers.py",
+        ("            parameter.grad = gradient\n", "            pass\n"),
+        tests=(UNTOUCHED,),
+    ),
+    mutant(
+        "training flags forgotten",
+        "problem.py",
+        ("            part.training = flag\n", "            pass\n"),
+        tests=(UNTOUCHED,),
+    ),
+    mutant("generator not put back", "noise.py", ("torch.set_rng_state(of_torch)", "pass"), tests=(UNTOUCHED,)),
+    mutant(
+        "autocast left on",
+        "estimator.py",
+        ("torch.autocast(device.type, enabled=False)", "torch.enable_grad()"),
+        tests=(UNTOUCHED,),
+    ),
+    mutant(
+        "diverged chain kept",
+        "chain.py",
+        ("            if why:\n", "            if False:\n"),
+        tests=("engine/test_divergence.py",),
+    ),
+    mutant(
+        "gather in the order of ranks",
+        "placement.py",
+        ("sorted(gathered, key=lambda outcome: outcome.chain)", "gathered"),
+        tests=("engine/test_placement_free.py",),
+    ),
+    mutant(
+        "ties ranked by position",
+        "diagnostics.py",
+        ("ranks = (below + upto).mT.double()", "ranks = scores.argsort(0).argsort(0).double()"),
+        tests=("exact/test_diagnostics.py",),
+    ),
+]
+
+
+def run_tests(folder: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    paths = [str(folder / "tests" / test) for test in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-m", "not slow"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [*command, "--rootdir", str(folder), *paths],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def first_failure(output: str) -> str:
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].split("::")[-1].split(" - ")[0] if failed else ""
+
+
+def judge(folder: Path, one: Mutant) -> tuple[bool, str]:
+    """Whether the mutant was noticed, and by which test."""
+    path = folder / "bif_lightning" / one.file
+    source = path.read_text()
+    mutated = source
+    for old, new in one.patches:
+        if old not in mutated:
+            return False, f"the patch does not fit {one.file}: {old!r}"
+        mutated = mutated.replace(old, new)
+    try:
+        path.write_text(mutated)
+        done = run_tests(folder, one.tests)
+    finally:
+        path.write_text(source)
+    # 1: tests failed; anything else is a break that no test had to notice, such as a syntax error.
+    return done.returncode == 1, first_failure(done.stdout) if done.returncode == 1 else done.stdout[-300:]
+
+
+def copy_project(folder: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("bif_lightning", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_project(folder)
+        whole = run_tests(folder, tuple(sorted({test for m in chosen for test in m.tests})))
+        if whole.returncode != 0:
+            print(whole.stdout[-3000:], "\nThe tests fail without any mutant.")
+            return 1
+        for one in chosen:
+            started = time.perf_counter()
+            killed, how = judge(folder, one)
+            survivors += not killed
+            verdict = "killed" if killed else "SURVIVED"
+            print(f"{verdict:8}  {one.name:36}  {time.perf_counter() - started:5.1f} s  {how}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
