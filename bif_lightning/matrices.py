@@ -26,7 +26,7 @@ from bif_lightning.moments import Moments, merge, stack
 from bif_lightning.recorder import Record
 from bif_lightning.result import LabelMeans
 
-_BLOCK_ENTRIES = 1 << 21  # float64 numbers of one batch-by-batch block: 16 MB
+_BLOCK_ENTRIES = 1 << 18  # float64 numbers of one batch-by-batch block: 2 MB, a few of which stay in cache
 _AGREEMENT_QUERIES = 64  # ranking every query of a large set would take longer than its matrix
 
 

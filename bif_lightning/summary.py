@@ -56,13 +56,15 @@ def summarize(
 
 
 def extra_bytes(plan: Plan, workers: int) -> int:
-    """Memory beyond the module: snapshot, and weights, gradient and preconditioner of each chain under way, and
-    the draws (traces, or moments)."""
-    item = plan.host.center.element_size()
+    """Memory beyond the module and its activations: the snapshot; of each chain under way its weights, gradient and
+    preconditioner, and the gradient of one parameter before it is added; the draws (traces, or moments); and the
+    four float32 matrices."""
+    item, layout = plan.host.center.element_size(), plan.host.layout
+    largest = max(shape.numel() for shape in layout.shapes)
     vectors = 1 + workers * (2 + (2 if plan.sampler.preconditioner else 0))
     shape = plan.problem.num_train, sum(plan.problem.column_counts)
     draws = trace_bytes(plan.chains, *shape, item) if plan.traces else moment_bytes(plan.chains, *shape)
-    return vectors * plan.host.layout.size * item + draws
+    return (vectors * layout.size + workers * largest) * item + draws + 4 * 4 * shape[0] * shape[1]
 
 
 def _further(plan: Plan, matrices: Matrices) -> list[Influence]:

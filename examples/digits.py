@@ -110,7 +110,8 @@ def train(out: Path) -> tuple[bl.BIFCallback, Path]:
         query=held_out,
         at_steps=STEPS,
         sampler=bl.SGLD(step_size=4e-6, inverse_temperature=1e4, localization=1e4),
-        chains=bl.Chains(num_chains=4, num_draws=50, burn_in=20, thinning=4, batch_size=64),
+        chains=bl.Chains(num_chains=4, num_draws=32, burn_in=20, thinning=4, batch_size=64),
+        eval_batch_size=800,
         observables=[bl.MetricValue("accuracy", accuracy, lambda m, b: (m.net(b["image"]), b["label"]))],
     )
     trainer = L.Trainer(

@@ -78,7 +78,8 @@ def write_summaries(
         step: global training step of the snapshot.
         train, query: who its rows and columns are.
         pairs: up to 50 (train id, query id) to follow as curves of their own.
-        queries: queries with a table at most (the first three have cards too); taken in turn from each label, the same at every step.
+        queries: queries with a table at most (the first three have cards too); taken in turn from each label, the
+            same at every step.
         k: train examples a side in tables and cards.
         views: which of `VIEWS` to write.
         introduce: also write the introduction `bif/read_me` and the layout of Custom Scalars: wanted at the

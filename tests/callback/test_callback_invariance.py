@@ -57,11 +57,8 @@ def test_training_is_untouched_with_the_trainers_own_data_and_workers(tmp_path: 
 
 
 def test_training_is_untouched_when_every_snapshot_fails(tmp_path: Path) -> None:
-    calls = []
-
     def fails_late(module: Any, batch: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) > 6:
+        if module.trainer.global_step > 0:
             raise RuntimeError("no such observable")
         return module.net(batch[0])[:, 0]
 

@@ -56,7 +56,7 @@ class Leaky(L.LightningModule):
         logits = self.net(x)
         loss = F.cross_entropy(logits, y)
         self.accuracy(logits, y)
-        self.losses.append(float(loss))
+        self.losses.append(float(loss.detach()))
         self.calls["training"] += 1
         self.log("loss", loss, on_step=True, on_epoch=True)
         self.log("accuracy", self.accuracy, on_epoch=True)

@@ -1,0 +1,48 @@
+"""Where the CPU time of a snapshot goes: its parts wrapped in clocks, in a run of its own."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+from bif_lightning import chain, estimator
+from bif_lightning.noise import Noise
+from bif_lightning.problem import Problem
+from cases import Case
+
+PARTS = ("gradient passes", "measurement", "noise", "update", "minibatch", "snapshot losses", "matrix")
+
+
+def shares(case: Case, problem: Problem) -> dict[str, float]:
+    """Share of each part in the CPU time of one snapshot, and the rest. Shares add up to 1."""
+    spent: Counter[str] = Counter()
+
+    def clock(part: str, function: Callable[..., Any], now: Callable[[], float] = time.thread_time) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[part] += now() - started
+
+        return timed
+
+    with (
+        patch.object(Problem, "mean_loss", clock("gradient passes", Problem.mean_loss)),
+        patch.object(chain.Walker, "measure", clock("measurement", chain.Walker.measure)),
+        patch.object(chain.Walker, "_fill_normal", clock("noise", chain.Walker._fill_normal)),
+        patch.object(chain, "drift_", clock("update", chain.drift_)),
+        patch.object(chain, "step_", clock("update", chain.step_)),
+        patch.object(Noise, "minibatch", clock("minibatch", Noise.minibatch)),
+        patch.object(Problem, "minibatch", clock("minibatch", Problem.minibatch)),
+        patch.object(estimator, "plan_chains", clock("snapshot losses", estimator.plan_chains)),
+        # Matrices are computed on threads of their own, when no chain runs any more.
+        patch.object(estimator, "summarize", clock("matrix", estimator.summarize, time.process_time)),
+    ):
+        started = time.process_time()
+        estimator.estimate_problem(problem, case.sampler, case.chains)
+        total = time.process_time() - started
+    spent["update"] -= spent["noise"]  # step_ asks for its noise
+    result = {part: spent[part] / total for part in PARTS}
+    return {**result, "rest": 1 - sum(result.values())}
