@@ -18,8 +18,8 @@ from bif_lightning.result import Estimate
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
 from bif_lightning.trainer.adapter import Request, attribution_of, check_request, check_trainer, data_of
 from bif_lightning.trainer.guard import training_guard
-from bif_lightning.trainer.outputs import Outputs, Precision
-from bif_lightning.trainer.session import Session, Verify, tiny
+from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
+from bif_lightning.trainer.session import Session, TrainingDisturbedError, Verify, tiny
 from bif_lightning.trainer.triggers import (
     Triggers,
     averages_weights,
@@ -63,7 +63,8 @@ class BIFCallback(pl.Callback):
         pairs: up to 50 (train id, query id) that TensorBoard follows as curves of their own.
         store_traces: keep every draw in the dumps.
         precision: "10bit" rounds the matrices in the dumps to 10 mantissa bits, far finer than their error.
-        on_error: "raise" stops training where a snapshot fails; "warn" goes on without that snapshot.
+        on_error: "raise" stops training where a snapshot fails; "warn" goes on without that snapshot. A snapshot that
+            changed the training stops it in either case.
         verify_restore: at which snapshots to check, by hashes, that training is as it was.
         per_token, launch: reserved; only False and "inline" in this version.
         allow_untested: run with strategies and precisions for which the promises were not shown.
@@ -249,7 +250,7 @@ class BIFCallback(pl.Callback):
 
     def _open(self, trainer: Any, module: Any) -> Session:
         if self.directory is not None and self.directory != self._owned and not self._resumed:
-            _check_unused(self.directory)
+            check_unused(self.directory)
         with training_guard(trainer, module, [self.request.train, self.request.query, *data_of(trainer)]):
             attribution = attribution_of(trainer, module, self.request)
             outputs = Outputs(
@@ -284,7 +285,7 @@ class BIFCallback(pl.Callback):
             with trainer.profiler.profile(f"[BIF]{self.name}"):
                 self.latest = self._session.snapshot(trainer, module)
         except Exception as error:
-            if self.on_error == "raise":
+            if self.on_error == "raise" or isinstance(error, TrainingDisturbedError):
                 raise
             rank_zero_warn(f"the snapshot at step {step} failed and is skipped; training goes on: {error}")
             return
@@ -295,13 +296,4 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if value not in choices:
         raise MisconfigurationException(
             f"{name} is {value!r}; in this version it must be {' or '.join(map(repr, choices))}"
-        )
-
-
-def _check_unused(directory: Path) -> None:
-    dumps = sorted(path.name for path in directory.glob("step=*.h5"))
-    if dumps:
-        raise MisconfigurationException(
-            f"{directory} holds {len(dumps)} dumps of another run ({dumps[0]} ...), and steps of two runs must not "
-            "mix; choose another dirpath, resume that run from its checkpoint, or remove the folder"
         )

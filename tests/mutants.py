@@ -12,9 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 
+WORKERS = 2
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL, REPLAY = "exact/test_posterior_and_kernel.py", "exact/test_chain_replay.py"
 INFLUENCE, BOOKS = "exact/test_moments_and_influence.py", "exact/test_estimate_bookkeeping.py"
@@ -277,6 +280,7 @@ def judge(folder: Path, one: Mutant) -> tuple[bool, str]:
 
 
 def copy_project(folder: Path) -> None:
+    folder.mkdir()
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     for name in ("bif_lightning", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -285,20 +289,25 @@ def copy_project(folder: Path) -> None:
 
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
-    survivors = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        copy_project(folder)
-        whole = run_tests(folder, tuple(sorted({test for m in chosen for test in m.tests})))
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(WORKERS) as pool:
+        folders: Queue[Path] = Queue()
+        for worker in range(WORKERS):
+            folders.put(Path(name) / str(worker))
+            copy_project(Path(name) / str(worker))
+        whole = run_tests(Path(name) / "0", tuple(sorted({test for m in chosen for test in m.tests})))
         if whole.returncode != 0:
             print(whole.stdout[-3000:], "\nThe tests fail without any mutant.")
             return 1
-        for one in chosen:
-            started = time.perf_counter()
+
+        def try_out(one: Mutant) -> bool:
+            folder, started = folders.get(), time.perf_counter()
             killed, how = judge(folder, one)
-            survivors += not killed
+            folders.put(folder)
             verdict = "killed" if killed else "SURVIVED"
             print(f"{verdict:8}  {one.name:36}  {time.perf_counter() - started:5.1f} s  {how}", flush=True)
+            return killed
+
+        survivors = len(chosen) - sum(pool.map(try_out, chosen))
     print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
     return 1 if survivors else 0
 

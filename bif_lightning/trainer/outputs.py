@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -108,6 +109,20 @@ class Outputs:
             else:
                 logger.log_metrics(scalars(estimate, self.train, self.query), step=trainer.global_step)
         self.introduced = True
+
+
+def check_unused(directory: Path) -> None:
+    """Refuse a folder that holds dumps already.
+
+    Raises:
+        MisconfigurationException: it does; steps of two runs must not mix.
+    """
+    dumps = sorted(path.name for path in directory.glob("step=*.h5"))
+    if dumps:
+        raise MisconfigurationException(
+            f"{directory} holds {len(dumps)} dumps of another run ({dumps[0]} ...), and steps of two runs must not "
+            "mix; choose another dirpath, resume that run from its checkpoint, or remove the folder"
+        )
 
 
 def metrics_of(trainer: Any) -> dict[str, float]:
