@@ -82,6 +82,7 @@ def cases(quick: bool) -> dict[str, Case]:
         Chains(num_chains=4, num_draws=100, thinning=4, batch_size=64), sampler,
     )  # fmt: skip
     mlp512 = replace(mlp, name="mlp512", chains=replace(mlp.chains, num_draws=50, batch_size=512))
+    mlp1024 = replace(mlp, name="mlp1024", train=1500, chains=replace(mlp.chains, num_draws=50, batch_size=1024))
     resnet9 = Case(
         "resnet9", models.ResNet9, models.images, 12, 256, 64,
         Chains(num_chains=2, num_draws=4, thinning=4, batch_size=32), sampler, 64,
@@ -93,6 +94,7 @@ def cases(quick: bool) -> dict[str, Case]:
     if quick:
         mlp = replace(mlp, chains=replace(mlp.chains, num_draws=20))
         mlp512 = replace(mlp512, chains=replace(mlp512.chains, num_draws=8))
+        mlp1024 = replace(mlp1024, chains=replace(mlp1024.chains, num_draws=4))
         resnet9 = replace(resnet9, train=64, query=32, chains=replace(resnet9.chains, num_draws=2, thinning=2))
         gpt = replace(gpt, train=64, query=32, chains=replace(gpt.chains, num_draws=2))
-    return {case.name: case for case in (mlp, mlp512, resnet9, gpt)}
+    return {case.name: case for case in (mlp, mlp512, mlp1024, resnet9, gpt)}

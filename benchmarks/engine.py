@@ -1,6 +1,6 @@
 """What a snapshot costs beyond its own forward and backward passes: time, scaling and memory, as markdown.
 
-    python benchmarks/engine.py [--model mlp|mlp512|resnet9|gpt|all] [--quick] > table.md
+    python benchmarks/engine.py [--model mlp|mlp512|mlp1024|resnet9|gpt|all] [--quick] > table.md
 
 Engine and floor (see floor.py) take turns, so that whatever else the machine does meets both alike. Tables go to
 standard output, progress to standard error.

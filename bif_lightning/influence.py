@@ -90,13 +90,14 @@ def correlation(draws: Products) -> tuple[Entries, Float[Tensor, "batch train co
     train_std = mean(draws.train_variance, draws.share).sqrt()
     column_std = mean(draws.column_variance, draws.share).sqrt()
     # A side that never varied has no correlation: 0/0 = NaN, which is what undefined means in a dump.
-    standardized = draws.covariance / train_std[:, None] / column_std
+    standardized = draws.covariance / (train_std[:, None] * column_std)
     value = mean(standardized, draws.share).clamp(-1, 1)
-    spread = (draws.train_variance / train_std.square())[:, :, None] + (draws.column_variance / column_std.square())[
-        :, None, :
-    ]
-    moved = standardized - 0.5 * value * spread
-    return Entries(value, weighted_mean(moved, draws.share).standard_error), moved + value
+    train_part = (draws.train_variance / train_std.square())[:, :, None]
+    column_part = (draws.column_variance / column_std.square())[:, None, :]
+    # In place, here and below: of a matrix for each batch, memory traffic is the cost.
+    moved = (train_part + column_part).mul_(-0.5 * value).add_(standardized)
+    error = weighted_mean(moved, draws.share).standard_error
+    return Entries(value, error), moved.add_(value)
 
 
 def spreads(moved: Float[Tensor, "batch train column"], share: Float[Tensor, " batch"], chains: int) -> list[float]:
@@ -111,7 +112,7 @@ def spreads(moved: Float[Tensor, "batch train column"], share: Float[Tensor, " b
         Three numbers; NaN where there are fewer than 2 groups. They add up over blocks of rows.
     """
     value = mean(moved, share)
-    deviation = ((moved - value) * share[:, None, None]).nan_to_num(nan=0.0).unflatten(0, (chains, -1))
+    deviation = (moved - value).mul_(share[:, None, None]).nan_to_num_(nan=0.0).unflatten(0, (chains, -1))
     return [_spread(deviation, length) for length in (1, 2, deviation.shape[1])]
 
 
@@ -141,7 +142,7 @@ def weighted_mean(batches: Float[Tensor, "batch row column"], share: Float[Tenso
     count = len(share)
     if count < 2:
         return Entries(value, torch.full_like(value, torch.nan))
-    variance = ((batches - value).square() * share.square()[:, None, None]).sum(0) * (count / (count - 1))
+    variance = mean((batches - value).square_(), share.square()) * (count / (count - 1))
     return Entries(value, variance.sqrt())
 
 

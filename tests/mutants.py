@@ -158,7 +158,7 @@ MUTANTS = [
     mutant(
         "correlation error of a covariance",
         "influence.py",
-        ("moved = standardized - 0.5 * value * spread", "moved = standardized - value"),
+        ("(train_part + column_part).mul_(-0.5 * value).add_(standardized)", "standardized - value"),
         tests=(INFLUENCE,),
     ),
     mutant(
