@@ -16,10 +16,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from bif_lightning.problem import evaluating
+
 from .advice import refusal
 from .batch import examples_in
 from .capture import Captured, NotSeparableError, Step, capture, scalar_loss
-from .oracle import at_perturbed_weights, disagreement, evaluating, rounding, tells_apart
+from .oracle import at_perturbed_weights, disagreement, rounding, tells_apart
 from .shares import Rule, calls_of, consistent_rules, split
 from .userloss import check_user_loss as check_user_loss
 

@@ -1,8 +1,7 @@
 """The oracle for per-example losses: an example in a batch of one must have the loss of its row."""
 
 import math
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -27,18 +26,6 @@ class Bound(nn.Module):
 
     def forward(self, batch: Any) -> object:
         return self.step(self.module, batch)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Generator[None]:
-    """Put a module into eval mode and give every submodule its own mode back afterwards."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
 
 
 def at_perturbed_weights(step: Step, module: nn.Module) -> Step:

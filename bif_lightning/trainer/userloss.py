@@ -8,7 +8,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .oracle import Bound, evaluating, rounding
+from bif_lightning.problem import evaluating
+
+from .oracle import Bound, rounding
 
 _TOLERANCE: Final = 0.03
 _EXAMPLE: Final = 'return F.cross_entropy(module(x), y, reduction="none")'
