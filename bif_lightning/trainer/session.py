@@ -13,7 +13,7 @@ from bif_lightning.forecast import Forecast, forecast
 from bif_lightning.result import Estimate
 from bif_lightning.trainer.adapter import Attribution
 from bif_lightning.trainer.fingerprint import difference, fingerprint
-from bif_lightning.trainer.guard import training_guard
+from bif_lightning.trainer.guard import iterators, training_guard
 from bif_lightning.trainer.outputs import Outputs
 from bif_lightning.trainer.progress import progress_of
 
@@ -47,8 +47,13 @@ class Session:
     taken: int = 0
 
     def announce(self, trainer: Any, module: Any) -> Forecast:
-        """Settle the sampler, and say what a snapshot will take."""
+        """Settle the sampler, and say what a snapshot will take; warn of what no guard can put back."""
         problem = self.attribution.problem
+        if open_iterators := iterators(trainer, module):
+            rank_zero_warn(
+                f"{', '.join(open_iterators)} is an iterator, which cannot be rewound: if the loss advances it, a "
+                "snapshot changes the training. Pass a loss_fn that does not"
+            )
         with self._guarded(trainer, module), self.attribution.around():
             sampler = settled_sampler(problem, self.sampler, self.chains, self.settled)
             expected = forecast(problem, sampler, self.chains, store_traces=self.store_traces)

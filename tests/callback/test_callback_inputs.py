@@ -201,3 +201,10 @@ def test_latest_estimate_is_at_hand(tmp_path: Path) -> None:
     fit(tmp_path, [callback])
     assert callback.latest is not None
     assert callback.latest.sampler == SAMPLER
+
+
+def test_an_open_iterator_in_the_module_is_warned_of(tmp_path: Path) -> None:
+    module = Leaky()
+    module.stream = iter(range(100))
+    with pytest.warns(UserWarning, match=r"module\.stream is an iterator.*loss_fn"):
+        fit(tmp_path, [bif(tmp_path)], module=module)
