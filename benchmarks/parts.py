@@ -29,7 +29,7 @@ def shares(case: Case, problem: Problem) -> dict[str, float]:
         return timed
 
     with (
-        patch.object(Problem, "mean_loss", clock("gradient passes", Problem.mean_loss)),
+        patch.object(Problem, "add_gradient", clock("gradient passes", Problem.add_gradient)),
         patch.object(chain.Walker, "measure", clock("measurement", chain.Walker.measure)),
         patch.object(chain.Walker, "_fill_normal", clock("noise", chain.Walker._fill_normal)),
         patch.object(chain, "drift_", clock("update", chain.drift_)),

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from bif_lightning.config import SGLD
-from bif_lightning.host import FunctionalHost, Weights
 from bif_lightning.noise import stream_seed
 from bif_lightning.problem import Problem
+from bif_lightning.weights import Host, Weights
 
 INVERSE_TEMPERATURE = 1e4
 """nβ of the rule: with control variates the scores were the same from 1e4 to 1e6, and worse below."""
@@ -26,7 +26,7 @@ _EXAMPLES = 512
 _RELATIVE_STEP = 1e-3
 
 
-def largest_curvature(problem: Problem, host: FunctionalHost, seed: int = 0) -> float:
+def largest_curvature(problem: Problem, host: Host, seed: int = 0) -> float:
     """λmax, the largest Hessian eigenvalue of the mean loss at the snapshot, by power iteration.
 
     H·v = (∇L(w* + h·v) − ∇L(w* − h·v)) / 2h  needs first derivatives only, so it works where a second backward
@@ -37,25 +37,24 @@ def largest_curvature(problem: Problem, host: FunctionalHost, seed: int = 0) -> 
     batch = problem.minibatch(rows)
     weights: Weights = host.weights()
     bound = host.bind(weights)
-    step = _RELATIVE_STEP * max(float(host.center.norm()), 1e-3)
+    step = _RELATIVE_STEP * max(host.norm(host.center), 1e-3)
 
     def gradient(direction: Tensor, sign: float) -> Tensor:
         with torch.no_grad():
             torch.add(host.center, direction, alpha=sign * step, out=weights.flat)
-            weights.gradient.zero_()
-        problem.mean_loss(bound, batch)
+        problem.gradient(host, weights, bound, batch)
         return weights.gradient.clone()
 
     generator = torch.Generator(host.device).manual_seed(stream_seed(seed, -1))
     direction = torch.zeros_like(host.center)
-    for piece in host.layout.pieces(direction):
-        piece.normal_(generator=generator)
+    for parameter, piece in enumerate(host.layout.pieces(direction)):
+        host.fill_normal(piece, parameter, generator)
     curvature = 0.0
     for _ in range(_ITERATIONS):
-        direction /= direction.norm()
+        direction /= host.norm(direction)
         product = (gradient(direction, 1.0) - gradient(direction, -1.0)) / (2 * step)
-        curvature = float(product @ direction)
-        if not bool(product.any()):
+        curvature = host.inner(product, direction)
+        if host.norm(product) == 0:
             break
         direction = product
     return abs(curvature)
@@ -107,9 +106,7 @@ def steadied(sampler: SGLD, curvature: float) -> SGLD:
     return sampler if found < 2.0 else replace(sampler, step_size=sampler.step_size * STEP_FRACTION / found)
 
 
-def settle(
-    sampler: SGLD | Literal["auto"], settled: SGLD | None, problem: Problem, host: FunctionalHost, seed: int
-) -> SGLD:
+def settle(sampler: SGLD | Literal["auto"], settled: SGLD | None, problem: Problem, host: Host, seed: int) -> SGLD:
     """The settings of this snapshot.
 
     Args:

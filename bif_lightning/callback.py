@@ -14,12 +14,16 @@ from bif_lightning.config import SGLD, Chains
 from bif_lightning.data import Collate
 from bif_lightning.describe import Describe
 from bif_lightning.observables import LossFn, Observable
+from bif_lightning.placement import PeerFailedError
 from bif_lightning.result import Estimate
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
-from bif_lightning.trainer.adapter import Request, attribution_of, check_request, check_trainer, data_of
-from bif_lightning.trainer.guard import training_guard
-from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
-from bif_lightning.trainer.session import Session, TrainingDisturbedError, Verify, tiny
+from bif_lightning.trainer.adapter import Request, check_request
+from bif_lightning.trainer.interrupts import interrupts_wait
+from bif_lightning.trainer.losses import PerSample
+from bif_lightning.trainer.opening import Wanted, check_choice, check_same, open_session
+from bif_lightning.trainer.outputs import Precision
+from bif_lightning.trainer.session import Session, Verify, is_fatal, is_of_files, is_preemption
+from bif_lightning.trainer.support import check_trainer
 from bif_lightning.trainer.triggers import (
     Triggers,
     averages_weights,
@@ -52,6 +56,8 @@ class BIFCallback(pl.Callback):
         params: name patterns of the parameters to sample (weight-restricted influence); None for all.
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token] (summed over tokens). None derives the loss of
             each example from `training_step` and proves it on examples, or refuses and says what to pass.
+        per_sample: of derived losses: "mean" is what `training_step` returns for an example alone; "sum" is that times
+            its own divisor (tokens, class weight), which is its share in the objective of a batch.
         collate_fn: makes a batch of a list of examples; None for the training loader's own.
         describe: item -> mapping with any of id, label, label_name, label_names, text, thumbnail, where the dataset
             does not tell by itself.
@@ -67,7 +73,8 @@ class BIFCallback(pl.Callback):
             changed the training stops it in either case.
         verify_restore: at which snapshots to check, by hashes, that training is as it was.
         per_token, launch: reserved; only False and "inline" in this version.
-        allow_untested: run with strategies and precisions for which the promises were not shown.
+        allow_untested: run with strategies and precisions for which the promises were not shown, and with losses whose
+            gradient is not that of finite differences.
 
     Raises:
         MisconfigurationException, ValueError, TypeError: settings that cannot work, here or in `setup`.
@@ -88,6 +95,7 @@ class BIFCallback(pl.Callback):
         observables: Sequence[Observable] = (),
         params: str | Sequence[str] | None = None,
         loss_fn: LossFn | None = None,
+        per_sample: PerSample = "mean",
         collate_fn: Collate | None = None,
         describe: Describe | None = None,
         eval_batch_size: int = 256,
@@ -108,11 +116,17 @@ class BIFCallback(pl.Callback):
         if query is not None:
             check_request(query, "query")
         check_summaries(views, pairs)
-        _check_choice("on_error", on_error, ("raise", "warn"))
-        _check_choice("verify_restore", verify_restore, ("first", "always", "never"))
-        _check_choice("precision", precision, ("full", "10bit"))
-        _check_choice("launch", launch, ("inline",))
-        _check_choice("per_token", per_token, (False,))
+        check_choice("on_error", on_error, ("raise", "warn"))
+        check_choice("verify_restore", verify_restore, ("first", "always", "never"))
+        check_choice("precision", precision, ("full", "10bit"))
+        check_choice("launch", launch, ("inline",))
+        check_choice("per_token", per_token, (False,))
+        check_choice("per_sample", per_sample, ("mean", "sum"))
+        if loss_fn is not None and per_sample != "mean":
+            raise MisconfigurationException(
+                "per_sample='sum' is about losses derived from training_step, and a loss_fn is given: return from it "
+                "the loss that you want of each example, and leave per_sample out"
+            )
         self.triggers = Triggers(
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
@@ -126,17 +140,29 @@ class BIFCallback(pl.Callback):
             observables=observables,
             params=[params] if isinstance(params, str) else params,
             loss_fn=loss_fn,
+            per_sample=per_sample,
             collate_fn=collate_fn,
             eval_batch_size=eval_batch_size,
+            check_gradient=not allow_untested,
         )
-        self.chains = chains or Chains()
-        self.sampler: SGLD | Literal["auto"] = sampler
-        self.describe = describe
-        self.dirpath, self.name = dirpath, name
-        self.views, self.pairs = (views if log else ()), pairs
-        self.store_traces, self.on_error = store_traces, on_error
-        self.precision: Precision = precision
-        self.verify_restore: Verify = verify_restore
+        self.wanted = Wanted(
+            chains=chains or Chains(),
+            sampler=sampler,
+            describe=describe,
+            precision=precision,
+            views=views if log else (),
+            pairs=pairs,
+            store_traces=store_traces,
+            verify=verify_restore,
+            settings={
+                "sampler": sampler if isinstance(sampler, str) else asdict(sampler),
+                "chains": asdict(chains or Chains()),
+                "params": list(self.request.params or ()),
+                "per_sample": per_sample,
+                "loss_fn": loss_fn is not None,
+            },
+        )
+        self.dirpath, self.name, self.on_error = dirpath, name, on_error
         self.allow_untested = allow_untested
         self.directory: Path | None = None
         self.latest: Estimate | None = None
@@ -144,6 +170,7 @@ class BIFCallback(pl.Callback):
         self._seen = 0
         self._last: int | None = None
         self._settled: SGLD | None = None
+        self._data = dict[str, str]()
         self._owned: Path | None = None
         self._resumed = False
 
@@ -158,7 +185,7 @@ class BIFCallback(pl.Callback):
         chosen = (
             Path(self.dirpath) if self.dirpath is not None else Path(log_dir or trainer.default_root_dir) / self.name
         )
-        self.directory = None if cast(Any, trainer).fast_dev_run else chosen
+        self.directory = None if cast(Any, trainer).fast_dev_run else trainer.strategy.broadcast(chosen)
         if waits := waits_for_the_clock(trainer):
             rank_zero_warn(
                 f"{', '.join(waits)} acts by the clock, and snapshots take time: training will not be bitwise what it "
@@ -169,9 +196,10 @@ class BIFCallback(pl.Callback):
         """Find the data, prove the losses, say what a snapshot will take; a snapshot if `at_start`."""
         self._seen = trainer.global_step
         try:
-            self._session = self._open(trainer, pl_module)
-        except OSError as error:
-            if self.on_error == "raise":
+            with interrupts_wait():
+                self._session = self._open(trainer, pl_module)
+        except (OSError, PeerFailedError) as error:
+            if self.on_error == "raise" or not is_of_files(error):
                 raise
             rank_zero_warn(f"no influence will be estimated in this run: {error}")
             return
@@ -219,7 +247,8 @@ class BIFCallback(pl.Callback):
         return {
             "last": self._last,
             "settled": None if self._settled is None else asdict(self._settled),
-            "settings": self._settings(),
+            "settings": dict(self.wanted.settings),
+            "data": self._data,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -228,52 +257,25 @@ class BIFCallback(pl.Callback):
         Raises:
             MisconfigurationException: the settings are others than those of the run that wrote it.
         """
-        theirs, ours = state_dict["settings"], self._settings()
-        changed = [
-            f"{name}: {theirs.get(name)!r} then, {ours.get(name)!r} now"
-            for name in {**theirs, **ours}
-            if theirs.get(name) != ours.get(name)
-        ]
-        if changed:
-            raise MisconfigurationException(
-                "BIFCallback has other settings than in the run that wrote this checkpoint, and their dumps would not "
-                f"compare: {'; '.join(changed)}. Use the settings of then, or a callback of another name"
-            )
+        check_same("settings", state_dict["settings"], dict(self.wanted.settings))
+        self._data = state_dict["data"]
         self._last, self._resumed = state_dict["last"], True
         self._settled = None if state_dict["settled"] is None else SGLD(**state_dict["settled"])
-
-    def _settings(self) -> dict[str, Any]:
-        sampler = self.sampler if isinstance(self.sampler, str) else asdict(self.sampler)
-        return {"sampler": sampler, "chains": asdict(self.chains), "params": list(self.request.params or ())}
 
     # -- snapshots ----------------------------------------------------------------------------------------------
 
     def _open(self, trainer: Any, module: Any) -> Session:
-        if self.directory is not None and self.directory != self._owned and not self._resumed:
-            check_unused(self.directory)
-        with training_guard(trainer, module, [self.request.train, self.request.query, *data_of(trainer)]):
-            attribution = attribution_of(trainer, module, self.request)
-            outputs = Outputs(
-                directory=self.directory,
-                attribution=attribution,
-                describe=self.describe,
-                precision=self.precision,
-                views=() if trainer.fast_dev_run else self.views,
-                pairs=self.pairs,
-                settings={"settings": self._settings()},
-            )
-            outputs.open()
-        self._owned = self.directory
-        chains = tiny(self.chains) if trainer.fast_dev_run else self.chains
-        session = Session(
-            attribution=attribution,
-            outputs=outputs,
-            sampler=self.sampler,
-            chains=chains,
-            store_traces=self.store_traces,
-            verify=self.verify_restore,
+        session = open_session(
+            trainer,
+            module,
+            self.request,
+            self.wanted,
+            self.directory,
+            fresh=self.directory != self._owned and not self._resumed,
+            data=self._data if self._resumed else {},
             settled=self._settled,
         )
+        self._owned, self._data = self.directory, session.outputs.fingerprints
         session.announce(trainer, module)
         return session
 
@@ -282,18 +284,14 @@ class BIFCallback(pl.Callback):
         if self._session is None or self._last == step:
             return
         try:
-            with trainer.profiler.profile(f"[BIF]{self.name}"):
+            with interrupts_wait(), trainer.profiler.profile(f"[BIF]{self.name}"):
                 self.latest = self._session.snapshot(trainer, module)
         except Exception as error:
-            if self.on_error == "raise" or isinstance(error, TrainingDisturbedError):
+            if is_preemption(error):
+                rank_zero_warn(f"the snapshot at step {step} is given up, since the job is asked to end")
+                return
+            if self.on_error == "raise" or is_fatal(error):
                 raise
             rank_zero_warn(f"the snapshot at step {step} failed and is skipped; training goes on: {error}")
             return
         self._last, self._settled = step, self._session.settled
-
-
-def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise MisconfigurationException(
-            f"{name} is {value!r}; in this version it must be {' or '.join(map(repr, choices))}"
-        )

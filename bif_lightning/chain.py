@@ -1,5 +1,6 @@
 """One chain: from the snapshot through burn-in to an iterator of draws."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -8,15 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Batch
 from bif_lightning.diagnostics import left_posterior
-from bif_lightning.host import Bound, FunctionalHost, Weights
 from bif_lightning.noise import GLOBAL, Noise, chain_noise, seed_global
 from bif_lightning.posterior import drift_
-from bif_lightning.problem import Problem
+from bif_lightning.problem import Minibatch, Problem
 from bif_lightning.recorder import Record, batch_lengths
 from bif_lightning.result import Divergence
 from bif_lightning.sgld import Preconditioner, preconditioner_for, step_
+from bif_lightning.weights import Bound, Host, Weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Plan:
     """
 
     problem: Problem
-    host: FunctionalHost
+    host: Host
     sampler: SGLD
     chains: Chains
     snapshot: int
@@ -72,6 +72,7 @@ class Walker:
             self.anchor = host.bind(host.anchor(self.weights.gradient))
         self.preconditioner: Preconditioner | None = preconditioner_for(self.weights.flat, plan.sampler)
         self.steps = 0
+        self.scale = plan.problem.loss_scale
         self.noise: Noise = chain_noise(plan.chains.seed, plan.snapshot, chain, host.device)
 
     def step(self, index: int) -> None:
@@ -100,16 +101,34 @@ class Walker:
 
     def squared_distance(self) -> float:
         """‖w − w*‖²."""
-        return float(torch.dist(self.weights.flat, self.plan.host.center)) ** 2
+        return self.plan.host.distance(self.weights.flat) ** 2
 
-    def _gradient(self, batch: Batch, index: int) -> None:
+    def _gradient(self, minibatch: Minibatch, index: int) -> None:
+        updated = False
+        while True:
+            self._add_gradient(self.bound, minibatch, index, self.scale)
+            finite = self._is_representable()
+            if finite and self.preconditioner and not updated:
+                self.preconditioner.update(self.weights.gradient, self.plan.sampler, self.scale)
+                updated = True
+            if finite and self.anchor:
+                self._add_gradient(self.anchor, minibatch, index, -self.scale)
+                finite = self._is_representable()
+            if finite:
+                break
+            self.scale /= 2
+            self.weights.gradient.zero_()
+        if self.scale != 1:
+            self.weights.gradient.div_(self.scale)
+
+    def _add_gradient(self, bound: Bound, minibatch: Minibatch, index: int, factor: float) -> None:
         self._key_global(index)
-        self.plan.problem.mean_loss(self.bound, batch)
-        if self.preconditioner:
-            self.preconditioner.update(self.weights.gradient, self.plan.sampler)
-        if self.anchor:
-            self._key_global(index)
-            self.plan.problem.mean_loss(self.anchor, batch, sign=-1.0)
+        self.plan.problem.add_gradient(bound, minibatch, factor)
+
+    def _is_representable(self) -> bool:
+        """Whether the scaled gradient fits half precision. Without a scale, an infinite one is the chain's own: it has
+        diverged."""
+        return self.scale <= 1 or math.isfinite(self.plan.host.norm(self.weights.gradient))
 
     def _key_global(self, step: int) -> None:
         if self.plan.stochastic:
@@ -117,9 +136,9 @@ class Walker:
 
     def _fill_normal(self, out: Tensor, index: int) -> None:
         # Noise usually goes into the gradient's memory, whose views lie ready.
-        ready = out is self.weights.gradient
-        for parameter, piece in enumerate(self.weights.gradients if ready else self.plan.host.layout.pieces(out)):
-            self.noise.fill_normal(piece, index, parameter)
+        host, ready = self.plan.host, out is self.weights.gradient
+        for parameter, piece in enumerate(self.weights.gradients if ready else host.layout.pieces(out)):
+            host.fill_normal(piece, parameter, self.noise.normals(index, parameter))
 
 
 def draws(walker: Walker) -> Iterator[Draw]:
@@ -150,7 +169,8 @@ def run_chain(plan: Plan, chain: int) -> Record | Divergence:
             record.loss.append(before)
             record.distance.append(draw.squared_distance**0.5)
     except Exception:
-        if bool(walker.weights.flat.isfinite().all()):
+        # Shards of a model fail together or not at all: whether one is finite says nothing of the others.
+        if plan.host.sharded or bool(walker.weights.flat.isfinite().all()):
             raise
         why = "the weights are no longer finite and the model refused them"
         past = walker.steps - plan.chains.burn_in

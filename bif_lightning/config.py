@@ -106,6 +106,8 @@ class Chains:
         burn_in: B, steps dropped first.
         thinning: k, steps from one recorded draw to the next (1 records every step).
         batch_size: m, examples in a gradient minibatch (the whole set where it is smaller).
+        num_threads: cores that one chain uses on a CPU. Chains run side by side on the rest; with 1, the bits of a
+            chain do not depend on the machine's cores, so give as many chains as there are, or more threads.
         seed: all randomness of all chains derives from it (see `bif_lightning.noise`).
         common_random_numbers: every snapshot of a run uses the same minibatch order and noise, so that a
             difference between snapshots is not a difference of noise. False gives each its own.
@@ -126,13 +128,14 @@ class Chains:
     burn_in: int = 0
     thinning: int = 1
     batch_size: int = 64
+    num_threads: int = 1
     seed: int = 0
     common_random_numbers: bool = True
     centring: Centring = "chain"
     storage: Storage = "auto"
 
     def __post_init__(self) -> None:
-        _check_whole(self, 1, "num_chains", "num_draws", "thinning", "batch_size")
+        _check_whole(self, 1, "num_chains", "num_draws", "thinning", "batch_size", "num_threads")
         _check_whole(self, 0, "burn_in", "seed")
         _check(self.centring in ("chain", "pooled"), "centring", self.centring, "'chain' or 'pooled'")
         _check(

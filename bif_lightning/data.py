@@ -1,12 +1,16 @@
 """Random access to a map-style dataset by batches of row numbers, the same examples every time."""
 
+import dataclasses
+import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
+
+from bif_lightning.noise import seed_global
 
 Batch = Any
 """Whatever the collate function makes of a list of examples."""
@@ -65,6 +69,8 @@ class Examples:
         self.dataset = dataset
         self.collate: Collate = collate or default_collate
         self.rows = range(len(dataset)) if rows is None else rows
+        self.repeats = True
+        """Whether reading again, with the global generators in the same state, gives the same examples."""
         self._stacked: Batch | None = None
         self._tried = False
 
@@ -92,13 +98,15 @@ class Examples:
         return [(self.batch(chunk), len(chunk)) for chunk in chunks]
 
     def prepare(self) -> None:
-        """Stack the set in memory if that is safe and small enough. Called once, before the first batch."""
+        """Stack the set in memory if that is safe and small enough. Called once, before the first batch; seeds the
+        global generators."""
         if self._tried:
             return
         self._tried = True
         count = len(self)
         probe = torch.linspace(0, count - 1, min(_PROBE, count)).long().unique()
         first = self.collated(cast(list[int], probe.tolist()))
+        self.repeats = self._repeats(probe)
         bytes_each = _bytes(first, len(probe))
         if bytes_each is None or bytes_each * count > CACHE_BYTES:
             return
@@ -116,6 +124,13 @@ class Examples:
             and _same(first, _take(stacked, probe))
         ):
             self._stacked = stacked
+
+    def _repeats(self, probe: Tensor) -> bool:
+        found = list[str]()
+        for _ in range(2):
+            seed_global(torch.device("cpu"), 0)
+            found.append(digest(self.collated(cast(list[int], probe.tolist()))))
+        return found[0] == found[1]
 
     def _collates_to_rows_of(self, stacked: Batch, probe: Tensor) -> bool:
         """Also one by one: a collate function that pads to the longest of a batch gives other rows there."""
@@ -135,6 +150,27 @@ def move(batch: Batch, device: torch.device) -> Batch:
         return type(batch)(*values) if getattr(batch, "_fields", None) else tuple(values)
     to = getattr(batch, "to", None)  # Hugging Face's BatchEncoding and the like move themselves
     return to(device) if callable(to) else batch
+
+
+def digest(batch: Batch) -> str:
+    """A hash of what a batch holds: tensors, text and numbers, in containers of any depth."""
+    found = hashlib.sha256()
+    _feed(found, batch)
+    return found.hexdigest()[:16]
+
+
+def _feed(found: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        bits = value.detach().cpu().reshape(-1).contiguous()
+        found.update(f"{value.dtype} {tuple(value.shape)}".encode() + bits.view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key, part in cast(Mapping[Any, Any], value).items():
+            _feed(found, [str(key), part])
+    elif isinstance(value, list | tuple):
+        for part in cast(Sequence[Any], value):
+            _feed(found, part)
+    elif dataclasses.is_dataclass(value) or isinstance(value, str | int | float | bytes):
+        found.update(repr(value).encode())
 
 
 def _children(batch: Batch) -> list[Any] | None:

@@ -9,6 +9,8 @@ from torch import Tensor
 from bif_lightning.config import SGLD
 from bif_lightning.posterior import energy
 
+_RANKED = 8  # queries that are ranked together
+
 
 def split_rhat(trace: Float[Tensor, "chain draw"]) -> float:
     """Split R-hat: √(((T−1)/T·W + B/T)/W) over half-chains (Gelman et al., Bayesian Data Analysis 3, Sec. 11.4).
@@ -99,8 +101,10 @@ def score_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "tra
     """
     if one.shape[0] < 3:
         return math.nan
-    left, right = _standard_ranks(one), _standard_ranks(other)
-    return float((left * right).mean(0).nanmedian())
+    # A few queries at a time: ranking takes several times the memory of the scores.
+    pairs = zip(one.split(_RANKED, 1), other.split(_RANKED, 1), strict=True)
+    agreement = [(_standard_ranks(left) * _standard_ranks(right)).mean(0) for left, right in pairs]
+    return float(torch.cat(agreement).nanmedian())
 
 
 def _standard_ranks(scores: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,17 +17,19 @@ from torch import Tensor, nn
 from bif_lightning.calibration import settle
 from bif_lightning.chain import Plan
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, move
-from bif_lightning.host import FunctionalHost
+from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, digest, move
 from bif_lightning.matrices import Labels
-from bif_lightning.noise import GLOBAL, seed_global, stream_seed, unaltered_generators
+from bif_lightning.noise import DATA, GLOBAL, seed_global, stream_seed, unaltered_generators
 from bif_lightning.observables import LossFn, Observable
-from bif_lightning.placement import Placement, current_placement
-from bif_lightning.problem import Problem, evaluating
+from bif_lightning.placement import Meeting, Placement, current_placement
+from bif_lightning.probe import ready_host
+from bif_lightning.problem import Problem, eagerly, evaluating
 from bif_lightning.recorder import Record, keeps_traces
 from bif_lightning.result import Divergence, Estimate
+from bif_lightning.shards import is_sharded
 from bif_lightning.summary import summarize
-from bif_lightning.workers import Progress, ready_host, run_chains, threads_for
+from bif_lightning.weights import Host
+from bif_lightning.workers import Progress, run_chains, threads_for
 
 
 class ChainsDivergedError(RuntimeError):
@@ -99,15 +102,19 @@ def estimate(
     labels = _labels(train_labels, query_labels, len(problem.train), len(problem.query))
     chains = chains or Chains()
     settings = settled_sampler(problem, sampler, chains)
-    return estimate_problem(problem, settings, chains, labels=labels, store_traces=store_traces, progress=progress)
+    result = estimate_problem(problem, settings, chains, labels=labels, store_traces=store_traces, progress=progress)
+    return cast(Estimate, result)  # since it is there on every rank
 
 
 def settled_sampler(
     problem: Problem, sampler: SGLD | Literal["auto"], chains: Chains, settled: SGLD | None = None
 ) -> SGLD:
     """The sampler settings of this snapshot, given those of the run's first (see `calibration.settle`)."""
-    with ready_for(problem, chains) as (host, _, _):
-        return settle(sampler, settled, problem, host, chains.seed)
+    placement = placement_of(problem.module)
+    with ready_for(problem, chains, placement) as (host, _, _):
+        with placement.together("settling the sampler"):
+            found = settle(sampler, settled, problem, host, chains.seed)
+        return placement.from_first(found)
 
 
 def estimate_problem(
@@ -119,27 +126,67 @@ def estimate_problem(
     labels: Labels | None = None,
     store_traces: bool = False,
     placement: Placement | None = None,
+    everywhere: bool = True,
+    scratch: Path | None = None,
     progress: Progress | None = None,
-) -> Estimate:
-    """`estimate` for a problem that serves several snapshots; `snapshot` keys this one's random numbers."""
+) -> Estimate | None:
+    """`estimate` for a problem that serves several snapshots. Collective.
+
+    Args:
+        snapshot: keys this snapshot's random numbers.
+        placement: the ranks that share the work; None for those of the default process group.
+        everywhere: every rank gets the result; else rank 0 alone does, and the others get None.
+        scratch: folder for matrices that are too large for memory; None for the default of `tempfile`.
+    """
     started = time.perf_counter()
-    placement = placement or current_placement()
-    with ready_for(problem, chains) as (host, workers, threads):
-        plan = plan_chains(problem, host, sampler, chains, snapshot=snapshot, store_traces=store_traces)
-        outcomes = placement.gather(run_chains(plan, placement.mine(chains.num_chains), workers, threads, progress))
+    placement = placement or placement_of(problem.module)
+    with ready_for(problem, chains, placement) as (host, workers, threads):
+        with placement.together("running the chains") as meeting:
+            plan = plan_chains(problem, host, sampler, chains, snapshot=snapshot, store_traces=store_traces)
+            mine = placement.mine(chains.num_chains)
+            outcomes = run_chains(plan, mine, workers, threads, _beating(meeting, progress))
+        outcomes = placement.gather(outcomes)
         records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
         divergences = [outcome for outcome in outcomes if isinstance(outcome, Divergence)]
         if len(records) * chains.num_draws < 2:  # none, or with pooled centring one draw of one chain
             raise ChainsDivergedError(_all_diverged(divergences))
-        result = summarize(plan, records, divergences, labels, store_traces=store_traces, workers=workers)
+        result = summarize(
+            plan,
+            records,
+            divergences,
+            labels,
+            store_traces=store_traces,
+            workers=workers,
+            placement=placement,
+            everywhere=everywhere,
+            scratch=scratch,
+        )
+    if result is None:
+        return None
     return replace(result, cost=replace(result.cost, seconds=time.perf_counter() - started))
 
 
+def placement_of(module: nn.Module) -> Placement:
+    """How the ranks of the default process group share the work on this module."""
+    return current_placement(lockstep=is_sharded(module))
+
+
+def _beating(meeting: Meeting, progress: Progress | None) -> Progress:
+    def show(done: int, total: int) -> None:
+        meeting.beat(f"step {done} of {total}")
+        if progress is not None:
+            progress(done, total)
+
+    return show
+
+
 @contextmanager
-def ready_for(problem: Problem, chains: Chains) -> Generator[tuple[FunctionalHost, int, int]]:
+def ready_for(problem: Problem, chains: Chains, placement: Placement | None = None) -> Generator[tuple[Host, int, int]]:
     """The host of the present weights, chains at once, and threads of each; the process is put back afterwards."""
+    placement = placement or placement_of(problem.module)
     device, intra_op = device_of(problem.module), torch.get_num_threads()
     with (
+        eagerly(),
         evaluating(problem.module),
         unaltered_generators(device),
         torch.inference_mode(False),
@@ -147,8 +194,8 @@ def ready_for(problem: Problem, chains: Chains) -> Generator[tuple[FunctionalHos
         # Autocast belongs to a thread, and chains run on others: a loss that wants it enters it itself.
         torch.autocast(device.type, enabled=False),
     ):
-        problem.load()
-        host = ready_host(problem, chains.seed)
+        _load(problem, chains.seed, device, placement)
+        host = ready_host(problem, chains.seed, placement)
         workers, threads = threads_for(chains, host)
         torch.set_num_threads(threads)
         try:
@@ -157,8 +204,29 @@ def ready_for(problem: Problem, chains: Chains) -> Generator[tuple[FunctionalHos
             torch.set_num_threads(intra_op)
 
 
+def _load(problem: Problem, seed: int, device: torch.device, placement: Placement) -> None:
+    """Read the examples, the same on every rank and in every run also where reading them draws random numbers.
+
+    Raises:
+        ValueError: they differ between the ranks.
+    """
+    if problem.loaded:
+        return
+    with placement.together("reading the examples"):
+        seed_global(device, stream_seed(seed, DATA))
+        problem.load()
+        found = digest([problem.train_batches, problem.query_batches]) if placement.world_size > 1 else ""
+    everyone = placement.everywhere(found)
+    if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
+        raise ValueError(
+            f"ranks {differing} read other train or query examples than rank 0, so that their losses would not be "
+            "those of the same examples: the dataset draws random numbers from a generator of its own, or reads other "
+            "files. Pass datasets without augmentation"
+        )
+
+
 def plan_chains(
-    problem: Problem, host: FunctionalHost, sampler: SGLD, chains: Chains, *, snapshot: int = 0, store_traces: bool
+    problem: Problem, host: Host, sampler: SGLD, chains: Chains, *, snapshot: int = 0, store_traces: bool
 ) -> Plan:
     """Measure the losses at the snapshot, and settle how draws are kept.
 

@@ -5,58 +5,152 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from bif_lightning.blocks import Maker
 from bif_lightning.chain import Plan, Walker
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import plan_chains, ready_for
+from bif_lightning.estimator import placement_of, plan_chains, ready_for
+from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
-from bif_lightning.summary import extra_bytes
+from bif_lightning.recorder import Record, batch_lengths
+from bif_lightning.storage import MATRIX_BYTES, check_room
+from bif_lightning.summary import extra_bytes, file_bytes, layout_of, matrix_threads
 
 _LEAST_CALLS = 2
 _TIMED_SECONDS = 0.15
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of wall time, and bytes beyond the module and its data, of one snapshot."""
+    """What one snapshot takes.
+
+    Attributes:
+        seconds: of wall time, without writing.
+        extra_bytes: of memory on rank 0 beyond the module and its data.
+        workers: chains at a time, on each rank.
+        ranks: that share the chains and the rows of the matrices.
+        file_bytes: of the matrices, where they lie in a temporary file; else 0.
+    """
 
     seconds: float
     extra_bytes: int
     workers: int
+    ranks: int = 1
+    file_bytes: int = 0
 
     def __str__(self) -> str:
         chains = "1 chain" if self.workers == 1 else f"{self.workers} chains"
-        return f"about {self.seconds:.2g} s and {self.extra_bytes / 1e6:.3g} MB a snapshot, {chains} at a time"
+        ranks = f" on each of {self.ranks} ranks" if self.ranks > 1 else ""
+        matrices = f", {_size(self.file_bytes)} of matrices in a temporary file" if self.file_bytes else ""
+        return (
+            f"about {self.seconds:.2g} s and {_size(self.extra_bytes)} a snapshot, {chains} at a time{ranks}{matrices}"
+        )
 
 
-def forecast(problem: Problem, sampler: SGLD, chains: Chains, *, store_traces: bool = False) -> Forecast:
-    """Time a step and a measurement, and count: ceil(C / at once) x (steps x step + T x measurement).
+def forecast(
+    problem: Problem,
+    sampler: SGLD,
+    chains: Chains,
+    *,
+    store_traces: bool = False,
+    placement: Placement | None = None,
+    matrix_bytes: int = MATRIX_BYTES,
+    scratch: Path | None = None,
+) -> Forecast:
+    """Time a step, a measurement and a tile of the matrices, and count them. Collective.
 
-    The seconds leave out the matrix, one product of the draws.
+    A rank makes ceil(its chains / at once) x (steps x step + T x measurement), then its share of the tiles.
+
+    Args:
+        problem, sampler, chains, store_traces: as of the snapshot.
+        placement: the ranks that share the work; None for those of the default process group.
+        matrix_bytes, scratch: see `summary.summarize`.
+
+    Raises:
+        OSError: the disk has no room for the matrices.
     """
-    with ready_for(problem, chains) as (host, workers, threads):
+    placement = placement or placement_of(problem.module)
+    with ready_for(problem, chains, placement) as (host, workers, threads):
         plan = plan_chains(problem, host, sampler, chains, store_traces=store_traces)
+        own = chains.num_chains if placement.lockstep else -(-chains.num_chains // placement.world_size)
+        workers = min(workers, own)
         # As many at once as there will be: chains on threads slow each other down.
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-            step, measurement = map(max, zip(*pool.map(partial(_time, plan), range(workers)), strict=True))
-        rounds = -(-chains.num_chains // workers)
-        seconds = rounds * (chains.num_steps * step + chains.num_draws * measurement)
-        return Forecast(seconds, extra_bytes(plan, workers), workers)
+        timed = _at_once(partial(_time, plan, placement), workers, threads)
+        step, measurement = map(max, zip(*timed, strict=True))
+        sampling = -(-own // workers) * (chains.num_steps * step + chains.num_draws * measurement)
+        in_file = file_bytes(plan, matrix_bytes)
+        if in_file:
+            with placement.together("the room for the matrices"):
+                check_room(in_file, scratch)
+        seconds = sampling + _matrix_seconds(plan, matrix_threads(workers), placement)
+        return Forecast(seconds, extra_bytes(plan, workers, matrix_bytes), workers, placement.world_size, in_file)
 
 
-def _time(plan: Plan, chain: int) -> tuple[float, float]:
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.3g} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.3g} MB"
+
+
+def _at_once(call: Callable[[int], T], workers: int, threads: int) -> list[T]:
+    if workers == 1:
+        return [call(0)]
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return list(pool.map(call, range(workers)))
+
+
+def _time(plan: Plan, placement: Placement, chain: int) -> tuple[float, float]:
     """Seconds of a step and of a measurement."""
     walker = Walker(plan, chain)
     walker.step(0)  # the first call of every operation pays for its set-up
     walker.measure(0, 0)
-    return _seconds(walker.step), _seconds(lambda index: walker.measure(index, index))
+    return _seconds(walker.step, placement), _seconds(lambda index: walker.measure(index, index), placement)
 
 
-def _seconds(call: Callable[[int], object]) -> float:
-    started, calls = time.perf_counter(), 0
-    while calls < _LEAST_CALLS or time.perf_counter() - started < _TIMED_SECONDS:
-        calls += 1
-        call(calls)
+def _matrix_seconds(plan: Plan, threads: int, placement: Placement) -> float:
+    """Of one rank's share of the tiles, from one tile of made-up draws."""
+    layout = layout_of(plan)
+    tiles = layout.tiles(slice(0, layout.train))
+    maker = _made_up(plan, tiles[0].stop)
+
+    def tile(worker: int) -> float:
+        maker.block(tiles[0])
+        return _seconds(lambda _: maker.block(tiles[0]), placement)
+
+    # One intra-op thread each, as in `matrices.compute`.
+    each = max(_at_once(tile, threads, 1))
+    return each * -(-len(tiles) // (threads * placement.world_size))
+
+
+def _made_up(plan: Plan, rows: int) -> Maker:
+    """Draws of the right sizes, for some rows, from a generator of their own; all chains share them."""
+    generator = torch.Generator().manual_seed(0)
+    layout, lengths = layout_of(plan), batch_lengths(plan.chains)
+    record = Record(0, lengths, plan.traces)
+    for _ in range(plan.chains.num_draws):
+        train, columns = (torch.randn(size, generator=generator) for size in (rows, layout.columns))
+        record.push(train, columns)
+    record.seal()
+    shape = rows, layout.columns, layout.queries
+    return Maker.of([record] * plan.chains.num_chains, shape, plan.chains.centring)
+
+
+def _seconds(call: Callable[[int], object], placement: Placement) -> float:
+    """Mean time of a call, over at least two and about 0.15 s of them."""
+    once = _clock(call, 1)
+    calls = max(_LEAST_CALLS, int(_TIMED_SECONDS / max(once, 1e-9)))
+    if placement.lockstep:  # a call may wait for the other ranks: all must make as many
+        calls = placement.from_first(calls)
+    return _clock(call, calls)
+
+
+def _clock(call: Callable[[int], object], calls: int) -> float:
+    """Mean time of so many calls."""
+    started = time.perf_counter()
+    for index in range(1, calls + 1):
+        call(index)
     return (time.perf_counter() - started) / calls

@@ -1,9 +1,8 @@
 """Where the weights of a chain live: beside the module, never in it.
 
-The sampled parameters of a module lie one after the other in one flat vector. A chain owns such a vector; the
-module computes with views of it. Two ways to make it do so, with one contract: a function given to `Bound.call`
-sees the module with those weights, and runs its backward pass inside, where activation checkpointing recomputes
-with the same weights.
+A chain owns a flat vector (`weights`), and the module computes with views of it. Two ways to make it do so, with one
+contract: a function given to `Bound.call` sees the module with those weights, and runs its backward pass inside,
+where activation checkpointing recomputes with the same weights. (A model in shards has a host of its own, `shards`.)
 
 - a *twin*: a second module tree that shares everything but its tensors. Many may run at once, on threads.
 - the module itself, its fields exchanged for the time of a call, one at a time: for modules that a twin does not
@@ -14,120 +13,30 @@ with the same weights.
 """
 
 import copy
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from bif_lightning.weights import Bound, Weights, layout_of, sampled_parameters
+
 T = TypeVar("T")
-
-_ALIGN = 16  # elements: views start on cache lines, as separately allocated tensors do
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which parameters are sampled, and where each lies in the flat vector.
-
-    Attributes:
-        names: of the sampled parameters, in the module's order; a tied parameter stands once.
-        shapes: of each.
-        starts: first element of each in the flat vector.
-        size: length of the flat vector, padding included.
-        num_weights: number of sampled weights, d, without padding.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[torch.Size, ...]
-    starts: tuple[int, ...]
-    size: int
-    num_weights: int
-
-    def pieces(self, flat: Tensor) -> list[Tensor]:
-        """Views of the flat vector, one a parameter, each in its shape."""
-        return [
-            flat.narrow(0, start, shape.numel()).view(shape)
-            for start, shape in zip(self.starts, self.shapes, strict=True)
-        ]
-
-
-def layout_of(module: nn.Module, patterns: Sequence[str] | None) -> Layout:
-    """Lay out the trainable parameters whose names match any pattern (shell style; None: all).
-
-    Raises:
-        ValueError: a pattern that matches nothing, nothing to sample, or a dtype that cannot carry a chain.
-    """
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    chosen = trainable if patterns is None else _matching(trainable, patterns, module)
-    if not chosen:
-        raise ValueError("the module has no parameter that requires a gradient; there is nothing to sample")
-    dtypes = {p.dtype for p in chosen.values()}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-        raise ValueError(
-            f"the sampled parameters are {', '.join(sorted(str(d) for d in dtypes))}; a chain needs one dtype of "
-            "float32 or float64 (steps of SGLD vanish below the resolution of half precision): convert the "
-            "model, or restrict params"
-        )
-    starts, end = list[int](), 0
-    for parameter in chosen.values():
-        starts.append(end)
-        end += -(-parameter.numel() // _ALIGN) * _ALIGN
-    shapes = tuple(p.shape for p in chosen.values())
-    return Layout(tuple(chosen), shapes, tuple(starts), end, sum(shape.numel() for shape in shapes))
-
-
-def _matching(
-    trainable: dict[str, nn.Parameter], patterns: Sequence[str], module: nn.Module
-) -> dict[str, nn.Parameter]:
-    for pattern in patterns:
-        if not fnmatch.filter(trainable, pattern):
-            frozen = fnmatch.filter([n for n, p in module.named_parameters() if not p.requires_grad], pattern)
-            why = f"only frozen parameters ({frozen[0]}, ...)" if frozen else "no parameter"
-            raise ValueError(
-                f"params pattern {pattern!r} matches {why}; trainable names are "
-                f"{', '.join(list(trainable)[:8])}{', ...' if len(trainable) > 8 else ''}"
-            )
-    return {n: p for n, p in trainable.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
-
-
-class Weights:
-    """The weights of one chain (or of the snapshot): a flat vector, its gradient, and views for the module."""
-
-    def __init__(self, layout: Layout, flat: Float[Tensor, " weight"], gradient: Tensor | None = None) -> None:
-        self.layout = layout
-        self.flat = flat
-        self.gradient = torch.zeros_like(flat) if gradient is None else gradient
-        self.leaves = [piece.detach() for piece in layout.pieces(flat)]
-        self.gradients = layout.pieces(self.gradient)
-        self.track(True)
-
-    def track(self, on: bool) -> None:
-        """Whether the module's computations record a graph for these weights."""
-        for leaf, gradient in zip(self.leaves, self.gradients, strict=True):
-            leaf.requires_grad_(on)
-            leaf.grad = gradient if on else None
-
-
-class Bound(Protocol):
-    """A module that computes with given weights."""
-
-    def call(self, function: Callable[[nn.Module], T]) -> T:
-        """Run `function(module)`, forward and backward, with the module's weights replaced."""
-        ...
 
 
 class _Twin:
     """A module tree of its own, with its own tensors; everything else is shared with the original."""
 
-    def __init__(self, module: nn.Module, tensors: dict[int, Tensor]) -> None:
+    def __init__(self, module: nn.Module, weights: Weights, tensors: dict[int, Tensor]) -> None:
+        self.weights = weights
         self.module = _twin(module, tensors, {})
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
-        return function(self.module)
+        self.weights.publish()
+        result = function(self.module)
+        self.weights.collect()
+        return result
 
 
 class _Borrowed:
@@ -136,8 +45,8 @@ class _Borrowed:
     Whole `__dict__` objects are exchanged, so that nothing that a forward pass stores in a module stays there.
     """
 
-    def __init__(self, module: nn.Module, tensors: dict[int, Tensor]) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, weights: Weights, tensors: dict[int, Tensor]) -> None:
+        self.module, self.weights = module, weights
         metrics: dict[int, nn.Module] = {}
         parts = list(module.modules())
         self.fields = [
@@ -155,6 +64,7 @@ class _Borrowed:
         ]
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
+        self.weights.publish()
         worn = [(part, part.__dict__) for part, _ in self.fields]
         held = [(owner, name, owner[name]) for owner, name, _ in self.slots]
         try:
@@ -162,12 +72,14 @@ class _Borrowed:
                 object.__setattr__(part, "__dict__", fields)
             for owner, name, tensor in self.slots:
                 owner[name] = tensor
-            return function(self.module)
+            result = function(self.module)
         finally:
             for part, fields in worn:
                 object.__setattr__(part, "__dict__", fields)
             for owner, name, tensor in held:
                 owner[name] = tensor
+        self.weights.collect()
+        return result
 
 
 class FunctionalHost:
@@ -181,18 +93,32 @@ class FunctionalHost:
         module: whose present weights are the snapshot w*.
         params: name patterns of the parameters to sample; None for all trainable ones.
         twins: run chains on twins of the module, as many at once as there are threads.
+        from_first: makes the buffers those of rank 0, where several ranks estimate together (running statistics
+            differ between the ranks of DDP).
     """
 
-    def __init__(self, module: nn.Module, params: Sequence[str] | None = None, *, twins: bool = True) -> None:
+    sharded = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: Sequence[str] | None = None,
+        *,
+        twins: bool = True,
+        from_first: Callable[[list[Tensor]], list[Tensor]] = list,
+    ) -> None:
         self.module = module
-        self.layout = layout_of(module, params)
+        self._sampled = sampled_parameters(module, params)
+        self.layout = layout_of(self._sampled)
         self.twins = twins
-        self._sampled = {name: p for name, p in module.named_parameters() if name in set(self.layout.names)}
         first = next(iter(self._sampled.values()))
-        self.device, self.dtype = first.device, first.dtype
-        self.center = torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
+        self.device = first.device
+        self.parallel = twins and self.device.type == "cpu"
+        self.center = torch.zeros(self.layout.size, dtype=self.layout.dtype, device=self.device)
         for piece, parameter in zip(self.layout.pieces(self.center), self._sampled.values(), strict=True):
             piece.copy_(parameter.detach())
+        buffers = list(module.buffers())
+        self._buffers = dict(zip(map(id, buffers), from_first([b.detach() for b in buffers]), strict=True))
 
     def weights(self, *, tracked: bool = True) -> Weights:
         """Fresh weights of a chain, starting at the snapshot."""
@@ -207,9 +133,25 @@ class FunctionalHost:
     def bind(self, weights: Weights) -> Bound:
         """The module computing with `weights`."""
         tensors = {id(p): p.detach() for p in self.module.parameters()}
-        tensors.update({id(b): b.detach().clone() for b in self.module.buffers()})
+        tensors.update({key: buffer.clone() for key, buffer in self._buffers.items()})
         tensors.update({id(p): leaf for p, leaf in zip(self._sampled.values(), weights.leaves, strict=True)})
-        return _Twin(self.module, tensors) if self.twins else _Borrowed(self.module, tensors)
+        return (_Twin if self.twins else _Borrowed)(self.module, weights, tensors)
+
+    def fill_normal(self, out: Tensor, parameter: int, generator: torch.Generator) -> None:
+        """Fill the piece of one parameter with N(0, 1) numbers."""
+        out.normal_(generator=generator)
+
+    def inner(self, left: Tensor, right: Tensor) -> float:
+        """Inner product of two flat vectors."""
+        return float(left @ right)
+
+    def norm(self, vector: Tensor) -> float:
+        """Euclidean norm of a flat vector."""
+        return float(vector.norm())
+
+    def distance(self, flat: Tensor) -> float:
+        """‖w − w*‖."""
+        return float(torch.dist(flat, self.center))
 
 
 def _twin(module: nn.Module, tensors: dict[int, Tensor], made: dict[int, nn.Module]) -> nn.Module:

@@ -1,173 +1,142 @@
-"""From the records of chains to the matrices of an estimate, a block of train rows at a time."""
+"""All blocks of an estimate's matrices: divided over threads and ranks, gathered in order, kept in memory or a file."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from bif_lightning.config import Centring
+from bif_lightning.blocks import Block, Layout, Maker
 from bif_lightning.diagnostics import score_agreement
-from bif_lightning.influence import (
-    Products,
-    correlation,
-    group_sums,
-    inflation,
-    influence,
-    mean,
-    products,
-    spreads,
-    weighted_mean,
-)
-from bif_lightning.moments import Moments, merge, stack
-from bif_lightning.recorder import Record
+from bif_lightning.influence import inflation
+from bif_lightning.label_sums import Labels as Labels
+from bif_lightning.placement import Placement
 from bif_lightning.result import LabelMeans
+from bif_lightning.storage import MATRIX_BYTES, Spec, Storage
 
-_BLOCK_ENTRIES = 1 << 18  # float64 numbers of one batch-by-batch block: 2 MB, a few of which stay in cache
-_AGREEMENT_QUERIES = 64  # ranking every query of a large set would take longer than its matrix
+ROUND_BYTES = 1 << 26
+"""Memory of the blocks of one round, of all ranks together: 64 MB. One round is computed while the last is stored."""
 
-
-@dataclass(frozen=True)
-class Labels:
-    """Class index of each train and each query example; −1 for none."""
-
-    train: Int[np.ndarray, " train"]
-    query: Int[np.ndarray, " query"]
+_WHAT = "the matrices"
+_ERRORS = (1, 3)  # places of the standard errors among the stored arrays
 
 
 class Matrices:
     """Influence and correlation of all train rows on all columns, with their standard errors.
 
-    Rows are independent, so blocks of them are computed on several threads, each block by one thread: the bits
-    do not depend on how many there are.
+    Blocks are taken in their order, so that sums over them do not depend on who computed which.
+
+    Args:
+        maker: of the blocks.
+        matrix_bytes: what the matrices may take in memory; beyond, they lie in a temporary file.
+        scratch: folder of that file; None for the default of `tempfile`.
+
+    Raises:
+        OSError: there is no room for the file.
     """
 
-    def __init__(
-        self, records: Sequence[Record], shape: tuple[int, int, int], centring: Centring, labels: Labels | None
-    ) -> None:
-        train, columns, queries = shape
-        self.records = records
-        self.centring: Centring = centring
-        self.influence, self.influence_error, self.correlation, self.correlation_error = (
-            np.empty((train, columns), np.float32) for _ in range(4)
-        )
-        self.train_mean, self.train_std = np.empty(train), np.empty(train)
-        self.column_mean, self.column_std = np.empty(columns), np.empty(columns)
-        self._agreement = torch.linspace(0, queries - 1, min(queries, _AGREEMENT_QUERIES)).long()
-        self._halves = torch.full((2, train, len(self._agreement)), torch.nan, dtype=torch.float64)
-        self._queries = queries
-        self._sums = None if labels is None else _LabelSums(labels)
+    def __init__(self, maker: Maker, *, matrix_bytes: int = MATRIX_BYTES, scratch: Path | None = None) -> None:
+        layout = maker.layout
+        self._maker, self._storage = maker, Storage(specs(layout), matrix_bytes, scratch)
+        arrays = self._storage.arrays
+        self.influence, self.influence_error, self.correlation, self.correlation_error, *self._scores = arrays
+        self.train_mean, self.train_std = np.empty(layout.train), np.empty(layout.train)
+        self.column_mean, self.column_std = np.empty(layout.columns), np.empty(layout.columns)
+        self._spreads = (0.0, 0.0, 0.0)
+        self._inflation = 1.0
+        self._sums = maker.grouping.zero(layout.batches) if maker.grouping else None
 
-    def fill(self, workers: int) -> None:
-        """Compute every block."""
-        train, columns = self.influence.shape
-        batches = sum(len(record.lengths) for record in self.records)
-        height = max(1, _BLOCK_ENTRIES // (batches * columns))
-        blocks = [slice(start, min(start + height, train)) for start in range(0, train, height)]
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            filled = list(pool.map(self._fill_block, blocks))
-        factor = inflation([sum(parts) for parts in zip(*(spread for spread, _ in filled), strict=True)])
-        self.influence_error *= factor
-        self.correlation_error *= factor
-        if self._sums:
-            self._sums.add([sums for _, sums in filled if sums is not None], factor)
+    def take(self, blocks: Sequence[Block]) -> None:
+        """Store the next blocks."""
+        for block in blocks:
+            matrices = block.influence, block.influence_error, block.correlation, block.correlation_error
+            for place, part in enumerate((*matrices, block.early, block.late)):
+                self._storage.write(place, block.rows, part)
+            self.train_mean[block.rows], self.train_std[block.rows] = block.train_mean, block.train_std
+            self.column_mean[:], self.column_std[:] = block.column_mean, block.column_std
+            for spread in block.spreads:
+                self._spreads = tuple(total + part for total, part in zip(self._spreads, spread, strict=True))
+            if self._sums and block.sums:
+                self._sums.add_(block.sums)
+
+    def finish(self) -> None:
+        """All blocks are in: correct the standard errors for batches of draws that are alike."""
+        self._inflation = inflation(self._spreads)
+        for rows in self._maker.layout.blocks():
+            for place in _ERRORS:
+                self._storage.write(place, rows, self._storage.arrays[place][rows] * self._inflation)
+        self._storage.close()
 
     def agreement(self) -> float:
         """Spearman agreement of the influence from one half of the chains (or draws) with the other."""
-        return score_agreement(self._halves[0], self._halves[1])
+        early, late = (torch.from_numpy(scores) for scores in self._scores)
+        return score_agreement(early, late)
 
     def label_means(self) -> LabelMeans | None:
         """Block means over labels, where labels were given."""
-        return self._sums.means() if self._sums else None
-
-    def _fill_block(self, rows: slice) -> "tuple[list[float], _BlockSums | None]":
-        parts = stack([record.moments(rows) for record in self.records])
-        draws = products(parts, self.centring)
-        covariance, (corr, moved) = influence(draws), correlation(draws)
-        self.influence[rows] = covariance.value.float().numpy()
-        self.influence_error[rows] = covariance.standard_error.float().numpy()
-        self.correlation[rows] = corr.value.float().numpy()
-        self.correlation_error[rows] = corr.standard_error.float().numpy()
-        self._fill_margins(rows, parts, draws)
-        for index, half in enumerate(_halves(len(self.records), parts.count.shape[1])):
-            share = draws.share[half] / draws.share[half].sum()
-            self._halves[index, rows] = -mean(draws.covariance[half][:, :, self._agreement], share)
-        queries = slice(0, self._queries)
-        sums = self._sums.block(rows, draws, moved[:, :, queries], queries) if self._sums else None
-        return spreads(moved, draws.share, len(self.records)), sums
-
-    def _fill_margins(self, rows: slice, parts: Moments, draws: Products) -> None:
-        grand = merge(merge(parts))
-        self.train_mean[rows] = grand.train_mean.numpy()
-        self.train_std[rows] = mean(draws.train_variance, draws.share).sqrt().numpy()
-        if rows.start == 0:
-            self.column_mean[:] = grand.column_mean.numpy()
-            self.column_std[:] = mean(draws.column_variance, draws.share).sqrt().numpy()
-
-
-def _halves(chains: int, batches: int) -> tuple[Tensor, Tensor]:
-    """Two halves of all batches: even and odd chains, or early and late batches of a single chain (maybe none)."""
-    side = torch.arange(chains) % 2 if chains > 1 else torch.arange(batches) >= (batches + 1) // 2
-    mask = side.bool().repeat_interleave(batches) if chains > 1 else side
-    return ~mask, mask
-
-
-@dataclass(frozen=True)
-class _BlockSums:
-    share: Float[Tensor, " batch"]
-    influence: Float[Tensor, "batch train_label query_label"]
-    correlation: Float[Tensor, "batch train_label query_label"]
-    defined: Float[Tensor, "train_label query_label"]
-
-
-class _LabelSums:
-    """Sums of influence and correlation over blocks of equal labels, batch by batch of draws."""
-
-    def __init__(self, labels: Labels) -> None:
-        self.train_labels, self._train = _membership(labels.train)
-        self.query_labels, self._query = _membership(labels.query)
-        self._total: _BlockSums | None = None
-        self._inflation = 1.0
-
-    def block(self, rows: slice, draws: Products, moved: Tensor, queries: slice) -> _BlockSums:
-        train = self._train[rows]
-        defined = train.mT @ (~moved[0].isnan()).double() @ self._query
-        return _BlockSums(
-            draws.share,
-            group_sums(-draws.covariance[:, :, queries], train, self._query),
-            group_sums(moved, train, self._query),
-            defined,
-        )
-
-    def add(self, blocks: Sequence[_BlockSums], error_inflation: float) -> None:
-        self._inflation = error_inflation
-        self._total = _BlockSums(
-            blocks[0].share,
-            torch.stack([b.influence for b in blocks]).sum(0),
-            torch.stack([b.correlation for b in blocks]).sum(0),
-            torch.stack([b.defined for b in blocks]).sum(0),
-        )
-
-    def means(self) -> LabelMeans | None:
-        total = self._total
-        if total is None or len(self.train_labels) == 0 or len(self.query_labels) == 0:
+        if self._maker.grouping is None or self._sums is None:
             return None
-        size = self._train.sum(0)[:, None] * self._query.sum(0)[None, :]
-        covariance = weighted_mean(total.influence / size, total.share)
-        corr = weighted_mean(total.correlation / total.defined, total.share)
-        return LabelMeans(
-            train_labels=self.train_labels,
-            query_labels=self.query_labels,
-            influence=covariance.value.numpy(),
-            influence_standard_error=self._inflation * covariance.standard_error.numpy(),
-            correlation=corr.value.numpy(),
-            correlation_standard_error=self._inflation * corr.standard_error.numpy(),
-        )
+        return self._maker.grouping.means(self._sums, self._maker.share, self._inflation)
 
 
-def _membership(labels: np.ndarray) -> tuple[np.ndarray, Tensor]:
-    values = np.unique(labels[labels >= 0]).astype(np.int64)
-    return values, torch.from_numpy(labels[:, None] == values[None, :]).double()
+def compute(
+    maker: Maker,
+    workers: int,
+    placement: Placement,
+    *,
+    everywhere: bool = True,
+    matrix_bytes: int = MATRIX_BYTES,
+    scratch: Path | None = None,
+) -> Matrices | None:
+    """All matrices: every rank computes a share of the blocks. Collective.
+
+    Args:
+        maker: of the blocks, the same on every rank.
+        workers: threads of this rank.
+        placement: the ranks.
+        everywhere: every rank gets the matrices; else rank 0 alone does, and the others get None.
+        matrix_bytes, scratch: see `Matrices`.
+
+    Raises:
+        OSError: there is no room for the temporary file, or the disk failed.
+        PeerFailedError: another rank failed.
+    """
+    with placement.together(_WHAT):
+        kept = everywhere or placement.rank == 0
+        matrices = Matrices(maker, matrix_bytes=matrix_bytes, scratch=scratch) if kept else None
+    waiting: list[Block] = []
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for rows in rounds(maker.layout, placement.world_size):
+            with placement.together(_WHAT):
+                own = [pool.submit(maker.block, each) for each in rows[placement.rank :: placement.world_size]]
+                if matrices:  # the blocks of the last round are stored while the next are computed
+                    matrices.take(waiting)
+                done = [future.result() for future in own]
+            waiting = _shared(placement, done, everywhere)
+    with placement.together(_WHAT):
+        if matrices:
+            matrices.take(waiting)
+            matrices.finish()
+    return matrices
+
+
+def rounds(layout: Layout, world_size: int) -> list[list[slice]]:
+    """The blocks in groups that are computed and handed over together, of bounded size and alike on all ranks."""
+    each = max(2, ROUND_BYTES // (layout.block_bytes * world_size))
+    blocks, size = layout.blocks(), each * world_size
+    return [blocks[start : start + size] for start in range(0, len(blocks), size)]
+
+
+def specs(layout: Layout) -> list[Spec]:
+    """The stored arrays: four matrices, and the scores from either half of the draws."""
+    matrix = Spec((layout.train, layout.columns), np.float32)
+    return [matrix] * 4 + [Spec((layout.train, len(layout.scored)), np.float64)] * 2
+
+
+def _shared(placement: Placement, own: list[Block], everywhere: bool) -> list[Block]:
+    """The blocks of all ranks in order, where they are kept; else none."""
+    parts = placement.to_first(own)
+    if everywhere:
+        parts = placement.from_first(parts)
+    return sorted((block for part in parts or () for block in part), key=lambda block: block.rows.start)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 MINIBATCH = -1
@@ -23,6 +23,10 @@ MINIBATCH = -1
 
 GLOBAL = -2
 """The parameter index that keys the global generator, where a model draws random numbers of its own."""
+
+
+DATA = -3
+"""The parameter index that keys the global generators while the measured examples are read."""
 
 
 def stream_seed(*key: int) -> int:
@@ -88,12 +92,11 @@ class Noise:
     generator: torch.Generator
     choices: np.random.Generator
 
-    def fill_normal(self, out: Float[Tensor, "..."], step: int, parameter: int) -> None:
-        """Fill `out` with independent N(0, 1) numbers, in place."""
+    def normals(self, step: int, parameter: int) -> torch.Generator:
+        """The source of the N(0, 1) numbers of one parameter at one step, at its start; good until the next call."""
         # torch's CPU generator keeps 32 bits of a seed: of a million streams about a hundred pairs are the same,
         # at unrelated steps and parameters.
-        self.generator.manual_seed(self.key(step, parameter))
-        out.normal_(generator=self.generator)
+        return self.generator.manual_seed(self.key(step, parameter))
 
     def minibatch(self, step: int, size: int, batch_size: int) -> Int[Tensor, " batch"]:
         """Indices of `batch_size` of `size` examples, without repetition; all of them, in order, if fewer."""

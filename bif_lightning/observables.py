@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bif_lightning.data import Batch
+from bif_lightning.placement import Split
 
 LossFn = Callable[[nn.Module, Batch], Tensor]
 """(module, batch) -> the loss of each example, [batch], or of each token, [batch, token] (an example's loss is
@@ -18,6 +19,37 @@ then the sum over its tokens)."""
 
 Batches = Sequence[tuple[Batch, int]]
 """Batches of a fixed set, in order, each with its number of examples."""
+
+
+class DividedBatches(list[tuple[Batch, int]]):
+    """Batches that data-parallel ranks of one model measure together: batch b on rank b mod their number.
+
+    All make equally many passes, and all get all values. What does not know of the division, such as a metric, goes
+    over every batch on every rank, which is as right.
+    """
+
+    def __init__(self, batches: Sequence[tuple[Batch, int]], split: Split) -> None:
+        super().__init__(batches)
+        self.split = split
+        self._rounds = -(-len(batches) // split.parts)
+
+    @property
+    def own(self) -> list[tuple[Batch, int]]:
+        """This rank's batches; one again where it has one less than others."""
+        mine = [self.split.part + r * self.split.parts for r in range(self._rounds)]
+        return [self[min(index, len(self) - 1)] for index in mine]
+
+    def assembled(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The values of all batches, in order, from those of `own` on every rank. Collective."""
+        size = max(count for _, count in self)
+        padded = torch.stack([nn.functional.pad(value, (0, size - len(value))) for value in values])
+        parts = self.split.gathered(padded)
+        return [parts[b % self.split.parts][b // self.split.parts, :count] for b, (_, count) in enumerate(self)]
+
+
+# Named once: every subscript makes a new type, and who compares signatures (as LightningCLI does) sees another one.
+QueryLosses = Float[Tensor, " query"]
+Columns = Float[Tensor, " column"]
 
 
 class Observable(Protocol):
@@ -41,7 +73,7 @@ class Observable(Protocol):
         """
         ...
 
-    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " column"]:
+    def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
         """Its values at the module's present weights; `losses` are those of the query examples there."""
         ...
 
@@ -60,11 +92,11 @@ class PerExample:
     function: Callable[[nn.Module, Batch], Tensor]
     unit: str = "1"
 
-    def columns(self, num_queries: int) -> None:
+    def columns(self, num_queries: int) -> tuple[str, ...] | None:
         """None: one value for each query example."""
         return
 
-    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " query"]:
+    def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
         """One value for each query example."""
         return per_example(self.function, module, batches, self.name)
 
@@ -85,22 +117,25 @@ class GroupMean:
     function: Callable[[nn.Module, Batch], Tensor] | None = None
     unit: str = "nat"
 
-    def columns(self, num_queries: int) -> tuple[str, ...]:
+    def columns(self, num_queries: int) -> tuple[str, ...] | None:
         """The groups, as text, sorted."""
+        return self._names(num_queries)
+
+    def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
+        """The mean of each group."""
+        values = losses if self.function is None else per_example(self.function, module, batches, self.name)
+        names = self._names(len(values))
+        member = torch.tensor([names.index(str(group)) for group in self.groups], device=values.device)
+        total = torch.zeros(len(names), dtype=values.dtype, device=values.device).index_add_(0, member, values)
+        return total / torch.bincount(member, minlength=len(names))
+
+    def _names(self, num_queries: int) -> tuple[str, ...]:
         if len(self.groups) != num_queries:
             raise ValueError(
                 f"observable {self.name!r}: {len(self.groups)} groups for {num_queries} query examples; give "
                 "the group of every query example, in order"
             )
         return tuple(sorted({str(group) for group in self.groups}))
-
-    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " column"]:
-        """The mean of each group."""
-        values = losses if self.function is None else per_example(self.function, module, batches, self.name)
-        names = self.columns(len(values))
-        member = torch.tensor([names.index(str(group)) for group in self.groups], device=values.device)
-        total = torch.zeros(len(names), dtype=values.dtype, device=values.device).index_add_(0, member, values)
-        return total / torch.bincount(member, minlength=len(names))
 
 
 @dataclass(frozen=True)
@@ -119,11 +154,11 @@ class MetricValue:
     function: Callable[[nn.Module, Batch], tuple[Any, ...]]
     unit: str = "1"
 
-    def columns(self, num_queries: int) -> tuple[str, ...]:
+    def columns(self, num_queries: int) -> tuple[str, ...] | None:
         """One column, of the metric's own name."""
         return (type(self.metric).__name__,)
 
-    def measure(self, module: nn.Module, batches: Batches, losses: Float[Tensor, " query"]) -> Float[Tensor, " column"]:
+    def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
         """The metric over all batches."""
         metric = copy.deepcopy(self.metric)
         metric.reset()
@@ -146,7 +181,9 @@ def per_example(
     Raises:
         ValueError: it does not return one value, or one row of tokens, for each example.
     """
-    return torch.cat([_rows(function(module, batch), count, name) for batch, count in batches])
+    own = batches.own if isinstance(batches, DividedBatches) else batches
+    values = [_rows(function(module, batch), count, name) for batch, count in own]
+    return torch.cat(batches.assembled(values) if isinstance(batches, DividedBatches) else values)
 
 
 def _rows(values: Any, count: int, name: str) -> Tensor:

@@ -1,5 +1,7 @@
 """What is to be estimated: a module, its loss, the training data, and the examples on both axes."""
 
+import math
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,8 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bif_lightning.data import Batch, Examples
-from bif_lightning.host import Bound
-from bif_lightning.observables import Batches, LossFn, Observable, per_example
+from bif_lightning.observables import Batches, DividedBatches, LossFn, Observable, per_example
+from bif_lightning.placement import Split
+from bif_lightning.weights import Bound, Host, Weights
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """A batch for the gradient, or this rank's part of one, whose mean loss enters with a weight."""
+
+    batch: Batch
+    weight: float = 1.0
 
 
 @dataclass
@@ -29,6 +40,10 @@ class Problem:
         params: name patterns of the parameters to sample; None for all trainable ones.
         eval_batch_size: examples in a batch where losses are measured.
         prepare: makes a collated batch ready for the module (device, precision, user's hooks).
+        split: how the examples of a batch are divided among ranks, where they hold the module in shards.
+        loss_scale: what losses are multiplied by before a backward pass in half precision, so that gradients do not
+            vanish there; they are divided by it afterwards.
+        check_gradient: compare the gradient with finite differences of the loss before the first chain.
     """
 
     module: nn.Module
@@ -41,20 +56,31 @@ class Problem:
     observables: Sequence[Observable] = ()
     params: Sequence[str] | None = None
     eval_batch_size: int = 256
+    split: Split = field(default_factory=Split)
+    loss_scale: float = 1.0
+    check_gradient: bool = True
     twins: bool | None = field(default=None, init=False)
     """Whether twins of the module reproduce it; None until it was tried."""
+    loaded: bool = field(default=False, init=False)
+    """Whether the examples have been read."""
     stochastic: bool = field(default=False, init=False)
     """Whether the model (also in evaluation mode) or the training data draws random numbers from global generators."""
 
     @cached_property
-    def _train_batches(self) -> Batches:
-        return [(self.prepare(batch), count) for batch, count in self.train.batches(self.eval_batch_size)]
+    def train_batches(self) -> Batches:
+        """All train examples, ready for the module."""
+        return self._measured(self.train)
 
     @cached_property
-    def _query_batches(self) -> Batches:
+    def query_batches(self) -> Batches:
+        """All query examples, ready for the module."""
         if self.query is self.train:
-            return self._train_batches
-        return [(self.prepare(batch), count) for batch, count in self.query.batches(self.eval_batch_size)]
+            return self.train_batches
+        return self._measured(self.query)
+
+    def _measured(self, examples: Examples) -> Batches:
+        batches = [(self.prepare(batch), count) for batch, count in examples.batches(self.eval_batch_size)]
+        return batches if self.split.parts == 1 else DividedBatches(batches, self.split)
 
     @property
     def num_train(self) -> int:
@@ -70,34 +96,64 @@ class Problem:
     def load(self) -> None:
         """Touch the datasets: cache what is measured, and stack the training data where that is safe."""
         self.training.prepare()
-        _ = self._train_batches, self._query_batches
+        _ = self.train_batches, self.query_batches
+        self.loaded = True
 
-    def minibatch(self, indices: Tensor) -> Batch:
-        """These rows of the training data, ready for the module."""
-        return self.prepare(self.training.batch(indices))
+    def minibatch(self, indices: Tensor) -> Minibatch:
+        """These rows of the training data, ready for the module: of a divided batch, this rank's part."""
+        rows, weight = self.split.rows(indices)
+        return Minibatch(self.prepare(self.training.batch(rows)), weight)
 
     def measure(self, bound: Bound) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"]]:
         """Train losses, and query losses followed by the further observables, at the bound weights."""
 
         def everything(module: nn.Module) -> tuple[Tensor, Tensor]:
-            train = per_example(self.loss, module, self._train_batches, "loss_fn")
-            query = (
-                train if self.query is self.train else per_example(self.loss, module, self._query_batches, "loss_fn")
-            )
-            further = [o.measure(module, self._query_batches, query).to(query) for o in self.observables]
+            train = per_example(self.loss, module, self.train_batches, "loss_fn")
+            query = train if self.query is self.train else per_example(self.loss, module, self.query_batches, "loss_fn")
+            further = [o.measure(module, self.query_batches, query).to(query) for o in self.observables]
             return train, torch.cat([query, *further]) if further else query
 
         with torch.no_grad():
             return bound.call(everything)
 
-    def mean_loss(self, bound: Bound, batch: Batch, sign: float = 1.0) -> None:
-        """Add the gradient of (sign x) the mean loss of a minibatch to the bound weights' gradient."""
+    def add_gradient(self, bound: Bound, minibatch: Minibatch, factor: float = 1.0) -> None:
+        """Add the gradient of (factor x) the mean loss of a minibatch to the bound weights' gradient."""
+        factor *= minibatch.weight
 
         def backward(module: nn.Module) -> None:
-            loss = self.objective(module, batch)
-            loss.backward(None if sign == 1 else torch.full_like(loss, sign))
+            loss = self.objective(module, minibatch.batch)
+            loss.backward(None if factor == 1 else torch.full_like(loss, factor))
 
         bound.call(backward)
+
+    def gradient(self, host: Host, weights: Weights, bound: Bound, minibatch: Minibatch) -> None:
+        """Write the gradient of the mean loss of a minibatch, by the largest scale that does not overflow."""
+        scale = self.loss_scale
+        while True:
+            weights.gradient.zero_()
+            self.add_gradient(bound, minibatch, scale)
+            if scale <= 1 or math.isfinite(host.norm(weights.gradient)):
+                break
+            scale /= 2
+        if scale != 1:
+            weights.gradient.div_(scale)
+
+    def mean_loss(self, bound: Bound, minibatch: Minibatch) -> float:
+        """The mean loss of a minibatch, of all its parts, at the bound weights."""
+        with torch.no_grad():
+            loss = bound.call(lambda module: self.objective(module, minibatch.batch))
+        parts = self.split.gathered(loss.detach().double() * minibatch.weight)
+        return sum(float(part) for part in parts) / len(parts)
+
+
+@contextmanager
+def eagerly() -> Generator[None]:
+    """Compiled modules run as written: chains would make the compiler trace them again, and use up its patience."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing the compiler takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class Record:
     def moments(self, rows: slice) -> Moments:
         """Moments [batch] of some rows of the train set against all columns."""
         if not self.traces:
-            return _rows(stack(self.parts), rows)
+            return stack([_rows(part, rows) for part in self.parts])
         train = self.train[0][:, rows].split(list(self.lengths))
         columns = self.columns[0].split(list(self.lengths))
         return stack([from_draws(t, c) for t, c in zip(train, columns, strict=True)])

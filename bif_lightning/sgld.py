@@ -31,10 +31,10 @@ class Preconditioner:
     second_moment: Float[Tensor, " weight"]
     updates: int = 0
 
-    def update(self, gradient: Float[Tensor, " weight"], sampler: SGLD) -> None:
-        """Take in the gradient of the mean loss of one minibatch."""
+    def update(self, gradient: Float[Tensor, " weight"], sampler: SGLD, scale: float = 1.0) -> None:
+        """Take in the gradient of the mean loss of one minibatch, multiplied by `scale`."""
         decay = sampler.rmsprop_decay
-        self.second_moment.mul_(decay).addcmul_(gradient, gradient, value=1 - decay)
+        self.second_moment.mul_(decay).addcmul_(gradient, gradient, value=(1 - decay) / scale**2)
         self.updates += 1
 
     def step_sizes(self, sampler: SGLD) -> Float[Tensor, " weight"]:

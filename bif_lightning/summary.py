@@ -1,15 +1,19 @@
 """From what the chains left behind to an estimate: matrices, diagnostics, cost."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from bif_lightning.blocks import Layout, Maker
 from bif_lightning.chain import Plan
 from bif_lightning.diagnostics import drift, effective_sample_size, local_learning_coefficient, split_rhat
-from bif_lightning.matrices import Labels, Matrices
-from bif_lightning.recorder import Record, moment_bytes, trace_bytes
+from bif_lightning.matrices import ROUND_BYTES, Labels, Matrices, compute, specs
+from bif_lightning.placement import Placement
+from bif_lightning.recorder import Record, batch_lengths, moment_bytes, trace_bytes
 from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, Traces
+from bif_lightning.storage import MATRIX_BYTES
 
 
 def summarize(
@@ -20,12 +24,42 @@ def summarize(
     *,
     store_traces: bool,
     workers: int,
-) -> Estimate:
-    """Everything but the wall time, which the caller knows when all is done."""
+    placement: Placement | None = None,
+    everywhere: bool = True,
+    matrix_bytes: int = MATRIX_BYTES,
+    scratch: Path | None = None,
+) -> Estimate | None:
+    """Everything but the wall time, which the caller knows when all is done. Collective.
+
+    Args:
+        plan: of the chains.
+        records: what each chain left behind, in their order; the same on every rank.
+        divergences: the chains that are left out.
+        labels: class index of each example, for means over labels.
+        store_traces: keep every draw in the result.
+        workers: chains that this rank ran at once.
+        placement: the ranks that share the rows; None for this process alone.
+        everywhere: every rank gets the estimate; else rank 0 alone does, and the others get None.
+        matrix_bytes: what the matrices may take in memory; beyond, they lie in a temporary file.
+        scratch: folder of that file; None for the default of `tempfile`.
+
+    Raises:
+        OSError: there is no room for the temporary file, or the disk failed.
+        PeerFailedError: another rank failed.
+    """
     problem, layout = plan.problem, plan.host.layout
     counts = problem.column_counts
-    matrices = Matrices(records, (problem.num_train, sum(counts), counts[0]), plan.chains.centring, labels)
-    matrices.fill(workers)
+    maker = Maker.of(records, (problem.num_train, sum(counts), counts[0]), plan.chains.centring, labels)
+    matrices = compute(
+        maker,
+        matrix_threads(workers),
+        placement or Placement(),
+        everywhere=everywhere,
+        matrix_bytes=matrix_bytes,
+        scratch=scratch,
+    )
+    if matrices is None:
+        return None
     further = {o.name: part for o, part in zip(problem.observables, _further(plan, matrices), strict=True)}
     losses = torch.tensor([record.loss for record in records], dtype=torch.float64)
     return Estimate(
@@ -43,7 +77,7 @@ def summarize(
             seconds=float("nan"),
             steps=plan.chains.num_chains * plan.chains.num_steps,
             workers=workers,
-            extra_bytes=extra_bytes(plan, workers),
+            extra_bytes=extra_bytes(plan, workers, matrix_bytes),
         ),
         sampler=plan.sampler,
         chains=plan.chains,
@@ -55,16 +89,41 @@ def summarize(
     )
 
 
-def extra_bytes(plan: Plan, workers: int) -> int:
-    """Memory beyond the module and its activations: the snapshot; of each chain under way its weights, gradient and
-    preconditioner, and the gradient of one parameter before it is added; the draws (traces, or moments); and the
-    four float32 matrices."""
+def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> int:
+    """Memory beyond the module and its activations, of a rank that keeps the matrices: the snapshot; of each chain
+    under way its weights, gradient and preconditioner, and the gradient of one parameter before it is added; the
+    draws of all chains (traces, or moments); the matrices, unless they lie in a file; and the blocks of them that are
+    under way."""
     item, layout = plan.host.center.element_size(), plan.host.layout
     largest = max(shape.numel() for shape in layout.shapes)
     vectors = 1 + workers * (2 + (2 if plan.sampler.preconditioner else 0))
     shape = plan.problem.num_train, sum(plan.problem.column_counts)
     draws = trace_bytes(plan.chains, *shape, item) if plan.traces else moment_bytes(plan.chains, *shape)
-    return (vectors * layout.size + workers * largest) * item + draws + 4 * 4 * shape[0] * shape[1]
+    stored = stored_bytes(plan)
+    matrices = stored - file_bytes(plan, matrix_bytes) + min(2 * ROUND_BYTES, stored)
+    return (vectors * layout.size + workers * largest) * item + draws + matrices
+
+
+def layout_of(plan: Plan) -> Layout:
+    """Sizes of the matrices, labels apart."""
+    counts, chains = plan.problem.column_counts, plan.chains
+    return Layout(plan.problem.num_train, sum(counts), counts[0], chains.num_chains * len(batch_lengths(chains)))
+
+
+def stored_bytes(plan: Plan) -> int:
+    """Size of the four float32 matrices, and of the scores that two halves of the draws give."""
+    return sum(spec.nbytes for spec in specs(layout_of(plan)))
+
+
+def file_bytes(plan: Plan, matrix_bytes: int = MATRIX_BYTES) -> int:
+    """Size of the temporary file of the matrices; 0 where they lie in memory."""
+    stored = stored_bytes(plan)
+    return stored if stored > matrix_bytes else 0
+
+
+def matrix_threads(workers: int) -> int:
+    """Threads for the matrices: all that the chains under way had, one chain's on a GPU included."""
+    return workers * torch.get_num_threads()
 
 
 def _further(plan: Plan, matrices: Matrices) -> list[Influence]:
@@ -119,6 +178,6 @@ def _notes(plan: Plan, divergences: Sequence[Divergence]) -> tuple[str, ...]:
             "the model (in evaluation mode) or the training data draws random numbers; chains ran one after the "
             "other, with the same numbers at every draw"
         )
-    elif not plan.host.twins:
+    elif plan.problem.twins is False and not plan.host.sharded:
         notes.append("chains ran one after the other: a second tree of this module does not reproduce it")
     return tuple(notes)

@@ -21,6 +21,7 @@ WORKERS = 2
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL, REPLAY = "exact/test_posterior_and_kernel.py", "exact/test_chain_replay.py"
 INFLUENCE, BOOKS = "exact/test_moments_and_influence.py", "exact/test_estimate_bookkeeping.py"
+HALF = "engine/test_half_precision.py"
 NOISE, LAW = "exact/test_noise_streams.py", "statistical/test_sampler_law.py"
 HOSTS, UNTOUCHED, DATA = "engine/test_hosts.py", "engine/test_untouched.py", "engine/test_data_and_observables.py"
 
@@ -45,8 +46,13 @@ PUSH = PULL.replace("sub_", "X").replace("add_", "sub_").replace("X", "add_")
 STEP = """        walker.step(step - 1)
         walker.plan.tick()
 """
-UPDATE = """        if self.preconditioner:
-            self.preconditioner.update(self.weights.gradient, self.plan.sampler)
+UPDATE = """            if finite and self.preconditioner and not updated:
+                self.preconditioner.update(self.weights.gradient, self.plan.sampler, self.scale)
+                updated = True
+"""
+ANCHOR = """            if finite and self.anchor:
+                self._add_gradient(self.anchor, minibatch, index, -self.scale)
+                finite = self._is_representable()
 """
 MUTANTS = [
     # The statistical test alone has to see the mistakes in the formula: the exact ones repeat the formula.
@@ -78,11 +84,11 @@ MUTANTS = [
     ),
     mutant(
         "one number for all coordinates",
-        "noise.py",
-        ("out.normal_(generator=self.generator)", "out.copy_(out.new_empty(1).normal_(generator=self.generator))"),
+        "host.py",
+        ("out.normal_(generator=generator)", "out.copy_(out.new_empty(1).normal_(generator=generator))"),
         tests=(LAW,),
     ),
-    mutant("control variate sign", "chain.py", ("sign=-1.0", "sign=1.0"), tests=(LAW,)),
+    mutant("control variate sign", "chain.py", ("index, -self.scale)", "index, self.scale)"), tests=(LAW,)),
     mutant(
         "draw before the step",
         "chain.py",
@@ -129,14 +135,7 @@ MUTANTS = [
     mutant(
         "rmsprop of the control variate",
         "chain.py",
-        (
-            UPDATE,
-            "",
-        ),
-        (
-            "            self.plan.problem.mean_loss(self.anchor, batch, sign=-1.0)\n",
-            "            self.plan.problem.mean_loss(self.anchor, batch, sign=-1.0)\n" + UPDATE,
-        ),
+        (UPDATE + ANCHOR, ANCHOR + UPDATE),
         tests=(REPLAY,),
     ),
     mutant(
@@ -164,7 +163,7 @@ MUTANTS = [
     mutant(
         "errors not inflated",
         "matrices.py",
-        ("self.correlation_error *= factor", "pass"),
+        ("self._storage.arrays[place][rows] * self._inflation", "self._storage.arrays[place][rows]"),
         tests=("statistical/test_standard_error_coverage.py",),
     ),
     mutant(
@@ -175,14 +174,14 @@ MUTANTS = [
     ),
     mutant(
         "label means by wrong counts",
-        "matrices.py",
-        ("total.influence / size", "total.influence / size.T.reshape(size.shape)"),
+        "label_sums.py",
+        ("sums.influence / size", "sums.influence / size.T.reshape(size.shape)"),
         tests=(BOOKS,),
     ),
     mutant(
         "label means by train counts alone",
-        "matrices.py",
-        ("self._query.sum(0)[None, :]", "self._query.sum(0)[None, :] * 0 + 1"),
+        "label_sums.py",
+        ("* _counts(self._query, len(self.query_labels))", "* torch.ones(len(self.query_labels))"),
         tests=(BOOKS,),
     ),
     mutant(
@@ -194,8 +193,20 @@ MUTANTS = [
     mutant("padding of the whole set", "data.py", ("and self._collates_to_rows_of(stacked, probe)", ""), tests=(DATA,)),
     mutant("readers at once", "data.py", ("with _READING:", "if True:"), tests=(DATA,)),
     mutant("metric not reset", "observables.py", ("        metric.reset()\n", ""), tests=(DATA,)),
+    mutant("rounded weights not renewed", "weights.py", ("leaf.copy_(piece)", "pass"), tests=(HALF,)),
+    mutant("gradient in half precision lost", "weights.py", ("gradient.add_(own)", "pass"), tests=(HALF,)),
+    mutant("rounded gradient kept", "weights.py", ("own.zero_()", "pass"), tests=(HALF,)),
+    mutant("loss scale left in", "chain.py", ("self.weights.gradient.div_(self.scale)", "pass"), tests=(HALF,)),
+    mutant("loss scale never lowered", "chain.py", ("return self.scale <= 1 or", "return True or"), tests=(HALF,)),
+    mutant("rmsprop of the loss scale", "sgld.py", ("value=(1 - decay) / scale**2", "value=1 - decay"), tests=(HALF,)),
+    mutant(
+        "any gradient will do",
+        "probe.py",
+        ("if abs(best - slope) > _TOLERANCE * slope:", "if False:"),
+        tests=("engine/test_bad_input.py",),
+    ),
     mutant("lists of weights kept", "host.py", ("if type(value) in (list, tuple):", "if False:"), tests=(HOSTS,)),
-    mutant("buffers shared", "host.py", ("b.detach().clone()", "b.detach()"), tests=(HOSTS, UNTOUCHED)),
+    mutant("buffers shared", "host.py", ("key: buffer.clone()", "key: buffer"), tests=(HOSTS, UNTOUCHED)),
     mutant(
         "fields not given back",
         "host.py",
@@ -204,8 +215,8 @@ MUTANTS = [
     ),
     mutant(
         "gradients of the probe left",
-        "workers.py",
-        ("            parameter.grad = gradient\n", "            pass\n"),
+        "probe.py",
+        ("                parameter.grad = gradient\n", "                pass\n"),
         tests=(UNTOUCHED,),
     ),
     mutant(
@@ -230,7 +241,10 @@ MUTANTS = [
     mutant(
         "gather in the order of ranks",
         "placement.py",
-        ("sorted(gathered, key=lambda outcome: outcome.chain)", "gathered"),
+        (
+            "sorted((outcome for part in everyone for outcome in part), key=lambda outcome: outcome.chain)",
+            "[outcome for part in everyone for outcome in part]",
+        ),
         tests=("engine/test_placement_free.py",),
     ),
     mutant(

@@ -48,7 +48,8 @@ def check_estimate(estimate: Estimate, train: Samples, query: Samples) -> None:
 
 
 def _check_not_nan(name: str, matrix: np.ndarray) -> None:
-    if np.isnan(matrix).all():
+    # Row by row, so that one number is the end of it.
+    if all(np.isnan(row).all() for row in matrix):
         raise ValueError(
             f"{name} is NaN in all {matrix.shape[0]} x {matrix.shape[1]} entries: there is no result to write. "
             "Look at the divergences and loss traces of the estimate; a smaller step_size is the usual cure"

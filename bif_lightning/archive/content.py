@@ -10,7 +10,7 @@ import numpy as np
 
 from bif_lightning.archive import matrices, sampling
 from bif_lightning.archive.samples_file import SIDES, digest, string
-from bif_lightning.archive.schema import DUMP, SAMPLES_FILE, VERSION, Content, Variable, round_to_10_bits
+from bif_lightning.archive.schema import DUMP, SAMPLES_FILE, VERSION, Content, Variable
 from bif_lightning.result import Estimate
 from bif_lightning.samples import Samples
 
@@ -55,7 +55,7 @@ def dump_content(
     variables = [*_variables(estimate, train, query), *_records(estimate, records)]
     _check_names(variables)
     if precision == "10bit":
-        variables = [_shortened(variable) if _is_bulky(variable) else variable for variable in variables]
+        variables = [replace(variable, rounded=_is_bulky(variable)) for variable in variables]
     root = _root(estimate, train, query, {variable.path for variable in variables})
     groups: dict[str, Mapping[str, Any]] = {"": root | {"precision": precision} | dict(attrs)}
     groups |= {"plot": _PLOT, "chains": _CHAINS_PLOT}
@@ -127,10 +127,6 @@ def plain(value: Any) -> Any:
 
 def _is_bulky(variable: Variable) -> bool:
     return variable.values.dtype == np.float32 and variable.path != "overview/block"
-
-
-def _shortened(variable: Variable) -> Variable:
-    return replace(variable, values=round_to_10_bits(variable.values))
 
 
 def _check_names(variables: Sequence[Variable]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from bif_lightning.archive.guard import (
     open_file,
     require,
 )
+from bif_lightning.archive.samples_file import SIDES
 from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, DUMP, DUMP_NAME
 from bif_lightning.archive.stored_samples import strings
 
 _MOST_ATTRIBUTE_BYTES = 1 << 16
+_PARTS = ("id", "index", "label")
 
 Axes = dict[str, tuple[str, np.ndarray]]
 
@@ -81,7 +83,7 @@ def read_indices(paths: Iterable[Path]) -> list[Index]:
     found: dict[int, Index] = {}
     for path in paths:
         try:
-            index = read_index(path)
+            index = read_index(path, list(found.values())[:1])
         except (OSError, UnreadableFileError) as error:
             skip(path, error)
             continue
@@ -97,8 +99,13 @@ def skip(path: Path, why: object) -> None:
     warnings.warn(f"skipped {path}: {why}", SkippedDumpWarning, stacklevel=2)
 
 
-def read_index(path: Path) -> Index:
+def read_index(path: Path, known: Sequence[Index] = ()) -> Index:
     """The index of one dump.
+
+    Args:
+        path: of the dump.
+        known: other dumps. If one is of the same examples, by digest, what it says of them is shared: a hundred dumps
+            would hold a hundred copies of all ids.
 
     Raises:
         UnreadableFileError: it is broken, foreign, of a later version, or refers to data outside of itself.
@@ -106,7 +113,7 @@ def read_index(path: Path) -> Index:
     """
     with open_file(path, DUMP) as file:
         try:
-            index = _index(file, path)
+            index = _index(file, path, known)
             _check(index)
         except UnreadableFileError:
             raise
@@ -116,21 +123,23 @@ def read_index(path: Path) -> Index:
     return index
 
 
-def _index(file: h5py.File, path: Path) -> Index:
+def _index(file: h5py.File, path: Path, known: Sequence[Index]) -> Index:
     attrs: Any = file.attrs
     missing = [name for name in ("global_step", "epoch", "samples_sha256") if name not in attrs]
     if missing:
         raise UnreadableFileError(f"it lacks the attribute {', '.join(missing)}")
+    samples = str(attrs["samples_sha256"])
+    shared = next((index.axes for index in known if index.samples == samples), None)
     return Index(
         path=path,
         step=int(attrs["global_step"]),
         epoch=int(attrs["epoch"]),
-        samples=str(attrs["samples_sha256"]),
+        samples=samples,
         version=str(attrs["schema_version"]),
         scalars=_scalars(file),
         metrics=_metrics(file),
         shapes=_shapes(file),
-        axes=_axes(file),
+        axes=_examples(file) if shared is None else _shared(file, shared),
         chain_ids=tuple(require(file, "chains/chain")[...].tolist()),
         traces={name: require(file, f"chains/{name}")[...] for name in ("loss", "distance")},
         divergences=_texts(file, "divergences/message"),
@@ -189,12 +198,30 @@ def _shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _axes(file: h5py.File) -> Axes:
+def _examples(file: h5py.File) -> Axes:
+    """Who the examples are, and the other axes."""
     axes: Axes = {}
-    for side in ("train", "query"):
+    for side in SIDES:
         axes[side] = (side, require(file, side)[...])
-        for part in ("id", "index", "label"):
+        for part in _PARTS:
             _add(axes, file, f"{side}_{part}", side)
+    return axes | _others(file)
+
+
+def _shared(file: h5py.File, known: Axes) -> Axes:
+    """As `_examples`, with the examples of another dump, if they are as many."""
+    for side in SIDES:
+        found, expected = require(file, side).shape, known[side][1].shape
+        if found != expected:
+            raise UnreadableFileError(f"its {side} axis has shape {found}, that of another dump has {expected}")
+    names = [name for side in SIDES for name in (side, *(f"{side}_{part}" for part in _PARTS)) if name in known]
+    return {name: known[name] for name in names} | _others(file)
+
+
+def _others(file: h5py.File) -> Axes:
+    """Axes of label means and of observables."""
+    axes: Axes = {}
+    for side in SIDES:
         _add(axes, file, f"labels/{side}_label", f"labels/{side}_label")
         _add(axes, file, f"labels/{side}_label_name", f"labels/{side}_label")
     for name in file.attrs.get("observables", ()):

@@ -85,13 +85,13 @@ def mean_pooled(matrix: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, 
         block means (float32), and the centre of every block along both axes in rows and columns of `matrix`.
     """
     edges = [np.linspace(0, size, min(size, side) + 1).astype(np.int64) for size in matrix.shape]
-    total, count = (np.zeros((len(edges[0]) - 1, matrix.shape[1])) for _ in range(2))
+    total, count = (np.zeros([len(edge) - 1 for edge in edges]) for _ in range(2))
     # Band by band: a matrix may fill most of the memory, and this must not double it.
     for band, (start, end) in enumerate(pairwise(edges[0])):
         known = np.isfinite(matrix[start:end])
-        total[band] = np.where(known, matrix[start:end], 0).sum(axis=0, dtype=np.float64)
-        count[band] = known.sum(axis=0)
-    total, count = (np.add.reduceat(part, edges[1][:-1], axis=1) for part in (total, count))
+        by_column = np.where(known, matrix[start:end], 0).sum(axis=0, dtype=np.float64)
+        total[band] = np.add.reduceat(by_column, edges[1][:-1])
+        count[band] = np.add.reduceat(known.sum(axis=0), edges[1][:-1])
     block = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     rows, columns = ((edge[:-1] + edge[1:] - 1) / 2 for edge in edges)
     return block.astype(np.float32), rows, columns

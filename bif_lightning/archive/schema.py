@@ -47,6 +47,7 @@ class Variable:
         units: of numbers ("1" for pure numbers and counts); None for strings.
         long_name: what it is, in words.
         attrs: further attributes.
+        rounded: whether float32 values are written with 10 mantissa bits (`round_to_10_bits`).
     """
 
     path: str
@@ -55,6 +56,7 @@ class Variable:
     units: str | None
     long_name: str
     attrs: Mapping[str, str] = field(default_factory=dict[str, str])
+    rounded: bool = False
 
     @property
     def name(self) -> str:

@@ -14,7 +14,15 @@ from bif_lightning.archive.atomic import sweep_temporaries as sweep_temporaries
 from bif_lightning.archive.check import check_estimate
 from bif_lightning.archive.content import dump_content
 from bif_lightning.archive.samples_file import SIDES, digest, samples_content
-from bif_lightning.archive.schema import PURE_DIMENSION, SAMPLES_FILE, Content, Variable, chunk_shape, dump_name
+from bif_lightning.archive.schema import (
+    PURE_DIMENSION,
+    SAMPLES_FILE,
+    Content,
+    Variable,
+    chunk_shape,
+    dump_name,
+    round_to_10_bits,
+)
 from bif_lightning.archive.stored_samples import read_samples, stored_digest
 from bif_lightning.result import Estimate
 from bif_lightning.samples import Samples
@@ -134,14 +142,17 @@ def _write(path: Path, content: Content) -> None:
 
 def _write_variable(file: h5py.File, variable: Variable) -> None:
     values = variable.values
-    options: dict[str, Any] = {}
     if values.dtype.kind == "O":
-        options = {"dtype": h5py.string_dtype()}
+        dataset = file.create_dataset(variable.path, data=values, dtype=h5py.string_dtype())
     elif values.ndim and values.size:
         # Without a checksum a flipped bit is read back as a number; fletcher32 makes it an error.
-        options = {"chunks": chunk_shape(values.shape), "shuffle": True, "fletcher32": True}
+        chunks = chunk_shape(values.shape)
+        options: dict[str, Any] = {"chunks": chunks, "shuffle": True, "fletcher32": True}
         options |= {"compression": "gzip", "compression_opts": 1}
-    dataset = file.create_dataset(variable.path, data=values, **options)
+        dataset = file.create_dataset(variable.path, values.shape, values.dtype, **options)
+        _write_bands(dataset, variable, chunks[0])
+    else:
+        dataset = file.create_dataset(variable.path, data=values)
     dataset.attrs["long_name"] = variable.long_name
     if variable.units is not None:
         dataset.attrs["units"] = variable.units
@@ -151,6 +162,13 @@ def _write_variable(file: h5py.File, variable: Variable) -> None:
         return
     for axis, dim in enumerate(variable.dims):
         dataset.dims[axis].attach_scale(_scale(file, variable.path, dim))
+
+
+def _write_bands(dataset: h5py.Dataset, variable: Variable, height: int) -> None:
+    """Write so many rows at a time, a row of chunks: a large array is never copied, and no chunk compressed twice."""
+    for start in range(0, len(variable.values), height):
+        band = variable.values[start : start + height]
+        dataset[start : start + height] = round_to_10_bits(band) if variable.rounded else band
 
 
 def _scale(file: h5py.File, path: str, dim: str) -> h5py.Dataset:

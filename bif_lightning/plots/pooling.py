@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -59,16 +60,18 @@ def pool(
     matrix: Float[np.ndarray, "train query"], rows: Axis, columns: Axis
 ) -> Float[np.ndarray, "row_block column_block"]:
     """Mean over each block of the ordered matrix, NaN entries left out; NaN where a block has no other."""
-    ordered = matrix[rows.order][:, columns.order]
-    finite = np.isfinite(ordered)
-    total = _block_sums(np.where(finite, ordered, 0.0), rows, columns, np.dtype(np.float64))
-    count = _block_sums(finite, rows, columns, np.dtype(np.int64))
+    total, count = (np.zeros((len(rows.edges) - 1, len(columns.edges) - 1), kind) for kind in (np.float64, np.int64))
+    # A row of blocks at a time: a matrix may be larger than memory.
+    for block, (start, end) in enumerate(pairwise(rows.edges.tolist())):
+        ordered = matrix[rows.order[start:end]][:, columns.order]
+        finite = np.isfinite(ordered)
+        total[block] = _block_sums(np.where(finite, ordered, 0.0), columns, total.dtype)
+        count[block] = _block_sums(finite, columns, count.dtype)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _block_sums(values: np.ndarray, rows: Axis, columns: Axis, dtype: np.dtype) -> np.ndarray:
-    by_row = np.add.reduceat(values, rows.edges[:-1], axis=0, dtype=dtype)
-    return np.add.reduceat(by_row, columns.edges[:-1], axis=1, dtype=dtype)
+def _block_sums(values: np.ndarray, columns: Axis, dtype: np.dtype) -> np.ndarray:
+    return np.add.reduceat(np.add.reduce(values, axis=0, dtype=dtype), columns.edges[:-1], dtype=dtype)
 
 
 def spaced(positions: Sequence[float], gap: float) -> list[int]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
 
 from bif_lightning.result import Estimate
 from bif_lightning.samples import Samples
+from bif_lightning.tensorboard.pairs import Pairs
 
 MEDIAN, LOW, HIGH = "bif/correlation_median", "bif/correlation_q05", "bif/correlation_q95"
 SAME, OTHER = "bif/same_label_mean", "bif/other_label_mean"
@@ -42,6 +42,7 @@ def scalars(estimate: Estimate, train: Samples, query: Samples) -> dict[str, flo
 
     A pair of an example with itself (same id) is left out of everything taken over pairs: its correlation is 1
     by definition. A number that is undefined (R-hat of one draw, a mean over no pair) is left out of the result.
+    Quantiles of more than 16 million pairs are those of evenly spaced train examples (`Pairs.sample`).
 
     Args:
         estimate: of the influence at one snapshot.
@@ -67,8 +68,8 @@ def scalars(estimate: Estimate, train: Samples, query: Samples) -> dict[str, flo
         "bif/diverged_chains": float(len(estimate.divergences)),
         "bif/seconds": estimate.cost.seconds,
     }
-    pairs = without_self(estimate.correlation, train, query)
-    numbers.update(_spread(pairs, estimate.losses.correlation_standard_error))
+    pairs = Pairs(estimate.losses, train, query)
+    numbers.update(_spread(pairs))
     numbers.update(_by_label(pairs, train, query))
     for name, observable in estimate.observables.items():
         numbers[f"bif/observable/{name}"] = float(np.mean(observable.mean))
@@ -84,39 +85,34 @@ def describe(tag: str, estimate: Estimate) -> str:
     return DESCRIPTIONS[tag]
 
 
-def without_self(
-    correlation: Float[np.ndarray, "train query"], train: Samples, query: Samples
-) -> Float[np.ndarray, "train query"]:
-    """The matrix with NaN where a train example is the query itself, by id; the matrix itself where none is."""
-    place = {id: row for row, id in enumerate(train.ids)}
-    same = [(place[id], column) for column, id in enumerate(query.ids) if id in place]
-    if not same:
-        return correlation
-    others = correlation.copy()
-    others[tuple(np.transpose(same))] = np.nan
-    return others
-
-
-def _spread(
-    pairs: Float[np.ndarray, "train query"], errors: Float[np.ndarray, "train query"]
-) -> Iterator[tuple[str, float]]:
-    defined = np.isfinite(pairs)
-    values = pairs[defined]
-    if not values.size:
+def _spread(pairs: Pairs) -> Iterator[tuple[str, float]]:
+    size, total, resolved, known = 0, 0.0, 0, False
+    for band in pairs.bands():
+        defined = np.isfinite(band.correlation)
+        values, errors = np.abs(band.correlation[defined]), band.error[defined]
+        size += values.size
+        total += float(values.sum(dtype=np.float64))
+        resolved += int(np.count_nonzero(values > 2 * errors))
+        known = known or bool(np.isfinite(errors).any())
+    if not size:
         return
-    yield "bif/mean_abs_correlation", float(np.abs(values).mean(dtype=np.float64))
-    for tag, number in zip((MEDIAN, LOW, HIGH), np.quantile(values, (0.5, 0.05, 0.95)), strict=True):
+    yield "bif/mean_abs_correlation", total / size
+    for tag, number in zip((MEDIAN, LOW, HIGH), np.quantile(pairs.sample(), (0.5, 0.05, 0.95)), strict=True):
         yield tag, float(number)
-    errors = errors[defined]
-    if np.isfinite(errors).any():
-        yield "bif/resolved_fraction", float(np.mean(np.abs(values) > 2 * errors))
+    if known:
+        yield "bif/resolved_fraction", resolved / size
 
 
-def _by_label(pairs: Float[np.ndarray, "train query"], train: Samples, query: Samples) -> Iterator[tuple[str, float]]:
+def _by_label(pairs: Pairs, train: Samples, query: Samples) -> Iterator[tuple[str, float]]:
     if train.labels is None or query.labels is None:
         return
-    same = train.labels[:, None] == query.labels[None, :]
-    usable = np.isfinite(pairs) & (train.labels >= 0)[:, None] & (query.labels >= 0)[None, :]
-    for tag, chosen in ((SAME, usable & same), (OTHER, usable & ~same)):
-        if chosen.any():
-            yield tag, float(pairs[chosen].mean(dtype=np.float64))
+    size, total = {SAME: 0, OTHER: 0}, {SAME: 0.0, OTHER: 0.0}
+    for band in pairs.bands():
+        labels = train.labels[band.rows, None]
+        same = labels == query.labels[None, :]
+        usable = np.isfinite(band.correlation) & (labels >= 0) & (query.labels >= 0)[None, :]
+        for tag, chosen in ((SAME, usable & same), (OTHER, usable & ~same)):
+            values = band.correlation[chosen]
+            size[tag] += values.size
+            total[tag] += float(values.sum(dtype=np.float64))
+    yield from ((tag, total[tag] / size[tag]) for tag in (SAME, OTHER) if size[tag])

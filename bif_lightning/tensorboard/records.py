@@ -4,8 +4,9 @@
 have the form that those methods write, so every reader of event files reads them alike.
 """
 
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,18 +51,26 @@ def markdown(tag: str, text: str, description: str) -> Record:
 
 
 def histogram(
-    tag: str, values: Float[np.ndarray, " value"], limits: Float[np.ndarray, " edge"], description: str
+    tag: str, parts: Iterable[Float[np.ndarray, " value"]], limits: Float[np.ndarray, " edge"], description: str
 ) -> Record:
-    """Counts of finite values between fixed, evenly spaced limits; at least one value."""
-    counts, _ = np.histogram(values, bins=limits.size - 1, range=(float(limits[0]), float(limits[-1])))
+    """Counts of finite values, in parts, between fixed, evenly spaced limits; at least one value in all."""
+    counts, size, total, squares = np.zeros(limits.size - 1, np.int64), 0, 0.0, 0.0
+    low, high = math.inf, -math.inf
+    for values in parts:
+        if values.size:
+            counts += np.histogram(values, bins=limits.size - 1, range=(float(limits[0]), float(limits[-1])))[0]
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            size += values.size
+            total += float(values.sum(dtype=np.float64))
+            squares += float(np.square(values, dtype=np.float64).sum())
     filled = np.flatnonzero(counts)
     kept = slice(filled[0], filled[-1] + 1) if filled.size else slice(0, 1)
     histo = _summary.HistogramProto(
-        min=float(values.min()),
-        max=float(values.max()),
-        num=float(values.size),
-        sum=float(values.sum(dtype=np.float64)),
-        sum_squares=float(np.square(values, dtype=np.float64).sum()),
+        min=low,
+        max=high,
+        num=float(size),
+        sum=total,
+        sum_squares=squares,
         # The first bucket of the format reaches down to −infinity: an empty one before it keeps its edge.
         bucket_limit=[float(limits[kept.start]), *limits[1:][kept].tolist()],
         bucket=[0.0, *counts[kept].astype(float).tolist()],

@@ -11,8 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 from bif_lightning import plots
 from bif_lightning.result import CORRELATION_SIGN, Estimate
 from bif_lightning.samples import Samples
-from bif_lightning.tensorboard.numbers import HIGH, LOW, MEDIAN, OTHER, SAME, describe, without_self
+from bif_lightning.tensorboard.numbers import HIGH, LOW, MEDIAN, OTHER, SAME, describe
 from bif_lightning.tensorboard.numbers import scalars as scalars
+from bif_lightning.tensorboard.pairs import Pairs
 from bif_lightning.tensorboard.records import Record, histogram, markdown, picture, scalar, tag_part, write
 from bif_lightning.tensorboard.texts import READ_ME, top_table
 
@@ -203,10 +204,9 @@ def _labels(of: _Snapshot) -> Iterator[Record]:
 
 
 def _histogram(of: _Snapshot) -> Iterator[Record]:
-    pairs = without_self(of.estimate.correlation, of.train, of.query)
-    values = pairs[np.isfinite(pairs)]
-    if values.size:
-        yield histogram("bif/correlations", values, _LIMITS, f"All pairs. {CORRELATION_SIGN}")
+    pairs = Pairs(of.estimate.losses, of.train, of.query)
+    if any(values.size for values in pairs.defined()):
+        yield histogram("bif/correlations", pairs.defined(), _LIMITS, f"All pairs. {CORRELATION_SIGN}")
 
 
 def _tables(of: _Snapshot) -> Iterator[Record]:

@@ -15,15 +15,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style
 from bif_lightning.estimator import mean_of
 from bif_lightning.observables import LossFn, Observable
-from bif_lightning.problem import Problem
+from bif_lightning.placement import Split, current_placement
+from bif_lightning.problem import Problem, evaluating
+from bif_lightning.shards import is_sharded
 from bif_lightning.trainer.capture import Step, scalar_loss
-from bif_lightning.trainer.losses import check_user_loss, derive_loss
-
-PRECISIONS = ("32-true", "64-true", "bf16-mixed")
-"""Precisions in which the training was shown to stay as it was."""
-
-STRATEGIES = ("SingleDeviceStrategy",)
-"""Strategies for the same; subclasses count."""
+from bif_lightning.trainer.collectives import collectives_in, refuse_collectives
+from bif_lightning.trainer.losses import DerivedLoss, PerSample, check_user_loss, derive_loss
+from bif_lightning.trainer.support import split_of
 
 _PROOF_EXAMPLES = 8
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -38,8 +36,10 @@ class Request:
     observables: Sequence[Observable]
     params: Sequence[str] | None
     loss_fn: LossFn | None
+    per_sample: PerSample
     collate_fn: Collate | None
     eval_batch_size: int
+    check_gradient: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Attribution:
         train, query: (dataset, positions in it) of the rows and of the columns.
         around: a context for a whole snapshot (default dtypes, which are global, and so not a matter of a thread).
         loss: how per-example losses are found, in words.
+        derived: the losses, where they are derived from the training step.
     """
 
     problem: Problem
@@ -58,34 +59,13 @@ class Attribution:
     query: tuple[Any, Sequence[int]]
     around: Callable[[], AbstractContextManager[Any]]
     loss: str
+    derived: DerivedLoss | None
 
     @property
     def datasets(self) -> list[Any]:
         """Every object that user code reads examples with."""
         parts = (self.problem.train, self.problem.query, self.problem.training)
         return [obj for part in parts for obj in (part.dataset, part.collate)]
-
-
-def check_trainer(trainer: Any, *, allow_untested: bool) -> None:
-    """Refuse what the promises were not shown for.
-
-    Raises:
-        MisconfigurationException: a strategy or precision outside the tested ones.
-    """
-    if allow_untested:
-        return
-    names = {base.__name__ for base in type(trainer.strategy).__mro__}
-    if trainer.world_size > 1 or not names & set(STRATEGIES):
-        raise MisconfigurationException(
-            f"BIFCallback was not shown to leave training untouched with {type(trainer.strategy).__name__} on "
-            f"{trainer.world_size} processes; it was on one device. Train with devices=1, attribute saved "
-            "checkpoints with bif_lightning.estimate, or pass allow_untested=True and check the result"
-        )
-    if str(trainer.precision) not in PRECISIONS:
-        raise MisconfigurationException(
-            f"BIFCallback was not shown to leave training untouched with precision={trainer.precision!r}; it was "
-            f"with {', '.join(PRECISIONS)}. Use one of those, or pass allow_untested=True and check the result"
-        )
 
 
 def is_indices(data: Any) -> bool:
@@ -135,20 +115,25 @@ def attribution_of(trainer: Any, module: nn.Module, request: Request) -> Attribu
     train_examples = Examples(train[0], collate, train[1])
     prepare = _preparer(trainer)
     around, per_call = _precision_contexts(trainer)
-    loss, objective, words = _losses(trainer, module, request.loss_fn, train_examples, prepare, around, per_call)
+    losses = _losses(trainer, module, request, train_examples, prepare, around, per_call)
+    batch_size = losses.derived.eval_batch_size if losses.derived else None
     problem = Problem(
         module=module,
-        loss=loss,
-        objective=objective,
+        loss=losses.each,
+        objective=losses.mean,
         train=train_examples,
         query=train_examples if request.query is None else Examples(query[0], collate, query[1]),
         training=train_examples if training is None else Examples(training, collate),
         prepare=prepare,
         observables=[_InPrecision(o, per_call) for o in request.observables],
         params=request.params,
-        eval_batch_size=request.eval_batch_size,
+        eval_batch_size=batch_size or request.eval_batch_size,
+        split=split_of(trainer) if is_sharded(module) else Split(),
+        check_gradient=request.check_gradient,
     )
-    return Attribution(problem=problem, train=train, query=query, around=around, loss=words)
+    return Attribution(
+        problem=problem, train=train, query=query, around=around, loss=losses.words, derived=losses.derived
+    )
 
 
 def data_of(trainer: Any) -> list[Any]:
@@ -199,15 +184,25 @@ def _precision_contexts(trainer: Any) -> tuple[Callable[[], Any], Callable[[], A
     return (nullcontext, enter) if "mixed" in str(trainer.precision) else (enter, nullcontext)
 
 
+@dataclass(frozen=True)
+class _Losses:
+    """The loss of each example, the mean loss of a batch, and how they were found."""
+
+    each: LossFn
+    mean: Callable[[nn.Module, Batch], Tensor]
+    words: str
+    derived: DerivedLoss | None = None
+
+
 def _losses(
     trainer: Any,
     module: nn.Module,
-    loss_fn: LossFn | None,
+    request: Request,
     train: Examples,
     prepare: Callable[[Batch], Batch],
     around: Callable[[], Any],
     per_call: Callable[[], Any],
-) -> tuple[LossFn, Callable[[nn.Module, Batch], Tensor], str]:
+) -> _Losses:
     rows = torch.linspace(0, len(train) - 1, min(_PROOF_EXAMPLES, len(train))).long().unique().tolist()
 
     items = {row: train.item(row) for row in rows}  # read once: a random augmentation would differ from itself
@@ -215,19 +210,29 @@ def _losses(
     def batch_of(indices: Sequence[int]) -> Batch:
         return prepare(train.collate([items[index] for index in indices]))
 
-    with around():
-        if loss_fn is not None:
-            given = _in_precision(loss_fn, per_call)
+    with around(), evaluating(module):
+        if request.loss_fn is not None:
+            given = _in_precision(request.loss_fn, per_call)
             check_user_loss(given, module, batch_of, rows)
-            return given, lambda m, batch: mean_of(given(m, batch)), "loss_fn"
+            _check_collectives(given, module, batch_of(rows))
+            return _Losses(given, lambda m, batch: mean_of(given(m, batch)), "loss_fn")
         if not getattr(module, "automatic_optimization", True):
             raise MisconfigurationException(
                 "the module optimizes by hand (automatic_optimization = False), so that calling its training_step "
                 "would train it; pass loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
             )
         step = _in_precision(_training_step(module), per_call)
-        derived = derive_loss(step, module, batch_of, rows)
-        return derived, lambda m, batch: scalar_loss(step(m, batch)), "derived from training_step"
+        _check_collectives(step, module, batch_of(rows))
+        derived = derive_loss(step, module, batch_of, rows, per_sample=request.per_sample)
+        words = f"{derived.rung}, per_sample={derived.per_sample!r}; {derived.cost}"
+        return _Losses(derived, lambda m, batch: scalar_loss(step(m, batch)), words, derived)
+
+
+def _check_collectives(function: Callable[[nn.Module, Batch], Any], module: nn.Module, batch: Batch) -> None:
+    """Only where ranks run different chains: in shards of one model collectives are what makes it work."""
+    if current_placement().world_size > 1 and not is_sharded(module):
+        with torch.no_grad():
+            refuse_collectives(collectives_in(lambda: function(module, batch)))
 
 
 def _training_step(module: nn.Module) -> Step:

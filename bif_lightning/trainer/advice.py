@@ -10,29 +10,34 @@ from torch import Tensor
 
 from .batch import tensors_in
 from .capture import Call
+from .shares import PerSample
 
 _TARGET_KEYS: Final = ("labels", "label", "targets", "target", "y")
 
 
-def refusal(reason: str, calls: Sequence[Call], batch: Any, size: int) -> str:
+def refusal(
+    reasons: Mapping[str, str], calls: Sequence[Call], batch: Any, size: int, per_sample: PerSample = "mean"
+) -> str:
     """A message that says why per-example losses cannot be derived, and shows what to pass.
 
     Args:
-        reason: why not.
+        reasons: why not, for each way to find them that was tried.
         calls: the loss calls that were seen.
         batch: the batch that was tried.
         size: its number of examples.
+        per_sample: whether the losses of an example's elements are to be averaged or added.
     """
+    tried = "\n".join(f"- {way}: {reason}." for way, reason in reasons.items())
     return (
-        f"per-example losses cannot be derived from training_step: {reason}.\n"
+        f"per-example losses (per_sample={per_sample!r}) cannot be derived from training_step. Tried:\n{tried}\n"
         "Pass the loss of each example to the callback, shape [batch] (or [batch, token]). From what was seen, with "
         "module(x) as the forward pass:\n\n"
-        f"{suggested_loss_fn(calls, batch, size)}\n\n"
+        f"{suggested_loss_fn(calls, batch, size, per_sample)}\n\n"
         "BIFCallback(..., loss_fn=loss_fn)"
     )
 
 
-def suggested_loss_fn(calls: Sequence[Call], batch: Any, size: int) -> str:
+def suggested_loss_fn(calls: Sequence[Call], batch: Any, size: int, per_sample: PerSample = "mean") -> str:
     """Source of a `loss_fn` that makes the calls that were seen, without their reduction."""
     lines = ["import torch.nn.functional as F", "", "def loss_fn(module, batch):", f"    {_unpacking(batch)}"]
     seen = {call.name: call for call in calls if "target" in call.arguments and "input" in call.arguments}
@@ -44,7 +49,7 @@ def suggested_loss_fn(calls: Sequence[Call], batch: Any, size: int) -> str:
         return "\n".join(lines)
     lines += [f"    {name} = ...  # the tensor that training_step passes" for name in _tensor_options(seen.values())]
     lines.append("    # Add what training_step computes by hand, and its factors, for each example.")
-    terms = [_expression(call, size) for call in seen.values()]
+    terms = [_expression(call, size, per_sample) for call in seen.values()]
     return "\n".join([*lines, f"    return {' + '.join(terms)}"])
 
 
@@ -75,7 +80,7 @@ def _options(call: Call) -> dict[str, Any]:
     }
 
 
-def _expression(call: Call, size: int) -> str:
+def _expression(call: Call, size: int, per_sample: PerSample) -> str:
     options = "".join(
         f", {name}={name if isinstance(value, torch.Size) else repr(value)}" for name, value in _options(call).items()
     )
@@ -85,8 +90,8 @@ def _expression(call: Call, size: int) -> str:
         return (
             f'F.{call.name}(module(x).flatten(0{classes}), y.flatten(), reduction="none"{options}).reshape(len(y), -1)'
         )
-    mean = ".flatten(1).mean(1)" if elements.dim() > 1 else ""
+    over_elements = f".flatten(1).{per_sample}(1)" if elements.dim() > 1 else ""
     outputs = "module(x)"
     if call.name == "nll_loss":
         outputs = "module(x).log_softmax(1)"
-    return f'F.{call.name}({outputs}, y, reduction="none"{options}){mean}'
+    return f'F.{call.name}({outputs}, y, reduction="none"{options}){over_elements}'

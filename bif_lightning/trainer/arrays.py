@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 Undo = Callable[[], None]
@@ -43,6 +44,8 @@ def has_values(tensor: Tensor) -> bool:
 
 def bits(tensor: Tensor) -> Tensor:
     """The values of a plain tensor as integers of the same width: NaN equals itself and −0 is not 0."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
     values = tensor.detach().resolve_conj().resolve_neg().contiguous()
     values = torch.view_as_real(values) if values.is_complex() else values
     return values.view(_INTEGERS[values.element_size()])

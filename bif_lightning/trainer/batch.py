@@ -1,12 +1,15 @@
 """How many examples are in a batch, seen from its tensors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from torch import Tensor
 
 from .capture import NotSeparableError
+
+BatchOf = Callable[[Sequence[int]], Any]
+"""Indices of examples -> the collated batch of them, on the module's device."""
 
 
 def examples_in(batch: Any) -> int:

@@ -6,6 +6,7 @@ Equal bits have equal hashes in every run on the same kind of device; NaN equals
 import array
 import hashlib
 import random
+import re
 import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,11 @@ from .reach import ATOMS, GlobalName, Node, contents, reach
 _CHUNK = 2**22
 _ODD = 0x5851F42D4C957F2D
 _CACHE_BY_ADDRESS = "._metric_attributes"  # Lightning's: its keys are the ids of metrics, and differ between runs
+_ADDRESS = "_torchdynamo_wrapper_id"  # of what torch.compile wraps
+_UNIQUE = "__composable_api_state_key_"  # of fully_shard: a name that is new in every process
+_HOOK_NUMBER = re.compile(r"(?<=_hooks)\.\d+")
+# Torch numbers hooks over the whole process, so that the keys differ between two runs in it.
+_NUMBERED = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _LARGE = 2**20  # bytes; a larger array of a dataset is bulk data and not read
 
 
@@ -94,8 +100,18 @@ def _metric(metric: Metric) -> object:
 
 def _shallow(nodes: Iterable[Node], largest: float = float("inf")) -> list[tuple[str, str]]:
     """Path and content of each node; what a node refers to is a node of its own."""
-    small = (node for node in nodes if getattr(node[1], "nbytes", 0) <= largest)
-    return [(path, encode(obj, 1)) for path, obj in small if not path.endswith(_CACHE_BY_ADDRESS)]
+    small = (node for node in nodes if not isinstance(node[1], Tensor | np.ndarray) or node[1].nbytes <= largest)
+    nodes = ((path, encode(_lasting(path, obj), 1)) for path, obj in small if not _by_address(path))
+    return [(_HOOK_NUMBER.sub("", path), content) for path, content in nodes]
+
+
+def _by_address(path: str) -> bool:
+    return path.endswith(_CACHE_BY_ADDRESS) or _UNIQUE in path
+
+
+def _lasting(path: str, obj: object) -> object:
+    """What of an object does not differ between two equal runs."""
+    return list(obj.values()) if isinstance(obj, dict) and path.endswith(_NUMBERED) else obj
 
 
 def _hash(value: object) -> str:
@@ -113,7 +129,8 @@ def _(value: dict[Any, Any], depth: int = 64) -> str:
     if not depth:
         return "dict"
     items = OrderedDict.items(value) if isinstance(value, OrderedDict) else dict.items(value)
-    return "{" + ",".join(f"{encode(k, 0)}:{encode(v, depth - 1)}" for k, v in items) + "}"
+    lasting = ((k, v) for k, v in items if k != _ADDRESS and not str(k).startswith(_UNIQUE))
+    return "{" + ",".join(f"{encode(k, 0)}:{encode(v, depth - 1)}" for k, v in lasting) + "}"
 
 
 @encode.register(list)

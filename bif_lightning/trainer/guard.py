@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from .arrays import Budget, Undo, nothing, restore_gradient
 from .keep import keep
@@ -27,6 +28,12 @@ from .reach import Node, is_dataset, reach
 
 _MIB = 2**20
 _ABSENT = object()
+_FSDP_HOOKS = (
+    "_state_dict_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 Restoring = Generator[None, None, None]
 
@@ -59,7 +66,15 @@ class Scope:
         def leave(obj: object) -> bool:
             return id(obj) in ids or is_dataset(obj) or isinstance(obj, torch.optim.Optimizer)
 
-        return [node for node in reach({"module": self.module}, leave=leave) if id(node[1]) not in live]
+        hidden = live | _hooks_of_shards(self.module)
+        return [node for node in reach({"module": self.module}, leave=leave) if id(node[1]) not in hidden]
+
+
+def _hooks_of_shards(module: nn.Module) -> set[int]:
+    """The state dict hooks that FSDP registers in its first forward pass, which may be ours, and never again."""
+    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+        return set()
+    return {id(vars(part)[name]) for part in module.modules() for name in _FSDP_HOOKS}
 
 
 Part = Callable[[Scope], AbstractContextManager[None]]

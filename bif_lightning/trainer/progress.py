@@ -8,6 +8,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 from tqdm.auto import tqdm
 
+from bif_lightning.trainer.interrupts import stop_if_interrupted
 from bif_lightning.workers import Progress
 
 _REFRESH_SECONDS = 0.1
@@ -16,7 +17,21 @@ _LINE_SECONDS = 10.0
 
 @contextmanager
 def progress_of(trainer: Any, label: str) -> Generator[Progress]:
-    """A progress function for one snapshot; shows what is done, and when it will be finished."""
+    """A progress function for one snapshot; shows what is done, and when it will be finished.
+
+    It is called between two steps, where stopping does no harm, and so raises the KeyboardInterrupt that waits.
+    """
+    with _display(trainer, label) as show:
+
+        def tick(done: int, total: int) -> None:
+            stop_if_interrupted()
+            show(done, total)
+
+        yield tick
+
+
+@contextmanager
+def _display(trainer: Any, label: str) -> Generator[Progress]:
     bar = trainer.progress_bar_callback
     names = {base.__name__ for base in type(bar).__mro__}
     if "RichProgressBar" in names and bar.progress is not None:
@@ -49,13 +64,19 @@ def _rich(display: Any, label: str) -> Generator[Progress]:
 
 @contextmanager
 def _tqdm(label: str) -> Generator[Progress]:
-    with tqdm(
-        desc=label, unit="step", leave=False, position=1, dynamic_ncols=True, mininterval=_REFRESH_SECONDS
-    ) as bar:
+    # Drawn here and not by `update` (a delay keeps tqdm from it at the start): where the terminal fails, tqdm leaves
+    # its lock, which every bar of the process needs, in the hands of a thread that ends.
+    with tqdm(desc=label, unit="step", leave=False, position=1, dynamic_ncols=True, delay=_REFRESH_SECONDS) as bar:
+        shown = 0.0
 
         def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            nonlocal shown
+            now = time.monotonic()
+            bar.total, bar.n = total, done
+            if now - shown > _REFRESH_SECONDS:
+                shown = now
+                with bar.get_lock():
+                    bar.refresh(nolock=True)
 
         yield show
 

@@ -9,6 +9,16 @@ and W_i = Σ_{k∈i} c_k z_k, summed over the elements of example i, and W = Σ_
     example   S_i · B         with B the number of examples
     sum       S_i
 
+That is `per_sample="mean"`: l_i. With `per_sample="sum"` it is l_i · Z_i, the loss of example i times what it was
+divided by when it was alone:
+
+    mean, count     Z_i = Σ_{k∈i} z_k   over the elements with a factor c_k: class weights, tokens that count, elements
+    example, sum    Z_i = 1
+
+which is the factor of the loss times the plain sum of the example's (weighted) elements. Over a batch whose loss
+is one mean these add up to its divisor times its loss, Σ_i l_i Z_i = Z·L with Z = Σ_i Z_i: an example with four times
+the tokens or the class weight of another has four times its say in the training, and here too.
+
 `consistent_rules` finds which of them a training step follows by comparing the coefficients of a batch with those of
 its examples alone. That comparison contains no network, so it is sharp in every precision.
 """
@@ -17,6 +27,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .capture import Call, Captured, NotSeparableError, Term
@@ -24,25 +35,31 @@ from .capture import Call, Captured, NotSeparableError, Term
 Rule = Literal["mean", "count", "example", "sum"]
 RULES: Final[tuple[Rule, ...]] = ("mean", "count", "example", "sum")
 
+PerSample = Literal["mean", "sum"]
+"""Whether an example's loss is what the training step returns for it alone, or that times its own divisor."""
+
 _WEIGHT_TOLERANCE: Final = 1e-4
 _ROW_TOLERANCE: Final = 1e-3
 
 
-def split(captured: Captured, size: int, rules: Sequence[Sequence[Rule]]) -> Tensor:
+def split(
+    captured: Captured, size: int, rules: Sequence[Sequence[Rule]], per_sample: PerSample = "mean"
+) -> Float[Tensor, " example"]:
     """The loss of each example alone.
 
     Args:
         captured: the loss of a batch.
         size: the number of examples in the batch.
         rules: for each call, the rules that it may follow.
+        per_sample: "mean" for l_i, "sum" for l_i · Z_i.
 
     Returns:
         Losses in the step's units, shape [size], float32 or float64 as the elementwise losses are. An example
         without anything that counts (all of it ignored) has loss 0.
 
     Raises:
-        NotSeparableError: the calls are others than `rules` has, elements cannot belong to examples, or two
-            rules of a call give different losses.
+        NotSeparableError: the calls are others than `rules` has, elements cannot belong to examples, two rules
+            of a call give different losses, or (for "sum") there is no one divisor.
     """
     if len(rules) != len(captured.terms):
         raise NotSeparableError(
@@ -50,12 +67,11 @@ def split(captured: Captured, size: int, rules: Sequence[Sequence[Rule]]) -> Ten
             "checked",
             calls_of(captured),
         )
-    shares = [
-        _agreed_share(term, size, allowed)
-        for term, allowed in zip(captured.terms, rules, strict=True)
-        if term.coefficients is not None
+    used = [
+        (term, allowed) for term, allowed in zip(captured.terms, rules, strict=True) if term.coefficients is not None
     ]
-    return torch.stack(shares).sum(0)
+    alone = torch.stack([_agreed_share(term, size, allowed) for term, allowed in used]).sum(0)
+    return alone if per_sample == "mean" else alone * _own_divisor(used, size)
 
 
 def consistent_rules(batch: Captured, singles: Sequence[Captured]) -> tuple[tuple[Rule, ...], ...]:
@@ -100,6 +116,8 @@ def _rules_of(term: Term, singles: Sequence[Term]) -> tuple[Rule, ...]:
             "is not explained by the factor in a batch of one: neither a mean nor a sum over examples",
             (call,),
         )
+    if term.call.reduction == "batchmean" and "example" in found:
+        return ("example",)
     if "mean" not in found:
         return found
     if term.call.reduction == "mean":
@@ -149,6 +167,42 @@ def _share(term: Term, size: int, rule: Rule) -> Tensor:
         return sums * size
     weights = _per_example(term, _weighted(term, rule == "mean"), size).sum(1)
     return torch.where(weights == 0, 0.0, sums * weights.sum() / torch.where(weights == 0, 1.0, weights))
+
+
+def _own_divisor(used: Sequence[tuple[Term, Sequence[Rule]]], size: int) -> Tensor:
+    """Z_i, if every call and every rule that it may follow has the same."""
+    found: list[Tensor] = []
+    right: list[Tensor] = []
+    for term, rules in used:
+        for rule in rules:
+            divisor = _divisor(term, size, rule)
+            found.append(divisor)
+            if rule in ("mean", "count"):
+                # Elements with unequal factors (weights by position) were divided by something else than Z_i.
+                weights = _per_example(term, _weighted(term, rule == "mean"), size).sum(1)
+                right.append(_close(weights * divisor.sum(), divisor * weights.sum()))
+    right += [_close(found[0], other) for other in found[1:]]
+    if right and not bool(torch.stack(right).all()):
+        calls = [term.call for term, _ in used]
+        raise NotSeparableError(
+            f"what the loss of an example alone is divided by ({', '.join(call.name for call in calls)}) is not "
+            'one known number, as per_sample="sum" needs: its losses divide by different things, or by hand',
+            calls,
+        )
+    return found[0]
+
+
+def _close(one: Tensor, other: Tensor) -> Tensor:
+    return ((one - other).abs() <= _WEIGHT_TOLERANCE * torch.maximum(one.abs(), other.abs())).all()
+
+
+def _divisor(term: Term, size: int, rule: Rule) -> Tensor:
+    coefficients = _coefficients(term)
+    if rule not in ("mean", "count"):
+        return coefficients.new_ones(size)
+    weights = term.call.weights
+    own = torch.ones_like(coefficients) if rule == "count" or weights is None else weights
+    return _per_example(term, own * (coefficients != 0), size).sum(1)
 
 
 def _weighted(term: Term, own: bool) -> Tensor:

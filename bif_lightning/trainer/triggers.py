@@ -84,8 +84,9 @@ def averages_weights(trainer: Any) -> bool:
 
 
 def waits_for_the_clock(trainer: Any) -> list[str]:
-    """Callbacks that act by time, which a snapshot passes: their behaviour cannot stay as it was."""
-    found = list[str]()
+    """What acts by time, which a snapshot passes: its behaviour cannot stay as it was."""
+    by_time = getattr(trainer, "_val_check_time_interval", None) is not None
+    found = ["val_check_interval"] if by_time else list[str]()
     for callback in trainer.callbacks:
         name = type(callback).__name__
         if name == "Timer" or getattr(callback, "_train_time_interval", None) is not None:

@@ -1,16 +1,18 @@
 """Checks of a per-example loss that the user wrote."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from bif_lightning.host import FunctionalHost
 from bif_lightning.problem import evaluating
+from bif_lightning.shards import is_sharded
 
-from .oracle import Bound, rounding
+from .oracle import rounding
 
 _TOLERANCE: Final = 0.03
 _EXAMPLE: Final = 'return F.cross_entropy(module(x), y, reduction="none")'
@@ -24,7 +26,7 @@ def check_user_loss(
 ) -> None:
     """Require that a user's loss function gives the loss of each example, and can be differentiated.
 
-    The module is put into eval mode meanwhile; its gradients are not touched.
+    The module is put into eval mode meanwhile; its gradients are not touched. Losses in half precision are warned of.
 
     Args:
         loss_fn: (module, batch) -> losses of shape [batch] or [batch, token].
@@ -44,6 +46,7 @@ def check_user_loss(
         with torch.no_grad():
             result = loss_fn(module, batch)
         _check_form(result, len(rows))
+        _warn_of_rounding(result)
         _check_finite(result, rows)
         _check_gradient(loss_fn, module, batch)
         with torch.no_grad():
@@ -72,6 +75,15 @@ def _check_form(result: object, size: int) -> None:
         _refuse(f"returned {result.dtype}", "return a loss in floating point (accuracy is no loss)")
 
 
+def _warn_of_rounding(result: Tensor) -> None:
+    if result.dtype in (torch.bfloat16, torch.float16):
+        rank_zero_warn(
+            f"loss_fn returns {result.dtype}, which keeps about three digits. An influence is a covariance of small "
+            "changes of the losses, which such rounding covers up. Compute the loss from logits in float32:\n"
+            '    return F.cross_entropy(module(x).float(), y, reduction="none")'
+        )
+
+
 def _check_finite(result: Tensor, rows: Sequence[int]) -> None:
     finite = result.isfinite().reshape(len(rows), -1).all(1).tolist()
     bad = [row for row, good in zip(rows, finite, strict=True) if not good]
@@ -82,19 +94,20 @@ def _check_finite(result: Tensor, rows: Sequence[int]) -> None:
 
 
 def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch: Any) -> None:
-    leaves = {
-        f"module.{name}": parameter.detach().requires_grad_()
-        for name, parameter in module.named_parameters()
-        if parameter.is_floating_point()
-    }
-    with torch.enable_grad():
-        total: Tensor = functional_call(Bound(module, loss_fn), leaves, (batch,)).sum()
-        grads: tuple[Tensor | None, ...] = ()
-        if total.requires_grad and leaves:
-            grads = cast(
-                "tuple[Tensor | None, ...]", torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-            )
-    if all(grad is None for grad in grads):
+    if is_sharded(module) or not any(parameter.requires_grad for parameter in module.parameters()):
+        return  # the first snapshot tries the weights of a chain, wherever they are
+    host = FunctionalHost(module, twins=False)
+    weights = host.weights()
+
+    def backward(bound: nn.Module) -> None:
+        with torch.enable_grad():
+            losses = loss_fn(bound, batch)
+            if losses.requires_grad:
+                # Unequal, since losses without their mean add up to 0, and have another message.
+                losses.backward(torch.linspace(1, 2, losses.numel()).to(losses).view_as(losses))
+
+    host.bind(weights).call(backward)
+    if not bool(weights.gradient.any()):
         _refuse(
             "has no gradient to any weight of the module",
             "leave out .detach(), .item(), numpy and torch.no_grad, and use the module that it is given",

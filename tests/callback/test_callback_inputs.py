@@ -129,7 +129,6 @@ def returns_mean(module: Any, batch: Any) -> Tensor:
         ({"launch": "snapshot"}, "launch is 'snapshot'"),
         ({"per_token": True}, "per_token is True"),
         ({"views": ["heatmaps"]}, "heatmaps"),
-        ({"precision": "bf16-true"}, "bf16-true"),
         ({"sampler": bl.SGLD(step_size=10.0, inverse_temperature=100.0, localization=0.1)}, "lower step_size"),
     ],
 )

@@ -86,7 +86,7 @@ def fit(
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         warnings.filterwarnings("ignore", ".*deprecated.*", category=FutureWarning)
         loader = data if isinstance(data, DataLoader) else DataLoader(data or Points(), batch_size=8, shuffle=True)
-        trainer.fit(module, loader, ckpt_path=ckpt, weights_only=True if ckpt else None)
+        trainer.fit(module, loader, **({"ckpt_path": ckpt, "weights_only": True} if ckpt else {}))
     return trainer, module
 
 

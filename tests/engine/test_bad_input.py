@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -36,6 +36,12 @@ def bad_rows(value: float) -> TensorDataset:
     return TensorDataset(x, y)
 
 
+def complex_valued() -> nn.Module:
+    module = models.seeded(models.mlp)
+    module[0].weight = nn.Parameter(module[0].weight.to(torch.complex64))
+    return module
+
+
 def frozen() -> nn.Module:
     return models.seeded(models.mlp).requires_grad_(False)
 
@@ -58,7 +64,7 @@ def frozen() -> nn.Module:
         (ValueError, r"pattern 'body\.\*' matches no parameter; trainable names are 0\.weight", {"params": ["body.*"]}),
         (ValueError, r"pattern 'head' matches no parameter", {"params": ["*.weight", "head"]}),
         (ValueError, "no parameter that requires a gradient", {"module": frozen()}),
-        (ValueError, "half precision", {"module": models.seeded(models.mlp).bfloat16()}),
+        (ValueError, r"parameter 0.weight is torch.complex64", {"module": complex_valued()}),
         (ValueError, "does not depend on the sampled weights", {"loss": lambda m, b: b[0].sum(1) + 0 * m(b[0])[:, 0]}),
         (ValueError, "store_traces=True .*storage='moments'",
          {"store_traces": True, "chains": Chains(num_chains=2, num_draws=3, storage="moments")}),
@@ -82,11 +88,15 @@ def test_frozen_parameters_that_a_pattern_names_are_pointed_out() -> None:
         run(module, params="0.*")
 
 
-def test_mixed_precisions_are_refused() -> None:
-    module = models.seeded(models.mlp)
-    module[2].double()
-    with pytest.raises(ValueError, match=r"float32, torch\.float64"):
-        run(module, loss=lambda m, b: m[2](m[1](m[0](b[0])).double()).sum(1))
+def test_a_gradient_that_is_not_that_of_the_loss_is_refused() -> None:
+    """A straight-through estimator: its gradient says 1 where the loss is a staircase."""
+
+    def rounded(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        exact = module(batch[0]).square().sum(1)
+        return exact * 2.0 - exact.detach()
+
+    with pytest.raises(ValueError, match=r"gradient of the loss has length .* changes by .* straight-through"):
+        run(models.seeded(models.mlp), loss=rounded)
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

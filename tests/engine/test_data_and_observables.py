@@ -121,6 +121,7 @@ def test_data_that_changes_is_not_stacked() -> None:
     examples.prepare()
     first, second = examples.batch(torch.arange(3)), examples.batch(torch.arange(3))
     assert not torch.equal(first, second)
+    assert not examples.repeats
 
 
 def test_a_dataset_is_read_by_one_thread_at_a_time() -> None:

@@ -12,7 +12,7 @@ from bif_lightning.config import SGLD, Chains
 from bif_lightning.data import Examples
 from bif_lightning.estimator import estimate, estimate_problem
 from bif_lightning.host import FunctionalHost
-from bif_lightning.problem import Problem, evaluating
+from bif_lightning.problem import Minibatch, Problem, evaluating
 from bif_lightning.result import Estimate
 from small_models import cross_entropy, problem_of
 
@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_those_of_a_module_with_these_weights(name: str
             weights.flat.copy_(flat)
         problem, bound = problem_of(module), host.bind(weights)
         batch = problem.training.batch(torch.arange(models.BATCH))
-        problem.mean_loss(bound, batch)
+        problem.add_gradient(bound, Minibatch(batch))
         assert torch.equal(bound.call(lambda m: cross_entropy(m, batch).detach()), losses)
         for part, got, expected in zip(host.layout.names, host.layout.pieces(weights.gradient), gradients, strict=True):
             assert expected is not None

@@ -64,6 +64,28 @@ def test_two_processes_give_the_same_bits_as_one(tmp_path: Path) -> None:
         assert differences(alone, found) == []
 
 
+def test_ranks_succeed_or_fail_together(tmp_path: Path) -> None:
+    """Whoever fails first, and however: all learn of it, none waits for ever, and the next work is possible."""
+    mp.spawn(ranks.meet, args=(2, str(tmp_path)), nprocs=2)
+    first, second = (pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2))
+    expected = {
+        "peacefully": ("done", "done"),
+        "fails_on_one": (
+            "PeerFailedError: counting: rank 1: ValueError: a bad number",
+            "ValueError: a bad number\nand more about it",
+        ),
+        "fails_late": ("KeyError: 'late'", "PeerFailedError: counting: rank 0: KeyError: 'late'"),
+        "fails_everywhere": ("ValueError: rank 0", "ValueError: rank 1"),
+        "slow_but_alive": ("done", "done"),
+        "hangs": (
+            "OutOfStepError: counting: no progress for 2 s of rank 1 (step 5 of 9). They hang, or lost their process; "
+            "look at their logs. Training cannot go on without them",
+            "done",
+        ),
+    }
+    assert {name: (first[name], second[name]) for name in first} == expected
+
+
 def test_the_seed_and_the_number_of_chains_matter() -> None:
     """A chain is the same among any number of chains, and another with another seed."""
 

@@ -37,7 +37,7 @@ def replayed(sampler: SGLD, chains: Chains, chain: int) -> np.ndarray:
         if sampler.gradient == "control_variate":
             g = g - WORLD.gradient(center, rows)
         xi = torch.empty(3, dtype=torch.float64)
-        noise.fill_normal(xi, t, 0)
+        xi.normal_(generator=noise.normals(t, 0))
         drift = sampler.inverse_temperature * g + sampler.localization * (w - center)
         w = w - eps / 2 * drift + np.sqrt(eps) * xi.numpy()
         past = t + 1 - chains.burn_in
@@ -93,7 +93,7 @@ def test_full_batch_control_variate_has_no_gradient_at_the_snapshot() -> None:
     assert got.traces is not None
     for t, recorded in enumerate(got.traces.columns["weights"][0]):
         xi = torch.empty(3, dtype=torch.float64)
-        noise.fill_normal(xi, t, 0)
+        xi.normal_(generator=noise.normals(t, 0))
         w = w - 0.01 * curvature @ (w - WORLD.snapshot) + np.sqrt(0.02) * xi.numpy()
         np.testing.assert_allclose(recorded, w, rtol=1e-6)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import bif_lightning.matrices as matrices
+import bif_lightning.blocks as blocks
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.estimator import estimate
 from bif_lightning.observables import GroupMean, PerExample
@@ -49,7 +49,7 @@ def test_moments_give_what_traces_give(centring: str) -> None:
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run()
-    monkeypatch.setattr(matrices, "_BLOCK_ENTRIES", 1)
+    monkeypatch.setattr(blocks, "_TILE_ENTRIES", 1)
     same(whole, run(), 1e-6)
 
 

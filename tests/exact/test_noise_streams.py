@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def normals(noise: Noise, step: int, parameter: int, size: int = 64) -> torch.Tensor:
     out = torch.empty(size)
-    noise.fill_normal(out, step, parameter)
+    out.normal_(generator=noise.normals(step, parameter))
     return out
 
 

@@ -1,6 +1,8 @@
 """One process among several, for tests of torch.distributed."""
 
 import pickle
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ import torch.distributed as dist
 import small_models as models
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.estimator import estimate
+from bif_lightning.placement import Meeting, current_placement
 from bif_lightning.result import Estimate
 
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)
@@ -21,6 +24,58 @@ def estimated() -> Estimate:
         models.seeded(models.mlp), models.cross_entropy, models.data(), models.data(1, 4),
         sampler=SAMPLER, chains=CHAINS, train_labels=[0, 1] * 6, query_labels=[0, 1, 1, 0],
     )  # fmt: skip
+
+
+def peacefully(rank: int, meeting: Meeting) -> str:
+    time.sleep(0.5 * rank)
+    return "done"
+
+
+def fails_on_one(rank: int, meeting: Meeting) -> str:
+    if rank == 1:
+        raise ValueError("a bad number\nand more about it")
+    while True:  # until the other's failure is heard
+        meeting.beat("step 3 of 9")
+        time.sleep(0.05)
+
+
+def fails_late(rank: int, meeting: Meeting) -> str:
+    if rank == 0:
+        time.sleep(1.0)
+        raise KeyError("late")
+    return "done early"
+
+
+def fails_everywhere(rank: int, meeting: Meeting) -> str:
+    raise ValueError(f"rank {rank}")
+
+
+def slow_but_alive(rank: int, meeting: Meeting) -> str:
+    for step in range(8 * rank):
+        meeting.beat(f"step {step}")
+        time.sleep(0.5)
+    return "done"
+
+
+def hangs(rank: int, meeting: Meeting) -> str:
+    meeting.beat("step 5 of 9")
+    time.sleep(4.0 * rank)
+    return "done"
+
+
+def meet(rank: int, world_size: int, folder: str) -> None:
+    """Work together in every way that can go wrong, and leave what each rank got of it."""
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
+    placement = replace(current_placement(), patience=2.0)
+    found = dict[str, str]()
+    for case in (peacefully, fails_on_one, fails_late, fails_everywhere, slow_but_alive, peacefully, hangs):
+        try:
+            with placement.together("counting") as meeting:
+                found[case.__name__] = case(rank, meeting)
+        except Exception as error:
+            found[case.__name__] = f"{type(error).__name__}: {error}"
+    Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))
+    time.sleep(4.0 * (1 - rank))  # the store lives as long as its first process
 
 
 def work(rank: int, world_size: int, folder: str) -> None:

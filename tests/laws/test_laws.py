@@ -158,6 +158,7 @@ WRONG = {
     },
     Chains: {
         "num_chains": BELOW_ONE, "num_draws": BELOW_ONE, "thinning": BELOW_ONE, "batch_size": BELOW_ONE,
+        "num_threads": BELOW_ONE,
         "burn_in": BELOW_ZERO, "seed": BELOW_ZERO, "centring": st.sampled_from(["", None, "both"]),
         "storage": st.sampled_from(["disk", None]),
     },

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from bif_lightning.blocks import Maker
 from bif_lightning.config import Chains
-from bif_lightning.matrices import Matrices
+from bif_lightning.matrices import Matrices, compute
+from bif_lightning.placement import Placement
 from bif_lightning.recorder import Record, batch_lengths
 from targets import Regression, gaussian_influence
 
@@ -31,8 +33,8 @@ def estimated(chains: Chains, w: np.ndarray) -> Matrices:
         Record(c, batch_lengths(chains), True, [losses(TRAIN, w[c])], [losses(QUERY, w[c])])
         for c in range(chains.num_chains)
     ]
-    matrices = Matrices(records, (8, 5, 5), chains.centring, None)
-    matrices.fill(1)
+    matrices = compute(Maker.of(records, (8, 5, 5), chains.centring), 1, Placement())
+    assert matrices is not None
     return matrices
 
 

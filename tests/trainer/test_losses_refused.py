@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from bif_lightning.trainer.batch import examples_in
-from bif_lightning.trainer.capture import NotSeparableError
-from bif_lightning.trainer.losses import LossChangedError, captured_loss, check_user_loss, derive_loss
+from bif_lightning.trainer.capture import LossChangedError, NotSeparableError, capture
+from bif_lightning.trainer.losses import check_user_loss, derive_loss
+from bif_lightning.trainer.shares import split
 
 ROWS = [0, 3, 5, 8]
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 4.0, 0.1])
 
 
 class Model(L.LightningModule):
@@ -60,57 +62,64 @@ def penalty(module: nn.Module) -> Tensor:
     return 0.01 * torch.stack([p.square().sum() for p in module.parameters()]).sum()
 
 
-def own_huber(o: Tensor, y: Tensor, module: nn.Module) -> Tensor:
-    e = (o - F.one_hot(y, 5)).abs()
-    return torch.where(e < 1, e.square() / 2, e - 0.5).mean()
+def unequal_penalty(o: Tensor, y: Tensor, module: nn.Module) -> Tensor:
+    """A batch of one has four times the penalty of a batch of four."""
+    return F.cross_entropy(o, y) + penalty(module) / len(y)
 
 
-REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, nn.Module], Any], str]] = {
-    "huber by hand": (own_huber, "called no loss of torch.nn.functional"),
-    "cross entropy by hand": (
-        lambda o, y, m: (o.logsumexp(1) - o.gather(1, y[:, None])[:, 0]).mean(),
-        "called no loss of torch.nn.functional",
-    ),
-    "penalty by hand": (lambda o, y, m: F.cross_entropy(o, y) + penalty(m), "a part of the loss is written by hand"),
-    "small penalty by hand": (lambda o, y, m: F.cross_entropy(o, y) + 2e-3 * penalty(m), "written by hand"),
-    "square root": (lambda o, y, m: F.cross_entropy(o, y).sqrt(), "no weighted sum"),
-    "focal from its own loss": (
-        lambda o, y, m: ((1 - (-(r := F.cross_entropy(o, y, reduction="none"))).exp()) ** 2 * r).mean(),
+REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, nn.Module], Any], str, str]] = {
+    "square root": (
+        lambda o, y, m: F.cross_entropy(o, y).sqrt(),
         "no weighted sum",
+        "couples the examples of a batch, or divides them unequally: of a batch of [0, 3",
     ),
-    "contrastive": (contrastive, "couples the examples"),
-    "top k": (lambda o, y, m: F.cross_entropy(o, y, reduction="none").topk(3).values.mean(), "raised RuntimeError"),
+    "penalty by length": (unequal_penalty, "a part of the loss is written by hand", "divides them unequally"),
+    "contrastive": (contrastive, "couples the examples", "all have the loss 0 in a batch of one"),
+    "top k": (
+        lambda o, y, m: F.cross_entropy(o, y, reduction="none").topk(3).values.mean(),
+        "raised RuntimeError on a batch of one, example 0: selected index k out of range",
+        "raised RuntimeError on a batch of one, example 0: selected index k out of range",
+    ),
     "hardest half": (
         lambda o, y, m: F.cross_entropy(o, y, reduction="none").topk(max(1, len(y) // 2)).values.mean(),
+        "couples the examples",
         "couples the examples",
     ),
     "squared length": (
         lambda o, y, m: F.cross_entropy(o, y, reduction="sum") / len(y) ** 2,
         "neither a mean nor a sum",
+        "divides them unequally",
     ),
-    "centred output": (lambda o, y, m: F.cross_entropy(o - o.mean(0), y), "couples the examples"),
-    "loop": (
-        lambda o, y, m: sum(F.cross_entropy(o[i], y[i]) for i in range(len(y))) / len(y),
-        "on one of its examples alone",
+    "centred output": (lambda o, y, m: F.cross_entropy(o - o.mean(0), y), "couples", "all have the loss 1.60944"),
+    "pairs": (lambda o, y, m: F.mse_loss(o[:-1], o[1:]), "", "the loss of example 0 is not finite"),
+    "class weights by hand": (
+        lambda o, y, m: -(WEIGHTS[y] * o.log_softmax(1).gather(1, y[:, None])[:, 0]).sum() / WEIGHTS[y].sum(),
+        "called no loss of torch.nn.functional",
+        "divides them unequally",
     ),
-    "pairs": (lambda o, y, m: F.mse_loss(o[:-1], o[1:]), "."),
-    "penalty by mse_loss": (lambda o, y, m: F.cross_entropy(o, y) + F.mse_loss(m.net[2].bias, m.net[0].bias[:5]), "."),
-    "none": (lambda o, y, m: None, "returned NoneType"),
-    "vector": (lambda o, y, m: F.cross_entropy(o, y, reduction="none"), "no scalar"),
-    "detached": (lambda o, y, m: F.cross_entropy(o, y).detach() + o.square().mean(), "does not depend"),
-    "constant": (lambda o, y, m: F.cross_entropy(0 * o, y), "all have the loss"),
-    "not finite": (lambda o, y, m: F.cross_entropy(o * torch.where(y == 0, torch.inf, 1)[:, None], y), "nan"),
+    "none": (lambda o, y, m: None, "returned NoneType", "returned NoneType"),
+    "vector": (lambda o, y, m: F.cross_entropy(o, y, reduction="none"), "no scalar", "no scalar"),
+    "constant": (lambda o, y, m: F.cross_entropy(0 * o, y), "all have the loss", "all have the loss"),
+    "not finite": (
+        lambda o, y, m: F.cross_entropy(o * torch.where(y == 0, torch.inf, 1)[:, None], y),
+        "nan",
+        "the loss of example 0 is not finite in a batch of one",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_reason_and_advice(name: str) -> None:
-    objective, reason = REFUSED[name]
+    objective, *reasons = REFUSED[name]
     torch.manual_seed(1)
     with pytest.raises(MisconfigurationException) as error:
         derive_loss(step, Model(objective), batch_of, ROWS)
     message = str(error.value)
-    assert reason in message
+    captured, others = message.split("- captured from training_step: ")[1].split(
+        "- training_step vmapped over examples"
+    )
+    assert reasons[0] in captured
+    assert reasons[1] in others
     assert "def loss_fn(module, batch):\n    x, y = batch\n" in message
     assert "BIFCallback(..., loss_fn=loss_fn)" in message
 
@@ -122,7 +131,7 @@ def pasted(message: str) -> Callable[[nn.Module, Any], Tensor]:
     return namespace["loss_fn"]
 
 
-@pytest.mark.parametrize("name", ["penalty by hand", "cross entropy by hand", "square root", "top k"])
+@pytest.mark.parametrize("name", ["penalty by length", "class weights by hand", "square root", "top k"])
 def test_the_advice_can_be_pasted(name: str) -> None:
     torch.manual_seed(1)
     module = Model(REFUSED[name][0])
@@ -139,7 +148,7 @@ def test_the_advice_keeps_options_and_keys() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return super().training_step((batch["pixels"], batch["label"]), batch_idx)
 
-    module = Keyed(lambda o, y, m: F.cross_entropy(o, y, label_smoothing=0.1, ignore_index=2) + penalty(m))
+    module = Keyed(lambda o, y, m: F.cross_entropy(o, y, label_smoothing=0.1, ignore_index=2) + penalty(m) / len(y))
     keyed = lambda rows: default_collate([{"label": DATA[r][1], "pixels": DATA[r][0]} for r in rows])  # noqa: E731
     with pytest.raises(MisconfigurationException) as error:
         derive_loss(step, module, keyed, ROWS)
@@ -153,7 +162,7 @@ def test_the_advice_keeps_options_and_keys() -> None:
 def test_the_advice_for_token_losses_gives_batch_by_token() -> None:
     class Tokens(Model):
         def __init__(self) -> None:
-            super().__init__(lambda o, y, m: F.cross_entropy(o.flatten(0, 1), y.flatten()) + penalty(m))
+            super().__init__(lambda o, y, m: F.cross_entropy(o.flatten(0, 1), y.flatten()) + penalty(m) / len(y))
 
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(9, 6, 4, generator=g), torch.randint(0, 5, (9, 6), generator=g)
@@ -213,7 +222,7 @@ def test_chains_in_threads_do_not_see_each_others_losses() -> None:
 
 
 def test_modes_of_submodules_come_back_also_after_a_refusal() -> None:
-    module = Model(own_huber)
+    module = Model(unequal_penalty)
     module.net[0].eval()
     with pytest.raises(MisconfigurationException):
         derive_loss(step, module, batch_of, ROWS)
@@ -229,7 +238,7 @@ def test_one_example_proves_nothing(rows: list[int]) -> None:
 def test_elements_that_do_not_divide_are_refused() -> None:
     module = Model(lambda o, y, m: F.cross_entropy(o, y))
     with pytest.raises(NotSeparableError, match=r"4 elements.*3 examples"):
-        captured_loss(step)(module, batch_of(ROWS), 3)
+        split(capture(step, module, batch_of(ROWS)), 3, [("mean",)])
 
 
 def test_examples_in_a_batch_are_counted_or_asked_for() -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+import small_models as models
 from bif_lightning.trainer.losses import check_user_loss
 
 ROWS = [2, 4, 7]
@@ -51,6 +52,27 @@ def test_token_losses_pass_with_padding_of_any_length() -> None:
 
     module = nn.Sequential(nn.Embedding(8, 6), nn.Linear(6, 8))
     check_user_loss(loss, module, padded, ROWS)
+
+
+def test_a_module_under_two_names_keeps_its_parameters() -> None:
+    module = models.seeded(models.Shared)
+    data = list(zip(*models.data(), strict=True))
+    before = module.one.weight, module.one.weight.detach().clone()
+    check_user_loss(losses, module, lambda rows: tuple(torch.stack([part[r] for r in rows]) for part in data), ROWS)
+    assert module.one.weight is before[0]
+    assert module.other.weight is before[0]
+    assert torch.equal(before[0], before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_in_half_precision_are_warned_of(dtype: torch.dtype) -> None:
+    with pytest.warns(UserWarning, match=r"keeps about three digits(.|\n)*module\(x\)\.float\(\)"):
+        check_user_loss(lambda m, b: losses(m, b).to(dtype), network(), batch_of, ROWS)
+
+
+def test_losses_in_full_precision_are_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    check_user_loss(losses, network(), batch_of, ROWS)
+    assert not recwarn.list
 
 
 WRONG: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {

@@ -1,0 +1,70 @@
+"""Find the collectives that a training step runs: chains of different ranks must not meet in one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_NAMESPACES: Final = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
+_LOCAL: Final = ("wait_tensor",)
+
+
+def collectives_in(call: Callable[[], object]) -> list[str]:
+    """Run a call and name the operations of torch.distributed in it.
+
+    Every rank must make the same call at the same time, as it would without this function. Seen are operations
+    on process groups and functional ones (those of DTensor too), in the forward pass and in a backward pass inside the
+    call; not those of other libraries or of compiled code.
+
+    Args:
+        call: for instance a training step on a batch.
+
+    Returns:
+        Names of the operations, each once, in the order of their first use; none without a process group.
+    """
+    with _Collectives() as seen:
+        call()
+    return list(seen.names)
+
+
+def refuse_collectives(names: Sequence[str]) -> None:
+    """Refuse a training step with collectives; without any, do nothing.
+
+    Args:
+        names: what `collectives_in` found.
+
+    Raises:
+        MisconfigurationException: there is one. The message names them, and says what to pass.
+    """
+    if names:
+        raise MisconfigurationException(
+            f"training_step runs collectives of torch.distributed ({', '.join(names)}). During a snapshot each rank "
+            "runs other chains, at its own pace and with other weights: in a collective they would wait for each "
+            "other, or mix what they compute. Pass a loss without them to the callback (no self.all_gather, "
+            "dist_sync_on_step or barrier):\n\n"
+            "def loss_fn(module, batch):\n"
+            "    x, y = batch\n"
+            '    return F.cross_entropy(module(x), y, reduction="none")\n\n'
+            "BIFCallback(..., loss_fn=loss_fn)"
+        )
+
+
+class _Collectives(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, None] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        namespace, _, name = func.name().partition("::")
+        plain = name.partition(".")[0].rstrip("_")
+        if namespace in _NAMESPACES and plain not in _LOCAL:
+            self.names[plain] = None
+        return func(*args, **(kwargs or {}))

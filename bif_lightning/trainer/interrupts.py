@@ -1,0 +1,49 @@
+"""Control-C waits for a moment at which it can do no harm: between two steps of a chain, or after the snapshot.
+
+Python raises KeyboardInterrupt between any two instructions of the main thread: also while the guard puts the
+training back, while a module wears the weights of a chain, and inside HDF5, whose file then cannot be closed.
+"""
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+_pending = threading.Event()
+
+
+@contextmanager
+def interrupts_wait() -> Generator[None]:
+    """Hold the first SIGINT back, until `stop_if_interrupted` is called or the block ends; a second acts at once.
+
+    Does nothing where SIGINT has another handler than Python's own, in a block inside this one, and in other threads
+    than the main one, which never get a KeyboardInterrupt.
+
+    Raises:
+        KeyboardInterrupt: at the end, if a SIGINT came and nothing was raised for it.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    _pending.clear()
+    signal.signal(signal.SIGINT, _remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop_if_interrupted()
+
+
+def stop_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt that was held back, in whichever thread asks first."""
+    if _pending.is_set():
+        _pending.clear()
+        raise KeyboardInterrupt
+
+
+def _remember(number: int, frame: Any) -> None:
+    if _pending.is_set():
+        signal.default_int_handler(number, frame)
+    _pending.set()

@@ -1,0 +1,65 @@
+"""Which Trainers the callback was shown to leave untouched, and what of theirs the engine has to know."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from bif_lightning.placement import Split
+
+PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
+"""Precisions in which the training was shown to stay as it was."""
+
+STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
+"""Strategies for the same; subclasses count, but for those below."""
+
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "FSDPStrategy": "it keeps the weights in flat shards that only its own forward pass puts together",
+        "DeepSpeedStrategy": "its engine owns the weights and the backward pass",
+        "XLAStrategy": "it was never run",
+    }
+)
+"""Strategies that are known not to work, and why."""
+
+
+def check_trainer(trainer: Any, *, allow_untested: bool) -> None:
+    """Refuse what the promises were not shown for.
+
+    Raises:
+        MisconfigurationException: a strategy or precision outside the tested ones.
+    """
+    if allow_untested:
+        return
+    kinds = [base.__name__ for base in type(trainer.strategy).__mro__]
+    why = next((REFUSED[kind] for kind in kinds if kind in REFUSED), None)
+    if why is None and not set(kinds) & set(STRATEGIES):
+        why = f"it was tried with {', '.join(STRATEGIES)}"
+    if why is not None:
+        raise MisconfigurationException(
+            f"BIFCallback was not shown to leave training untouched with {kinds[0]} on {trainer.world_size} processes: "
+            f"{why}. Attribute its checkpoints instead: load one, consolidated, into the plain module, and call "
+            "bif_lightning.estimate(module, loss_fn, train, query). Or train with strategy='ddp' or "
+            "ModelParallelStrategy (FSDP2), or pass allow_untested=True and check the result"
+        )
+    if str(trainer.precision) not in PRECISIONS:
+        raise MisconfigurationException(
+            f"BIFCallback was not shown to leave training untouched with precision={trainer.precision!r}; it was "
+            f"with {', '.join(PRECISIONS)}. Use one of those, or pass allow_untested=True and check the result"
+        )
+
+
+def split_of(trainer: Any) -> Split:
+    """How the ranks that train on different data divide a batch, where they hold one model in shards."""
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    if mesh is None or "data_parallel" not in (mesh.mesh_dim_names or ()):
+        return Split()
+    own = mesh["data_parallel"]
+    return Split(own.get_local_rank(), own.size(), own.get_group())
+
+
+def loss_scale_of(trainer: Any) -> float:
+    """The present loss scale of training in float16, which is read and never updated; 1 without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())

@@ -1,0 +1,192 @@
+"""The flat vector of sampled weights: how parameters lie in it, and what a host of chains must offer.
+
+The sampled parameters of a module lie one after the other in one vector. A chain owns such a vector and its gradient;
+the module computes with one leaf for each parameter.
+"""
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_ALIGN = 16  # elements: views start on cache lines, as separately allocated tensors do
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which parameters are sampled, and where each lies in the flat vector.
+
+    Attributes:
+        names: of the sampled parameters, in the module's order; a tied parameter stands once.
+        shapes: of each.
+        dtypes: of each in the module. The flat vector is float64 if any is, else float32: steps of SGLD vanish below
+            the resolution of half precision.
+        starts: first element of each in the flat vector.
+        size: length of the flat vector, padding included.
+        num_weights: number of sampled weights, d, without padding (of the whole model, where this is a shard of it).
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    starts: tuple[int, ...]
+    size: int
+    num_weights: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the flat vector."""
+        return torch.float64 if torch.float64 in self.dtypes else torch.float32
+
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """Views of the flat vector, one a parameter, each in its shape."""
+        return [
+            flat.narrow(0, start, shape.numel()).view(shape)
+            for start, shape in zip(self.starts, self.shapes, strict=True)
+        ]
+
+
+def sampled_parameters(module: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """The trainable parameters whose names match any pattern (shell style; None: all), in the module's order.
+
+    Raises:
+        ValueError: a pattern that matches nothing, nothing to sample, or a dtype that cannot carry a chain.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    chosen = trainable if patterns is None else _matching(trainable, patterns, module)
+    if not chosen:
+        raise ValueError("the module has no parameter that requires a gradient; there is nothing to sample")
+    strange = [name for name, parameter in chosen.items() if parameter.dtype not in _DTYPES]
+    if strange:
+        raise ValueError(
+            f"parameter {strange[0]} is {chosen[strange[0]].dtype}; a chain can move "
+            f"{', '.join(map(str, _DTYPES))}: convert it, or leave it out of params"
+        )
+    return chosen
+
+
+def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) -> Layout:
+    """Lay out tensors one after the other; `num_weights` where they are shards of more."""
+    starts, end = list[int](), 0
+    for parameter in parameters.values():
+        starts.append(end)
+        end += -(-parameter.numel() // _ALIGN) * _ALIGN
+    shapes = tuple(p.shape for p in parameters.values())
+    dtypes = tuple(p.dtype for p in parameters.values())
+    count = sum(shape.numel() for shape in shapes) if num_weights is None else num_weights
+    return Layout(tuple(parameters), shapes, dtypes, tuple(starts), end, count)
+
+
+def _matching(
+    trainable: dict[str, nn.Parameter], patterns: Sequence[str], module: nn.Module
+) -> dict[str, nn.Parameter]:
+    for pattern in patterns:
+        if not fnmatch.filter(trainable, pattern):
+            frozen = fnmatch.filter([n for n, p in module.named_parameters() if not p.requires_grad], pattern)
+            why = f"only frozen parameters ({frozen[0]}, ...)" if frozen else "no parameter"
+            raise ValueError(
+                f"params pattern {pattern!r} matches {why}; trainable names are "
+                f"{', '.join(list(trainable)[:8])}{', ...' if len(trainable) > 8 else ''}"
+            )
+    return {n: p for n, p in trainable.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+
+
+class Weights:
+    """The weights of one chain (or of the snapshot): a flat vector, its gradient, and a leaf for each parameter.
+
+    A leaf is a view of the flat vector where the parameter has its dtype, and a rounded copy, renewed by `publish`,
+    where the module computes in less.
+    """
+
+    def __init__(self, layout: Layout, flat: Float[Tensor, " weight"], gradient: Tensor | None = None) -> None:
+        self.layout = layout
+        self.flat = flat
+        self.gradient = torch.zeros_like(flat) if gradient is None else gradient
+        self.gradients = layout.pieces(self.gradient)
+        pieces = layout.pieces(flat)
+        self.leaves = [p.detach().to(dtype) for p, dtype in zip(pieces, layout.dtypes, strict=True)]
+        pairs = zip(self.gradients, self.leaves, strict=True)
+        own = [gradient if gradient.dtype == leaf.dtype else torch.zeros_like(leaf) for gradient, leaf in pairs]
+        self._leaf_gradients = own
+        self._rounded = [
+            (leaf, piece, gradient, grad)
+            for leaf, piece, gradient, grad in zip(self.leaves, pieces, self.gradients, own, strict=True)
+            if leaf.dtype != piece.dtype
+        ]
+        self.track(True)
+
+    def track(self, on: bool) -> None:
+        """Whether the module's computations record a graph for these weights."""
+        self.tracked = on
+        for leaf, gradient in zip(self.leaves, self._leaf_gradients, strict=True):
+            leaf.requires_grad_(on)
+            leaf.grad = gradient if on else None
+
+    def publish(self) -> None:
+        """Round the present weights for the module to compute with."""
+        with torch.no_grad():
+            for leaf, piece, _, _ in self._rounded:
+                leaf.copy_(piece)
+
+    def collect(self) -> None:
+        """Add up, in full precision, the gradients of rounded leaves."""
+        with torch.no_grad():
+            for _, _, gradient, own in self._rounded:
+                gradient.add_(own)
+                own.zero_()
+
+
+class Bound(Protocol):
+    """A module that computes with given weights."""
+
+    def call(self, function: Callable[[nn.Module], T]) -> T:
+        """Run `function(module)`, forward and backward, with the module's weights replaced."""
+        ...
+
+
+class Host(Protocol):
+    """The snapshot, and where chains around it live. `center` is w*, flat; vectors are laid out by `layout`."""
+
+    module: nn.Module
+    layout: Layout
+    center: Tensor
+    device: torch.device
+    parallel: bool
+    """Whether several chains may run at once, on threads."""
+    sharded: bool
+    """Whether other ranks hold the rest of the module, so that all make the same calls."""
+
+    def weights(self, *, tracked: bool = True) -> Weights:
+        """Fresh weights of a chain, starting at the snapshot."""
+        ...
+
+    def anchor(self, gradient: Tensor) -> Weights:
+        """The snapshot's own weights (shared, not copied), whose gradients add up in `gradient`."""
+        ...
+
+    def bind(self, weights: Weights) -> Bound:
+        """The module computing with `weights`."""
+        ...
+
+    def fill_normal(self, out: Tensor, parameter: int, generator: torch.Generator) -> None:
+        """Fill the piece of one parameter with N(0, 1) numbers, the same ones however the model is divided."""
+        ...
+
+    def inner(self, left: Tensor, right: Tensor) -> float:
+        """Inner product of two flat vectors, over the whole model."""
+        ...
+
+    def norm(self, vector: Tensor) -> float:
+        """Euclidean norm of a flat vector, over the whole model."""
+        ...
+
+    def distance(self, flat: Tensor) -> float:
+        """‖w − w*‖, over the whole model."""
+        ...

@@ -1,0 +1,119 @@
+"""One process among several that share the rows of the matrices of made-up draws."""
+
+import pickle
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from bif_lightning import blocks, forecast, matrices
+from bif_lightning.blocks import Maker
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data import Examples
+from bif_lightning.estimator import mean_of
+from bif_lightning.forecast import Forecast
+from bif_lightning.label_sums import Labels
+from bif_lightning.matrices import Matrices, compute
+from bif_lightning.placement import Placement, current_placement
+from bif_lightning.problem import Problem
+from bif_lightning.recorder import Record, batch_lengths
+from targets import Regression, half_square
+
+TRAIN, COLUMNS, QUERIES = 101, 13, 9
+CHAINS = Chains(num_chains=3, num_draws=17)
+
+Found = dict[str, np.ndarray] | None
+
+
+def maker(record: type[Record] = Record) -> Maker:
+    """Of draws that are the same in every process."""
+    generator = torch.Generator().manual_seed(5)
+    records = [record(chain, batch_lengths(CHAINS), True) for chain in range(CHAINS.num_chains)]
+    for each in records:
+        for _ in range(CHAINS.num_draws):
+            each.push(torch.randn(TRAIN, generator=generator), torch.randn(COLUMNS, generator=generator))
+        each.seal()
+    labels = Labels(np.arange(TRAIN) % 4 - 1, np.arange(QUERIES) % 3)
+    return Maker.of(records, (TRAIN, COLUMNS, QUERIES), "chain", labels)
+
+
+def contents(found: Matrices | None) -> Found:
+    """Everything that an estimate takes from the matrices."""
+    if found is None:
+        return None
+    means = found.label_means()
+    assert means is not None
+    arrays = {name: value for name, value in vars(found).items() if isinstance(value, np.ndarray)}
+    of_labels = {f"label_{name}": np.asarray(value) for name, value in vars(means).items()}
+    return {**arrays, **of_labels, "agreement": np.array(found.agreement())}
+
+
+def in_small_rounds() -> None:
+    """Many blocks and rounds, of few rows."""
+    blocks._TILE_ENTRIES, blocks._BLOCKS = 600, 20
+    matrices.ROUND_BYTES = 1
+
+
+class BrokenRecord(Record):
+    """A chain of which rank 1 cannot read the last rows."""
+
+    def moments(self, rows: slice) -> blocks.Moments:
+        if dist.get_rank() == 1 and rows.stop > 90:
+            raise ArithmeticError("no such rows")
+        return super().moments(rows)
+
+
+def forecast_of_seconds() -> Forecast:
+    """By a clock that takes every call for a second."""
+    world = Regression.random(TRAIN, 3, 0)
+    examples = Examples(world.data())
+    problem = Problem(
+        module=world.model(), loss=half_square, objective=lambda module, batch: mean_of(half_square(module, batch)),
+        train=examples, query=examples, training=examples, prepare=lambda batch: batch,
+    )  # fmt: skip
+    with patch.object(forecast, "_clock", lambda call, calls: 1.0):
+        return forecast.forecast(problem, SGLD(step_size=0.01, inverse_temperature=7.0, localization=9.0), CHAINS)
+
+
+def failure(placement: Placement, made: Maker, scratch: Path | None = None, matrix_bytes: int = 1 << 30) -> str:
+    try:
+        compute(made, 1, placement, everywhere=False, matrix_bytes=matrix_bytes, scratch=scratch)
+    except (RuntimeError, OSError, ArithmeticError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def work(rank: int, folder: str, world_sizes: tuple[int, ...]) -> None:
+    """As one of so many ranks, then as one of fewer: see `results`."""
+    torch.set_num_threads(1)
+    in_small_rounds()
+    for world_size in world_sizes:
+        if rank < world_size:
+            store = Path(folder, f"store{world_size}")
+            dist.init_process_group(
+                "gloo", f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+            )
+            try:
+                Path(folder, f"{world_size}-{rank}.pickle").write_bytes(pickle.dumps(results(store)))
+            finally:
+                dist.destroy_process_group()
+
+
+def results(store: Path) -> dict[str, Any]:
+    """Share the rows, keep the matrices everywhere, then on rank 0 alone; then fail; then once more."""
+    placement, scratch = current_placement(), store.parent
+    return {
+        # The matrices are in memory on rank 0, in a file on the others.
+        "everywhere": contents(
+            compute(maker(), 2, placement, scratch=scratch, matrix_bytes=0 if placement.rank else 1 << 30)
+        ),
+        "first": contents(compute(maker(), 1, placement, everywhere=False, scratch=scratch, matrix_bytes=0)),
+        "no folder": failure(placement, maker(), store / "below a file", 0),
+        "broken": failure(placement, maker(BrokenRecord)),
+        "forecast": forecast_of_seconds(),
+        "again": contents(compute(maker(), 1, placement, everywhere=False)),
+    }

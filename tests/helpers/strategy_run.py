@@ -1,0 +1,253 @@
+"""One rank of a real Trainer with several processes; started by `launch`, results in a folder.
+
+python strategy_run.py CASE FOLDER RANK WORLD_SIZE PORT
+"""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import DataLoader, Dataset
+
+from bif_lightning import SGLD, BIFCallback, Chains
+from bif_lightning.shards import reshard
+from bif_lightning.trainer.fingerprint import fingerprint
+
+SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
+CHAINS = Chains(num_chains=3, num_draws=4, batch_size=5)
+
+
+class Points(Dataset):
+    """Three classes of points."""
+
+    def __init__(self, size: int = 24, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.y = torch.arange(size) % 3
+        self.x = torch.randn(size, 4, generator=generator) + self.y[:, None]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.y[index]
+
+
+class Net(L.LightningModule):
+    """BatchNorm, a learning rate schedule, logging."""
+
+    def __init__(self, norm: bool = True) -> None:
+        super().__init__()
+        middle = nn.BatchNorm1d(8) if norm else nn.LayerNorm(8)
+        self.net = nn.Sequential(nn.Linear(4, 8), middle, nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.seen: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.seen.append(float(loss.detach()))
+        self.log("loss", loss, on_epoch=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
+
+
+class Sharded(Net):
+    """FSDP2: every linear layer, and the root."""
+
+    def __init__(self) -> None:
+        super().__init__(norm=False)
+
+    def configure_model(self) -> None:
+        mesh: DeviceMesh = self.device_mesh["data_parallel"]
+        for layer in self.net:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
+
+
+class TensorParallel(Net):
+    """The last two linear layers over columns and rows."""
+
+    def __init__(self) -> None:
+        super().__init__(norm=False)
+
+    def configure_model(self) -> None:
+        mesh: DeviceMesh = self.device_mesh["tensor_parallel"]
+        parallelize_module(self.net, mesh, {"3": ColwiseParallel(), "5": RowwiseParallel()})
+
+
+class Both(Net):
+    """Tensor parallel layers, sharded over the other dimension of the mesh."""
+
+    def __init__(self) -> None:
+        super().__init__(norm=False)
+
+    def configure_model(self) -> None:
+        parallelize_module(
+            self.net, self.device_mesh["tensor_parallel"], {"3": ColwiseParallel(), "5": RowwiseParallel()}
+        )
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+class Talking(Net):
+    """Gathers its losses from all ranks."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.all_gather(super().training_step(batch, batch_idx), sync_grads=True).mean()
+
+
+class Save(L.Callback):
+    """Leaves the weights and running statistics of each rank at one step."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            torch.save(pl_module.state_dict(), self.folder / f"rank{trainer.global_rank}.pt")
+
+
+def strategy_of(kind: str, world_size: int) -> Any:
+    if kind == "single":
+        return "auto"
+    sharded = {"fsdp": (world_size, 1), "tp": (1, world_size), "both": (world_size // 2, 2)}
+    if kind in sharded:
+        data, tensor = sharded[kind]
+        wait = timedelta(seconds=20)
+        return ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor, timeout=wait)
+    if kind == "spawn":
+        return "ddp_spawn"
+    options: dict[str, Any] = {
+        "ddp": {"timeout": timedelta(seconds=20)},
+        "unused": {"find_unused_parameters": True},
+        "static": {"static_graph": True},
+    }
+    return DDPStrategy(process_group_backend="gloo", **options[kind])
+
+
+MODULES: dict[str, Callable[[], Net]] = {"fsdp": Sharded, "tp": TensorParallel, "both": Both}
+
+
+def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+    """Train as one rank; what is left of the training on it."""
+    L.seed_everything(3, verbose=False)
+    torch.set_num_threads(1)
+    kind = case.get("strategy", "ddp")
+    module = Talking() if case.get("talking") else MODULES[kind]() if kind in MODULES else Net(case.get("norm", True))
+    if "start" in case:
+        module.load_state_dict(torch.load(case["start"], weights_only=True))
+    callbacks: list[Any] = []
+    if case.get("bif", True):
+        train = Points(12, seed=rank if case.get("differing") else 1)
+        options: dict[str, Any] = {"train": train, "query": Points(5, seed=2), "dirpath": folder / "bif"}
+        options |= {"sampler": SAMPLER, "chains": CHAINS, "log": False, "verify_restore": "always"}
+        callbacks = [BIFCallback(**(options | case.get("options", {})) | extras(case, rank))]
+    if "save" in case:
+        callbacks.append(Save(folder, case["save"]))
+    trainer = L.Trainer(
+        accelerator="cpu", devices=case.get("devices", world_size), strategy=strategy_of(kind, world_size),
+        callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, max_epochs=2,
+        **case.get("trainer", {}),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        trainer.fit(module, DataLoader(Points(), batch_size=4, shuffle=True))
+    reshard(module)  # the state that a run ends in depends on whether its last pass had a backward one
+    found = {"fingerprint": fingerprint(trainer, module), "seen": module.seen, "step": trainer.global_step}
+    return found | {
+        "next": torch.rand(3).tolist(),
+        "logged": {k: float(v) for k, v in trainer.callback_metrics.items()},
+    }
+
+
+def extras(case: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Options that cannot be written as JSON: losses that fail on some ranks."""
+    trouble = case.get("trouble")
+    if trouble is None:
+        return {}
+
+    def loss_fn(module: Any, batch: Any) -> Tensor:
+        if module.trainer.global_step >= trouble["step"] and rank in trouble["ranks"]:
+            if trouble["kind"] == "hang":
+                time.sleep(3600)
+            if trouble["kind"] == "sigterm":
+                os.kill(os.getpid(), signal.SIGTERM)
+                return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
+            raise MemoryError("no more memory on this rank")
+        return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
+
+    return {"loss_fn": loss_fn}
+
+
+def main() -> None:
+    case_text, folder, rank, world_size, port = sys.argv[1:]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": rank}
+    os.environ |= {"WORLD_SIZE": world_size, "RANK": rank, "OMP_NUM_THREADS": "1"}
+    if int(world_size) > 1:  # as torchrun would say it, so that no rank launches others
+        os.environ |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": world_size, "GROUP_RANK": "0"}
+    case = json.loads(case_text)
+    outcome: Any
+    try:
+        runs = [{**case, "bif": False}, case] if case.get("compare") else [case]
+        outcome = [fit(Path(folder), run, int(rank), int(world_size)) for run in runs]
+    except (Exception, SystemExit) as error:
+        outcome = error if _travels(error) else RuntimeError(repr(error))
+    Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(outcome))
+
+
+def _travels(error: BaseException) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
+
+
+def launch(folder: Path, world_size: int, timeout: float = 120, hangs: bool = False, **case: Any) -> list[Any]:
+    """Run a case on `world_size` processes; what each left (None for one that was still there after the time)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [sys.executable, __file__, json.dumps(case), str(folder)]
+    processes = [
+        subprocess.Popen([*arguments, str(rank), str(world_size), str(port)], stdout=log, stderr=log)
+        for rank in range(world_size)
+        for log in [(folder / f"{rank}.log").open("w")]
+    ]
+    ends = time.monotonic() + timeout
+    try:
+        for process in processes:
+            process.wait(max(0.1, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        if not hangs:
+            raise
+    finally:
+        for process in processes:
+            process.kill()
+    files = [folder / f"{rank}.pickle" for rank in range(world_size)]
+    return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The forecast knows of ranks, of the matrices' time, and of the file that they lie in."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data import Examples
+from bif_lightning.estimator import mean_of
+from bif_lightning.forecast import Forecast, forecast
+from bif_lightning.placement import Placement
+from bif_lightning.problem import Problem
+from bif_lightning.recorder import keeps_traces, moment_bytes, trace_bytes
+from targets import Regression, half_square
+
+SAMPLER = SGLD(step_size=0.02, inverse_temperature=7.0, localization=11.0)
+CHAINS = Chains(num_chains=5, num_draws=8, batch_size=5)
+
+
+def problem(train: int = 50, query: int = 20) -> Problem:
+    examples = Examples(Regression.random(train, 3, 0).data())
+    return Problem(
+        module=Regression.random(train, 3, 0).model(), loss=half_square,
+        objective=lambda module, batch: mean_of(half_square(module, batch)), train=examples,
+        query=Examples(Regression.random(query, 3, 1).data()), training=examples, prepare=lambda batch: batch,
+    )  # fmt: skip
+
+
+def test_what_is_said_of_a_snapshot() -> None:
+    alone = Forecast(12.34, 340_000_000, 1)
+    assert str(alone) == "about 12 s and 340 MB a snapshot, 1 chain at a time"
+    shared = replace(alone, workers=2, ranks=3, file_bytes=1_600_000_000)
+    assert str(shared) == (
+        "about 12 s and 340 MB a snapshot, 2 chains at a time on each of 3 ranks, "
+        "1.6 GB of matrices in a temporary file"
+    )
+
+
+def test_the_matrices_count(tmp_path: Path) -> None:
+    few = replace(CHAINS, num_chains=1, num_draws=4)
+    small, large = (forecast(problem(size, size), SAMPLER, few, placement=Placement()) for size in (100, 1500))
+    assert large.seconds > 2 * small.seconds
+    stored = 4 * 4 * 1500**2 + 2 * 8 * 64 * 1500
+    assert small.file_bytes == large.file_bytes == 0
+    assert large.extra_bytes > 2 * stored  # as long as blocks wait, too
+    in_file = forecast(problem(1500, 1500), SAMPLER, few, placement=Placement(), matrix_bytes=1000, scratch=tmp_path)
+    assert in_file.file_bytes == stored
+    assert large.extra_bytes - in_file.extra_bytes == stored
+    assert "of matrices in a temporary file" in str(in_file)
+
+
+def test_no_room_is_said_before_the_first_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 12_000})())
+    with pytest.raises(OSError, match=r"need .* in a temporary file in .*, which has 1\.2e-05 GB free"):
+        forecast(problem(), SAMPLER, CHAINS, placement=Placement(), matrix_bytes=1000, scratch=tmp_path)
+
+
+def test_moments_are_never_chosen_where_traces_are_smaller() -> None:
+    chains = Chains(num_chains=4, num_draws=100)
+    assert moment_bytes(chains, 100_000, 1000) == 19_200_000_000
+    assert trace_bytes(chains, 100_000, 1000) == 161_600_000
+    assert keeps_traces(chains, 100_000, 1000)
+    assert not keeps_traces(replace(chains, num_draws=10_000), 1000, 1)
