@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -64,6 +65,9 @@ class Net(L.LightningModule):
         self.seen.append(float(loss.detach()))
         self.log("loss", loss, on_epoch=True, sync_dist=True)
         return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -163,15 +167,18 @@ def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[
         callbacks = [BIFCallback(**(options | case.get("options", {})) | extras(case, rank))]
     if "save" in case:
         callbacks.append(Save(folder, case["save"]))
+    if case.get("keeps"):
+        callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3, save_top_k=-1))
     trainer = L.Trainer(
         accelerator="cpu", devices=case.get("devices", world_size), strategy=strategy_of(kind, world_size),
         callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, max_epochs=2,
+        enable_checkpointing=bool(case.get("keeps")), max_epochs=2,
         **case.get("trainer", {}),
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        trainer.fit(module, DataLoader(Points(), batch_size=4, shuffle=True))
+        held_out = DataLoader(Points(8, seed=3), batch_size=4) if case.get("validates") else None
+        trainer.fit(module, DataLoader(Points(), batch_size=4, shuffle=True), held_out, ckpt_path=case.get("ckpt"))
     reshard(module)  # the state that a run ends in depends on whether its last pass had a backward one
     found = {"fingerprint": fingerprint(trainer, module), "seen": module.seen, "step": trainer.global_step}
     return found | {

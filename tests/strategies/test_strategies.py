@@ -43,6 +43,27 @@ def test_training_on_several_ranks_is_bitwise_untouched(tmp_path: Path, kind: st
 
 
 @slow
+def test_snapshots_after_validation_find_the_shards_again(tmp_path: Path) -> None:
+    """A forward pass without a backward one leaves gathered weights in the module, just where an epoch ends."""
+    left = launch(tmp_path, 2, strategy="fsdp", compare=True, validates=True)
+    for plain, watched in left:
+        assert plain == watched
+    assert dumps(tmp_path).step.values.tolist() == [3, 6]
+
+
+@slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_resumed_run_on_several_ranks_writes_the_same_dumps(tmp_path: Path, kind: str) -> None:
+    launch(tmp_path / "whole", 2, strategy=kind, keeps=True, options={"every_n_train_steps": 2})
+    start = str(tmp_path / "whole" / "step=3.ckpt")
+    launch(tmp_path / "rest", 2, strategy=kind, keeps=True, ckpt=start, options={"every_n_train_steps": 2})
+    whole, rest = dumps(tmp_path / "whole"), dumps(tmp_path / "rest")
+    assert rest.step.values.tolist() == [4, 6]
+    assert np.array_equal(rest.influence, whole.influence.sel(step=[4, 6]))
+    assert np.array_equal(rest.loss_trace, whole.loss_trace.sel(step=[4, 6]))
+
+
+@slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_training_that_accumulates_gradients_is_bitwise_untouched(tmp_path: Path, kind: str) -> None:
     trainer = {"accumulate_grad_batches": 2}
