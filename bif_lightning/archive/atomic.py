@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Tells the temporaries of this process from those of a dead one that had the same pid, as in a container.
 _PROCESS = secrets.token_hex(4)
 _TEMPORARY = re.compile(r"\..+\.h5\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<process>[0-9a-f]{8})\.[0-9a-f]{8}\.tmp")
+_KEPT = 1 << 16  # bytes of the largest write that is kept in memory after an error
 _ABANDONED_SECONDS = 24 * 3600
 
 
@@ -26,8 +27,9 @@ class Sink(io.RawIOBase):
     """A file for HDF5 to write to, which remembers the first error instead of passing it on.
 
     HDF5 does not recover from a failed write: the half-closed file stays in its tables and the process may crash
-    at exit. So after an error the sink takes every further byte and drops it, HDF5 closes in peace, and the one
-    who opened the sink raises `failure`.
+    at exit. So after an error the sink takes every further byte and HDF5 closes in peace; the one who opened the sink
+    raises `failure`. Meanwhile HDF5 reads back what it wrote, and follows the addresses in it: small writes, which hold
+    all of these, are kept in memory, large ones are dropped.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -35,6 +37,7 @@ class Sink(io.RawIOBase):
         self._descriptor = descriptor
         self._position = 0
         self._size = 0
+        self._kept: list[tuple[int, bytes]] = []
         self.failure: OSError | None = None
 
     def readable(self) -> bool:
@@ -53,10 +56,15 @@ class Sink(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         view = memoryview(buffer).cast("B")
-        data = os.pread(self._descriptor, len(view), self._position)
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        found = os.pread(self._descriptor, len(view), self._position)
+        # To the end, also beyond that of the file: HDF5 takes what a short answer leaves as it was for data.
+        view[:] = found + bytes(len(view) - len(found))
+        for offset, data in self._kept:
+            start, end = max(offset, self._position), min(offset + len(data), self._position + len(view))
+            if start < end:
+                view[start - self._position : end - self._position] = data[start - offset : end - offset]
+        self._position += len(view)
+        return len(view)
 
     def write(self, data: "ReadableBuffer", /) -> int:
         view = memoryview(data).cast("B")
@@ -65,6 +73,8 @@ class Sink(io.RawIOBase):
                 self._write_all(view)
             except OSError as error:
                 self.failure = error
+        if self.failure is not None and len(view) <= _KEPT:
+            self._kept.append((self._position, bytes(view)))
         self._position += len(view)
         self._size = max(self._size, self._position)
         return len(view)

@@ -14,6 +14,7 @@ import pytest
 
 from archive_examples import make_estimate, make_samples
 from bif_lightning.archive import atomic
+from bif_lightning.archive.atomic import Sink
 from bif_lightning.archive.read import open_run
 from bif_lightning.archive.write import sweep_temporaries, write_dump, write_samples
 
@@ -137,6 +138,37 @@ def test_a_full_disk_leaves_nothing_open_and_the_old_dump_whole(tmp_path, rng, r
         assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, kind) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["step=000000001.h5"]
     np.testing.assert_array_equal(open_run(tmp_path).influence[0], old.influence)
+
+
+def test_no_size_of_the_disk_crashes_the_process(tmp_path):
+    """HDF5 reads back what it wrote, and follows the addresses in it: also where the bytes never reached the disk."""
+    driver = Path(__file__).with_name("full_disk_driver.py")
+    environment = os.environ | {"MALLOC_PERTURB_": "165", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    done = subprocess.run([sys.executable, driver, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    assert "survived" in done.stdout
+
+
+def test_a_sink_reads_what_it_was_given(tmp_path):
+    """Before an error from the file, with zeros beyond its end; after one also small writes that did not get there."""
+    (tmp_path / "file").write_bytes(b"")
+    descriptor = os.open(tmp_path / "file", os.O_RDWR)
+    sink = Sink(descriptor)
+    sink.write(b"abcd")
+    sink.seek(2)
+    buffer = bytearray(b"garbage")
+    assert sink.readinto(buffer) == 7
+    assert buffer == b"cd\0\0\0\0\0"
+    os.close(descriptor)
+    sink._descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    sink.seek(3)
+    sink.write(b"XY")
+    sink.write(bytes(range(256)) * 257)
+    assert isinstance(sink.failure, OSError)
+    sink.seek(0)
+    sink.readinto(buffer)
+    assert buffer == b"abcXY\0\0"
+    os.close(sink._descriptor)
 
 
 def test_folder_that_cannot_be_made(tmp_path, rng):

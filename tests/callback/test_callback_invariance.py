@@ -37,7 +37,7 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_is_bitwise_untouched(tmp_path: Path, precision: str, accumulate: int) -> None:
     options = {"precision": precision, "accumulate_grad_batches": accumulate}
     plain = outcome(*fit(tmp_path / "plain", [], **options))

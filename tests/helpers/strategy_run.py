@@ -136,12 +136,12 @@ def strategy_of(kind: str, world_size: int) -> Any:
     sharded = {"fsdp": (world_size, 1), "tp": (1, world_size), "both": (world_size // 2, 2)}
     if kind in sharded:
         data, tensor = sharded[kind]
-        wait = timedelta(seconds=20)
+        wait = timedelta(seconds=40)
         return ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor, timeout=wait)
     if kind == "spawn":
         return "ddp_spawn"
     options: dict[str, Any] = {
-        "ddp": {"timeout": timedelta(seconds=20)},
+        "ddp": {"timeout": timedelta(seconds=40)},
         "unused": {"find_unused_parameters": True},
         "static": {"static_graph": True},
     }
@@ -230,7 +230,7 @@ def _travels(error: BaseException) -> bool:
     return True
 
 
-def launch(folder: Path, world_size: int, timeout: float = 120, hangs: bool = False, **case: Any) -> list[Any]:
+def launch(folder: Path, world_size: int, timeout: float = 240, hangs: bool = False, **case: Any) -> list[Any]:
     """Run a case on `world_size` processes; what each left (None for one that was still there after the time)."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:

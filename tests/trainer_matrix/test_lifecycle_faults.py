@@ -88,6 +88,7 @@ def state_of(trainer: L.Trainer) -> dict[str, str]:
     return fingerprint(trainer, trainer.lightning_module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("on purpose"), KeyboardInterrupt()], ids=repr)
 def test_a_failure_before_the_first_batch_leaves_no_trace(tmp_path: Path, error: BaseException) -> None:
     """While the callback reads data, proves the loss and times a step, at the first visit and half-way."""
