@@ -19,6 +19,7 @@ from torch import nn
 import models
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.estimator import estimate_problem
+from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
 from cases import Case, cases
 
@@ -54,7 +55,7 @@ def _load_libraries() -> None:
 
 def _bare(problem: Problem, case: Case, workers: int) -> None:
     parameters = list(problem.module.parameters())
-    problem.load()
+    problem.load(0, torch.device("cpu"), Placement())
     minibatch = problem.training.batch(torch.arange(case.chains.batch_size))
     batches = [batch for batch, _ in problem.training.batches(case.eval_batch_size)]
 

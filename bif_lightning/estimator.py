@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bif_lightning.calibration import settle
 from bif_lightning.chain import Plan
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, digest, move
+from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, move
 from bif_lightning.matrices import Labels
-from bif_lightning.noise import DATA, GLOBAL, seed_global, stream_seed, unaltered_generators
+from bif_lightning.noise import GLOBAL, seed_global, stream_seed, unaltered_generators
 from bif_lightning.observables import LossFn, Observable
 from bif_lightning.placement import Meeting, Placement, current_placement
 from bif_lightning.probe import ready_host
@@ -194,7 +194,7 @@ def ready_for(problem: Problem, chains: Chains, placement: Placement | None = No
         # Autocast belongs to a thread, and chains run on others: a loss that wants it enters it itself.
         torch.autocast(device.type, enabled=False),
     ):
-        _load(problem, chains.seed, device, placement)
+        problem.load(chains.seed, device, placement)
         host = ready_host(problem, chains.seed, placement)
         workers, threads = threads_for(chains, host)
         torch.set_num_threads(threads)
@@ -202,27 +202,6 @@ def ready_for(problem: Problem, chains: Chains, placement: Placement | None = No
             yield host, workers, threads
         finally:
             torch.set_num_threads(intra_op)
-
-
-def _load(problem: Problem, seed: int, device: torch.device, placement: Placement) -> None:
-    """Read the examples, the same on every rank and in every run also where reading them draws random numbers.
-
-    Raises:
-        ValueError: they differ between the ranks.
-    """
-    if problem.loaded:
-        return
-    with placement.together("reading the examples"):
-        seed_global(device, stream_seed(seed, DATA))
-        problem.load()
-        found = digest([problem.train_batches, problem.query_batches]) if placement.world_size > 1 else ""
-    everyone = placement.everywhere(found)
-    if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
-        raise ValueError(
-            f"ranks {differing} read other train or query examples than rank 0, so that their losses would not be "
-            "those of the same examples: the dataset draws random numbers from a generator of its own, or reads other "
-            "files. Pass datasets without augmentation"
-        )
 
 
 def plan_chains(

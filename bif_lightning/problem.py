@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bif_lightning.data import Batch, Examples
+from bif_lightning.data import Batch, Examples, digest
+from bif_lightning.noise import DATA, seed_global, stream_seed
 from bif_lightning.observables import Batches, DividedBatches, LossFn, Observable, per_example
-from bif_lightning.placement import Split
+from bif_lightning.placement import Placement, Split
 from bif_lightning.weights import Bound, Host, Weights
 
 
@@ -93,10 +94,27 @@ class Problem:
         q = len(self.query)
         return (q, *(q if (c := o.columns(q)) is None else len(c) for o in self.observables))
 
-    def load(self) -> None:
-        """Touch the datasets: cache what is measured, and stack the training data where that is safe."""
-        self.training.prepare()
-        _ = self.train_batches, self.query_batches
+    def load(self, seed: int, device: torch.device, placement: Placement) -> None:
+        """Read the examples, once: what is measured, and the training data where it may be kept in memory. The same on
+        every rank and in every run, also where reading draws random numbers of the global generators. Collective.
+
+        Raises:
+            ValueError: they differ between the ranks.
+        """
+        if self.loaded:
+            return
+        with placement.together("reading the examples"):
+            seed_global(device, stream_seed(seed, DATA))
+            self.training.prepare()
+            measured = [self.train_batches, self.query_batches]
+            found = digest(measured) if placement.world_size > 1 else ""
+        everyone = placement.everywhere(found)
+        if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
+            raise ValueError(
+                f"ranks {differing} read other train or query examples than rank 0, so that their losses would not be "
+                "those of the same examples: the dataset draws random numbers from a generator of its own, or reads "
+                "other files. Pass datasets without augmentation"
+            )
         self.loaded = True
 
     def minibatch(self, indices: Tensor) -> Minibatch:
