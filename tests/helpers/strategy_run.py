@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -193,12 +194,16 @@ def extras(case: dict[str, Any], rank: int) -> dict[str, Any]:
     if trouble is None:
         return {}
 
+    asked = threading.Event()
+
     def loss_fn(module: Any, batch: Any) -> Tensor:
         if module.trainer.global_step >= trouble["step"] and rank in trouble["ranks"]:
             if trouble["kind"] == "hang":
                 time.sleep(3600)
             if trouble["kind"] == "sigterm":
-                os.kill(os.getpid(), signal.SIGTERM)
+                if not asked.is_set():
+                    asked.set()
+                    os.kill(os.getpid(), signal.SIGTERM)
                 return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
             raise MemoryError("no more memory on this rank")
         return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")

@@ -167,7 +167,7 @@ def test_a_rank_that_fails_alone_ends_a_model_in_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=slow)])
 def test_a_job_that_is_asked_to_end_gives_the_snapshot_up(tmp_path: Path, ranks: int) -> None:
     """SIGTERM in a chain: no dump, whatever on_error says, and Lightning ends the run in its own way at once."""
-    sigterm = {"kind": "sigterm", "step": 2, "ranks": [0]}
+    sigterm = {"kind": "sigterm", "step": 2, "ranks": [0, 1]}  # schedulers signal every process
     kind = "ddp" if ranks > 1 else "single"
     left = launch(tmp_path, ranks, strategy=kind, trouble=sigterm, options={**OFTEN, "on_error": "raise"})
     assert [path.name for path in (tmp_path / "bif").glob("step=*")] == ["step=000000000.h5"]
