@@ -52,6 +52,7 @@ def estimate(
     train_labels: Any = None,
     query_labels: Any = None,
     store_traces: bool = False,
+    check_gradient: bool = True,
     progress: Progress | None = None,
 ) -> Estimate:
     """Influence of every train example on every query, at the model's present weights.
@@ -74,6 +75,8 @@ def estimate(
         eval_batch_size: examples in a batch where losses are measured.
         train_labels, query_labels: class index of each example (−1 for none), for block means over labels.
         store_traces: keep every draw in the result.
+        check_gradient: refuse a loss whose gradient is not that of finite differences (a straight-through estimator, a
+            stopped gradient), whose chains sample from no posterior.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -98,6 +101,7 @@ def estimate(
         observables=tuple(observables),
         params=[params] if isinstance(params, str) else params,
         eval_batch_size=eval_batch_size,
+        check_gradient=check_gradient,
     )
     labels = _labels(train_labels, query_labels, len(problem.train), len(problem.query))
     chains = chains or Chains()

@@ -164,5 +164,6 @@ def _check_gradient(problem: Problem, host: Host, trial: _Trial, seed: int) -> N
             f"the gradient of the loss has length {slope:.4g}, but the loss changes by {best:.4g} a unit along it: "
             "something in the model gives a gradient that is not that of the loss (a straight-through estimator, a "
             ".detach() inside the loss, reversed gradients), and chains would sample from no posterior. Pass a loss_fn "
-            "with a true gradient, or restrict params to weights that have one"
+            "with a true gradient, restrict params to weights that have one, or switch this check off: "
+            "check_gradient=False, in the callback allow_untested=True"
         )
