@@ -1,7 +1,11 @@
 """Settings of all tests: helper modules, array checks in the whole package, one global seed."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
@@ -9,3 +13,13 @@ from jaxtyping import install_import_hook
 
 # Before the package is first imported: every array annotation of it is checked at every call.
 install_import_hook("bif_lightning", "array_types.check_arrays")
+
+
+@pytest.fixture(autouse=True)
+def _switches_of_torch_as_they_were() -> Iterator[None]:
+    """A Trainer sets some for the whole process; the next test of this worker must not compute other bits for it."""
+    before = torch.get_deterministic_debug_mode(), torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    torch.set_deterministic_debug_mode(before[0])
+    torch.set_num_threads(before[1])
+    torch.set_default_dtype(before[2])
