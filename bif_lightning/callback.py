@@ -258,7 +258,7 @@ class BIFCallback(pl.Callback):
             MisconfigurationException: the settings are others than those of the run that wrote it.
         """
         check_same("settings", state_dict["settings"], dict(self.wanted.settings))
-        self._data = state_dict["data"]
+        self._data = state_dict.get("data", {})
         self._last, self._resumed = state_dict["last"], True
         self._settled = None if state_dict["settled"] is None else SGLD(**state_dict["settled"])
 

@@ -6,7 +6,7 @@ gradient agree with finite differences of the loss? Does the module draw random 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,6 +90,10 @@ def _tried(problem: Problem, host: Host, seed: int) -> "_Trial":
         )
     if problem.check_gradient:
         _check_gradient(problem, host, trial, seed)
+    # A first call may draw what no other does (a lazy initialization), and so may another thread of the process; in
+    # shards all ranks have to make as many calls as the others, and none more.
+    if trial.drew and not host.sharded:
+        return replace(trial, drew=_Trial.run(problem, host, seed).drew)
     return trial
 
 

@@ -126,6 +126,12 @@ def test_a_module_that_draws_random_numbers_gives_the_same_result_twice() -> Non
     assert one.snapshot_loss == other.snapshot_loss
 
 
+def test_numbers_drawn_once_make_no_random_model() -> None:
+    found, problem = run(models.seeded(models.RandomAtFirst), None)
+    assert not problem.stochastic
+    assert same_bits(found, run(models.seeded(models.RandomAtFirst), None)[0])
+
+
 def test_random_numbers_of_the_model_do_not_count_as_covariance() -> None:
     """Chains that cannot move have draws that are all alike, whatever the model draws."""
     problem = problem_of(models.seeded(models.RandomInEvaluation))

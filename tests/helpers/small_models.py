@@ -208,6 +208,20 @@ class RandomInEvaluation(nn.Module):
         return self.body(x + 0.1 * torch.randn_like(x))
 
 
+class RandomAtFirst(nn.Module):
+    """Draws random numbers in its first call only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.calls = mlp(), [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.calls[0]:
+            torch.rand(1)
+        self.calls[0] += 1
+        return self.body(x)
+
+
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "tied weights": Tied,
