@@ -93,7 +93,9 @@ def forecast(
 
 
 def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.3g} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.3g} MB"
+    """In the largest unit of which there is one: "17 kB", "1.6 GB"."""
+    exponent = min(max((len(str(nbytes)) - 1) // 3, 1), 3)
+    return f"{nbytes / 1000**exponent:.3g} {'kMG'[exponent - 1]}B"
 
 
 def _at_once(call: Callable[[int], T], workers: int, threads: int) -> list[T]:

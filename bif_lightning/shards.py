@@ -82,7 +82,9 @@ class ShardHost:
 
     def weights(self, *, tracked: bool = True) -> Weights:
         """Fresh weights of a chain, starting at the snapshot."""
-        return Weights(self.layout, self.center.clone())
+        weights = Weights(self.layout, self.center.clone())
+        weights.track(tracked)
+        return weights
 
     def anchor(self, gradient: Tensor) -> Weights:
         """The snapshot's own weights (shared, not copied), whose gradients add up in `gradient`."""

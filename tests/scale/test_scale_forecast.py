@@ -29,6 +29,7 @@ def problem(train: int = 50, query: int = 20) -> Problem:
 
 def test_what_is_said_of_a_snapshot() -> None:
     alone = Forecast(12.34, 340_000_000, 1)
+    assert "and 17.1 kB a snapshot" in str(Forecast(seconds=1.0, extra_bytes=17_100, workers=1))
     assert str(alone) == "about 12 s and 340 MB a snapshot, 1 chain at a time"
     shared = replace(alone, workers=2, ranks=3, file_bytes=1_600_000_000)
     assert str(shared) == (
