@@ -4,6 +4,7 @@ Which rows make a block depends on the sizes alone, not on threads or ranks, and
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +12,30 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-from bif_lightning.config import Centring
-from bif_lightning.influence import Products, correlation, influence, mean, products, spreads
+from bif_lightning.conditioned import Conditioner
+from bif_lightning.config import Centring, Ridge
+from bif_lightning.errors import (
+    Precision,
+    centre,
+    correlation_bias,
+    correlation_error,
+    independent,
+    influence_error,
+    merged,
+    settled,
+    without,
+)
+from bif_lightning.influence import Products, correlation, influence, mean, products
 from bif_lightning.label_sums import Grouping, Labels, LabelSums
+from bif_lightning.linear import Linear
 from bif_lightning.moments import Moments, merge, stack
 from bif_lightning.recorder import Record
 
 _TILE_ENTRIES = 1 << 18  # float64 numbers of one batch-by-batch tile: 2 MB, a few of which stay in cache
 _BLOCK_ENTRIES = 1 << 19  # of each matrix: 8 MB for the four, which travel between ranks together
 _BLOCKS = 64  # at least, where there are rows enough: work for many threads and ranks
+_SAMPLED = 64  # rows, and columns, whose draws show how long chains remember
+_SAMPLE_ENTRIES = 1 << 20  # float64 numbers of all batches of those rows
 _AGREEMENT_QUERIES = 64  # ranking every query of a large set would take longer than its matrix
 
 
@@ -32,6 +48,7 @@ class Layout:
             first.
         batches: of draws, over all chains.
         cells: blocks of equal labels.
+        conditioned: whether there is a conditioned influence.
     """
 
     train: int
@@ -39,6 +56,7 @@ class Layout:
     queries: int
     batches: int
     cells: int = 0
+    conditioned: bool = False
 
     @property
     def scored(self) -> list[int]:
@@ -60,7 +78,12 @@ class Layout:
     def block_bytes(self) -> int:
         """Memory of one finished block."""
         rows = self.blocks()[0].stop
-        return rows * (4 * 4 * self.columns + 2 * 8 * len(self.scored)) + 2 * 8 * self.batches * self.cells
+        return rows * (4 * self.matrices * self.columns + 2 * 8 * len(self.scored)) + 2 * 8 * self.batches * self.cells
+
+    @property
+    def matrices(self) -> int:
+        """Influence, correlation and, where there is one, conditioned influence; each with its standard error."""
+        return 6 if self.conditioned else 4
 
     @property
     def _tile(self) -> int:
@@ -73,11 +96,10 @@ class Block:
 
     Attributes:
         rows: which.
-        influence, correlation, and their errors (from single batches of draws: not yet inflated).
+        influence, correlation, and their errors.
         early, late: influence from one half of the draws, and from the other, on the scored queries.
         train_mean, train_std: of their losses.
         column_mean, column_std: of all columns, the same in every block.
-        spreads: of each tile (`influence.spreads`).
         sums: over blocks of equal labels; None without labels.
     """
 
@@ -92,8 +114,17 @@ class Block:
     train_std: Float64[np.ndarray, " row"]
     column_mean: Float64[np.ndarray, " column"]
     column_std: Float64[np.ndarray, " column"]
-    spreads: list[list[float]]
     sums: LabelSums | None
+    conditioned: Float32[np.ndarray, "row column"] | None = None
+    conditioned_error: Float32[np.ndarray, "row column"] | None = None
+
+    @property
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """The matrices, each with its error."""
+        always = self.influence, self.influence_error, self.correlation, self.correlation_error
+        if self.conditioned is None or self.conditioned_error is None:
+            return always
+        return *always, self.conditioned, self.conditioned_error
 
 
 @dataclass(frozen=True)
@@ -105,27 +136,58 @@ class Maker:
         layout: sizes.
         centring: of the draws.
         grouping: by labels; None without them.
+        precision: how errors are made.
+        conditioner: makes the conditioned influence; None where there is none.
+        linear: what is known of the losses' linear parts; None where nothing is.
     """
 
     records: Sequence[Record]
     layout: Layout
     centring: Centring
     grouping: Grouping | None
+    precision: Precision
+    conditioner: Conditioner | None = None
+    linear: Linear | None = None
 
     @classmethod
     def of(
-        cls, records: Sequence[Record], shape: tuple[int, int, int], centring: Centring, labels: Labels | None = None
+        cls,
+        records: Sequence[Record],
+        shape: tuple[int, int, int],
+        centring: Centring,
+        labels: Labels | None = None,
+        *,
+        ridge: Ridge = None,
+        paired: bool = False,
+        linear: Linear | None = None,
     ) -> "Maker":
-        """Of an estimate with these train rows, columns, and query losses (the first of the columns)."""
+        """Of an estimate with these train rows, columns, and query losses (the first of the columns).
+
+        Args:
+            ridge: of the conditioned influence, made where draws are kept and their linear parts are not known.
+            paired: draws are antithetic pairs.
+        """
         grouping = None if labels is None else Grouping(labels)
-        batches = sum(len(record.lengths) for record in records)
-        return cls(records, Layout(*shape, batches, grouping.cells if grouping else 0), centring, grouping)
+        # On one thread, as blocks are: bits must not depend on how many there are.
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            precision = pool.submit(_precision, records, shape, centring).result()
+            known = ridge if linear is None and records[0].traces else None
+            conditioner = pool.submit(_conditioner, records, known, paired).result()
+        cells = grouping.cells if grouping else 0
+        if linear is not None:
+            precision = independent(linear.groups)
+        batches = len(records) * precision.parts if linear is None else linear.groups
+        layout = Layout(*shape, batches, cells, conditioner is not None)
+        return cls(records, layout, centring, grouping, precision, conditioner, linear)
 
     @property
     def share(self) -> Float64[Tensor, " batch"]:
         """n_k/N, each batch's share of all draws."""
-        lengths = torch.tensor([length for record in self.records for length in record.lengths]).double()
-        return lengths / lengths.sum()
+        if self.linear is not None:
+            return torch.full((self.linear.groups,), 1 / self.linear.groups, dtype=torch.float64)
+        lengths = torch.tensor([list(record.lengths) for record in self.records]).double()
+        merged_lengths = torch.stack([chunk.sum(1) for chunk in lengths.tensor_split(self.precision.parts, 1)], 1)
+        return merged_lengths.flatten() / merged_lengths.sum()
 
     def block(self, rows: slice) -> Block:
         """Compute these rows, tile by tile."""
@@ -152,26 +214,55 @@ class Maker:
             train_std=np.empty(height),
             column_mean=np.empty(of.columns),
             column_std=np.empty(of.columns),
-            spreads=[],
             sums=self.grouping.zero(of.batches) if self.grouping else None,
+            conditioned=matrix() if self.conditioner else None,
+            conditioned_error=matrix() if self.conditioner else None,
         )
 
     def _fill(self, block: Block, tile: slice) -> None:
         parts = stack([record.moments(tile) for record in self.records])
-        draws = products(parts, self.centring)
+        if self.linear is None:
+            parts = merged(parts, self.precision.parts)
+        draws, lacking = products(parts, self.centring), centre(parts, self.centring)
+        if self.linear:
+            draws, lacking = self.linear.products(tile), without(lacking)
         covariance, (corr, moved) = influence(draws), correlation(draws)
+        biases = lacking.covariance, correlation_bias(corr.value, draws, lacking)
+        error = influence_error(covariance.standard_error, corr.value, self.precision.influence, biases[0])
+        corr_error = correlation_error(corr.standard_error, self.precision.correlation, biases[1])
         here = slice(tile.start - block.rows.start, tile.stop - block.rows.start)
         block.influence[here] = covariance.value.float().numpy()
-        block.influence_error[here] = covariance.standard_error.float().numpy()
+        block.influence_error[here] = error.float().numpy()
         block.correlation[here] = corr.value.float().numpy()
-        block.correlation_error[here] = corr.standard_error.float().numpy()
+        block.correlation_error[here] = corr_error.float().numpy()
+        if self.conditioner and block.conditioned is not None and block.conditioned_error is not None:
+            entries = self.conditioner.rows(tile)
+            block.conditioned[here] = entries.value.float().numpy()
+            block.conditioned_error[here] = entries.standard_error.float().numpy()
         _fill_margins(block, here, parts, draws)
-        for scores, half in zip((block.early, block.late), _halves(*parts.count.shape), strict=True):
+        groups = parts.count.shape if self.linear is None else (1, self.linear.groups)
+        for scores, half in zip((block.early, block.late), _halves(*groups), strict=True):
             share = draws.share[half] / draws.share[half].sum()
             scores[here] = -mean(draws.covariance[half][:, :, self.layout.scored], share).numpy()
-        block.spreads.append(spreads(moved, draws.share, len(self.records)))
         if self.grouping and block.sums:
-            self.grouping.add_rows_(block.sums, tile, draws, moved)
+            self.grouping.add_rows_(block.sums, tile, draws, moved, biases)
+
+
+def _conditioner(records: Sequence[Record], ridge: Ridge, paired: bool) -> Conditioner | None:
+    if ridge is None:
+        return None
+    train, columns = [record.train[0] for record in records], [record.columns[0] for record in records]
+    return Conditioner.of(train, columns, ridge, paired=paired)
+
+
+def _precision(records: Sequence[Record], shape: tuple[int, int, int], centring: Centring) -> Precision:
+    """How errors are made, from evenly spaced rows and columns."""
+    batches = sum(len(record.lengths) for record in records)
+    rows = max(1, min(_SAMPLED, _SAMPLE_ENTRIES // (batches * shape[1])))
+    sample = stack([record.moments(slice(0, shape[0], -(-shape[0] // rows))) for record in records])
+    columns = slice(0, shape[1], -(-shape[1] // _SAMPLED))
+    train = sample.count, sample.train_mean, sample.column_mean[..., columns], sample.train_square
+    return settled(Moments(*train, sample.column_square[..., columns], sample.comoment[..., columns]), centring)
 
 
 def _fill_margins(block: Block, here: slice, parts: Moments, draws: Products) -> None:

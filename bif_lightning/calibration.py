@@ -1,80 +1,177 @@
-"""Sampler settings from the curvature of the loss, and the refusal of those that cannot work."""
+"""Settings of a sampler by measurement at the snapshot, without labels, and the refusal of those that cannot work.
 
-from dataclasses import replace
+A setting of SGLD is a pull λ = γ/nβ, a temperature nβ and a step ε. Each follows from one thing that short chains show
+(`bif_lightning.pilot`):
+
+    λ    its effective dimension is a tenth of the training examples, as far as the draws can fill it
+    nβ   the losses are nearly linear over the reach of the chains
+    ε    c/(nβ·λmax + γ), with λmax the largest Hessian eigenvalue; halved where chains run away, and where that
+         does not help, since the loss curves downwards at w*, λ is raised
+    k    draws have forgotten the one before
+
+The first two are measured and not computed from the Hessian, since a network of ReLUs or maxima has none: differences
+of its gradients over any distance hold jumps, which swamp all but the largest eigenvalues.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from bif_lightning.config import SGLD
-from bif_lightning.noise import stream_seed
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.curvature import Gradients, random_direction
+from bif_lightning.pilot import Pilot, run_pilot, small_problem
 from bif_lightning.problem import Problem
-from bif_lightning.weights import Host, Weights
+from bif_lightning.search import MOST_THINNING, STEP_FRACTION, WITHIN, Aim
+from bif_lightning.settled import Settled
+from bif_lightning.weights import Host
 
-INVERSE_TEMPERATURE = 1e4
-"""nβ of the rule: with control variates the scores were the same from 1e4 to 1e6, and worse below."""
+EXAMPLES_PER_DIMENSION, DRAWS_PER_DIMENSION = 10, 4
+"""d_eff is n/10, and a quarter of the draws at most: fewer draws see a posterior that they cannot tell from noise."""
 
-CONDITION = 100.0
-"""κ of the rule: ratio of the largest curvature to the pull; the slowest mode relaxes in (κ + 1)/c steps."""
-
-STEP_FRACTION = 0.5
-"""c of the rule: ε·λ of the fastest mode. SGLD is unstable at 4; training may sharpen the loss meanwhile."""
+LEAST_DRAWS, MOST_DRAWS = 64, 400
+"""Draws of all chains."""
 
 _LIMIT = 4.0
 _ITERATIONS = 12
-_EXAMPLES = 512
-_RELATIVE_STEP = 1e-3
+_ATTEMPTS = 12
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pilot, and what was concluded from it."""
+
+    pilot: Pilot
+    conclusion: str
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The settings found, and how.
+
+    Attributes:
+        settled: the settings.
+        curvature: λmax, nats per squared weight unit.
+        target: the effective dimension that was aimed at.
+        pilot: of the settings found.
+        trials: every pilot, in order.
+        sound: whether the effective dimension is what was aimed at, up to the factor allowed.
+    """
+
+    settled: Settled
+    curvature: float
+    target: float
+    pilot: Pilot
+    trials: tuple[Trial, ...]
+    sound: bool
+
+    def __str__(self) -> str:
+        sampler, chains, last = self.settled.sampler, self.settled.chains, self.pilot
+        assert isinstance(sampler, SGLD)
+        return (
+            f"step_size {sampler.step_size:.3g}, inverse_temperature {sampler.inverse_temperature:.3g}, localization "
+            f"{sampler.localization:.3g}; {chains.num_chains} chains x {chains.num_draws} draws, thinning "
+            f"{chains.thinning}, burn-in {chains.burn_in} (largest curvature {self.curvature:.3g}, effective dimension "
+            f"{last.dimension:.3g} for {self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, memory "
+            f"{last.memory:.3g} steps; {len(self.trials)} pilots)"
+        )
 
 
 def largest_curvature(problem: Problem, host: Host, seed: int = 0) -> float:
     """λmax, the largest Hessian eigenvalue of the mean loss at the snapshot, by power iteration.
 
-    H·v = (∇L(w* + h·v) − ∇L(w* − h·v)) / 2h  needs first derivatives only, so it works where a second backward
-    pass does not. On at most 512 training examples, spread over the set. From below: the true value is not
-    smaller, but for the examples left out and the rounding of h. In nats per squared weight unit.
+    From gradients (see `curvature.Gradients`), so it works where a second backward pass does not. On at most 512
+    training examples, spread over the set. From below: the true value is not smaller, but for the examples left out and
+    the rounding of h. In nats per squared weight unit.
     """
-    rows = torch.linspace(0, len(problem.training) - 1, min(_EXAMPLES, len(problem.training))).long().unique()
-    batch = problem.minibatch(rows)
-    weights: Weights = host.weights()
-    bound = host.bind(weights)
-    step = _RELATIVE_STEP * max(host.norm(host.center), 1e-3)
-
-    def gradient(direction: Tensor, sign: float) -> Tensor:
-        with torch.no_grad():
-            torch.add(host.center, direction, alpha=sign * step, out=weights.flat)
-        problem.gradient(host, weights, bound, batch)
-        return weights.gradient.clone()
-
-    generator = torch.Generator(host.device).manual_seed(stream_seed(seed, -1))
-    direction = torch.zeros_like(host.center)
-    for parameter, piece in enumerate(host.layout.pieces(direction)):
-        host.fill_normal(piece, parameter, generator)
-    curvature = 0.0
+    gradients = Gradients(problem, host, seed=seed)
+    direction, curvature = random_direction(host, seed, 0), 0.0
     for _ in range(_ITERATIONS):
-        direction /= host.norm(direction)
-        product = (gradient(direction, 1.0) - gradient(direction, -1.0)) / (2 * step)
+        product = gradients.hessian(direction)
         curvature = host.inner(product, direction)
-        if host.norm(product) == 0:
+        norm = host.norm(product)
+        if norm == 0:
             break
-        direction = product
+        direction = product / norm
     return abs(curvature)
 
 
-def curvature_rule(curvature: float) -> SGLD:
-    """γ = nβ·λmax/κ,  ε = c/(nβ·λmax + γ), with nβ, κ and c above (Epifano's rule).
+def find_settings(
+    problem: Problem,
+    host: Host,
+    chains: Chains | None,
+    *,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Calibrated:
+    """Find settings of SGLD by measurement at the snapshot.
+
+    Args:
+        chains: as given by the user, taken as they are; None chooses draws, thinning and burn-in too.
+        seed: of the random start of the power iteration.
+        tick: called after every step of a pilot.
 
     Raises:
-        ValueError: the loss is flat or not finite there, so that it sets no scale.
+        ValueError: the loss is flat or not finite at the snapshot, or chains run away with every setting.
     """
+    curvature = _checked(largest_curvature(problem, host, seed))
+    given, small = chains or Chains(), small_problem(problem, host, seed)
+    target = dimension_for(
+        len(problem.training), MOST_DRAWS if chains is None else chains.num_chains * chains.num_draws
+    )
+    aim, trials = Aim(curvature, target), list[Trial]()
+    while len(trials) < _ATTEMPTS:
+        pilot = run_pilot(small, host, aim.sampler, given, aim.spacing, tick=tick)
+        trials.append(Trial(pilot, aim.learn(pilot)))
+        if aim.done:
+            break
+    if aim.best is None:
+        last = trials[-1].pilot
+        raise ValueError(
+            f"chains did not stay near the snapshot in any of {len(trials)} pilots; the last, with step_size "
+            f"{last.sampler.step_size:.3g} and localization {last.sampler.localization:.3g}: {trials[-1].conclusion}; "
+            "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
+        )
+    settled = Settled(aim.best.sampler, chains or _chains_for(aim.best))
+    sound = target / WITHIN <= aim.best.dimension <= target * WITHIN
+    return Calibrated(settled, curvature, target, aim.best, tuple(trials), sound)
+
+
+def dimension_for(examples: int, draws: int) -> float:
+    """The effective dimension to aim at: n/10, and at most a quarter of the draws.
+
+    >>> dimension_for(1000, 400), dimension_for(50_000, 400), dimension_for(20, 400)
+    (100.0, 100.0, 2.0)
+    """
+    return max(1.0, min(examples / EXAMPLES_PER_DIMENSION, draws / DRAWS_PER_DIMENSION))
+
+
+def provisional(chains: Chains | None) -> Settled:
+    """Settings that take about as long as those that `find_settings` finds, before it can."""
+    usual = Chains(num_draws=MOST_DRAWS // Chains().num_chains, thinning=10, burn_in=20)
+    return Settled(SGLD(step_size=1e-9, inverse_temperature=1.0, localization=1.0), chains or usual)
+
+
+def _chains_for(pilot: Pilot) -> Chains:
+    """Draws by the effective dimension, thinning by the memory, and burn-in of two memories."""
+    default = Chains()
+    memory = 1.0 if math.isnan(pilot.memory) else pilot.memory
+    draws = min(max(DRAWS_PER_DIMENSION * pilot.dimension, LEAST_DRAWS), MOST_DRAWS)
+    return replace(
+        default,
+        num_draws=max(2, math.ceil(draws / default.num_chains)),
+        thinning=max(1, min(MOST_THINNING, round(memory))),
+        burn_in=min(math.ceil(2 * memory), 4 * MOST_THINNING),
+    )
+
+
+def _checked(curvature: float) -> float:
     if not 0 < curvature < float("inf"):
         raise ValueError(
             f"the largest curvature of the loss is {curvature:g} at the snapshot, which sets no scale for the "
             "sampler; give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...)"
         )
-    stiffest = INVERSE_TEMPERATURE * curvature
-    localization = stiffest / CONDITION
-    step_size = STEP_FRACTION / (stiffest + localization)
-    return SGLD(step_size=step_size, inverse_temperature=INVERSE_TEMPERATURE, localization=localization)
+    return curvature
 
 
 def stiffness(sampler: SGLD, curvature: float) -> float:
@@ -106,20 +203,26 @@ def steadied(sampler: SGLD, curvature: float) -> SGLD:
     return sampler if found < 2.0 else replace(sampler, step_size=sampler.step_size * STEP_FRACTION / found)
 
 
-def settle(sampler: SGLD | Literal["auto"], settled: SGLD | None, problem: Problem, host: Host, seed: int) -> SGLD:
+def settle(
+    sampler: SGLD | Literal["auto"], chains: Chains | None, settled: Settled | None, problem: Problem, host: Host
+) -> Settled:
     """The settings of this snapshot.
 
     Args:
-        sampler: as given; "auto" applies the curvature rule at the first snapshot and freezes nβ and γ.
+        sampler, chains: as given; "auto" measures at the first snapshot and freezes what it finds, all but a step size
+            that later proves too long.
         settled: what the first snapshot settled on; None at the first.
 
     Raises:
-        ValueError: see `curvature_rule` and `check_stable` (checked at the first snapshot).
+        ValueError: see `find_settings` and `check_stable` (checked at the first snapshot).
     """
-    if sampler != "auto" and settled is not None:
-        return sampler
-    curvature = largest_curvature(problem, host, seed)
-    if sampler != "auto":
-        check_stable(sampler, curvature)
-        return sampler
-    return curvature_rule(curvature) if settled is None else steadied(settled, curvature)
+    seed = (chains or Chains()).seed
+    if sampler == "auto":
+        if settled is None:
+            found = find_settings(problem, host, chains, seed=seed)
+            return replace(found.settled, reasons=str(found))
+        assert isinstance(settled.sampler, SGLD)
+        return replace(settled, sampler=steadied(settled.sampler, largest_curvature(problem, host, seed)))
+    if settled is None:
+        check_stable(sampler, largest_curvature(problem, host, seed))
+    return settled or Settled(sampler, chains or Chains())

@@ -2,25 +2,25 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import Chains, Sampler
 from bif_lightning.data import Collate
 from bif_lightning.describe import Describe
 from bif_lightning.observables import LossFn, Observable
 from bif_lightning.placement import PeerFailedError
 from bif_lightning.result import Estimate
+from bif_lightning.settled import Settled
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
 from bif_lightning.trainer.adapter import Request, check_request
+from bif_lightning.trainer.budget import budget_of
 from bif_lightning.trainer.interrupts import interrupts_wait
 from bif_lightning.trainer.losses import PerSample
-from bif_lightning.trainer.opening import Wanted, check_choice, check_same, open_session
+from bif_lightning.trainer.opening import Wanted, check_options, check_same, open_session, settings_of
 from bif_lightning.trainer.outputs import Precision
 from bif_lightning.trainer.session import Session, Verify, is_fatal, is_of_files, is_preemption
 from bif_lightning.trainer.support import check_trainer
@@ -50,8 +50,13 @@ class BIFCallback(pl.Callback):
         at_steps: snapshots at these optimizer steps; log-spaced lists are common.
         at_start: a snapshot before the first batch.
         at_end: a snapshot after the last one.
-        chains: number and length of the chains, minibatch size, seed.
-        sampler: SGLD settings; "auto" sets them by the curvature at the first snapshot and keeps them.
+        budget: the callback's share of training time, such as 0.1: a snapshot that is due is skipped until training has
+            paid for it, and with a rhythm and chains=None the first one chooses the number of draws, for all. Snapshots
+            at_start, at_steps and at_end are taken in any case. None for no limit.
+        chains: number and length of the chains, minibatch size, seed; None for those that "auto" finds, or the default.
+        sampler: how to draw, and its settings: `SGLD`, `Pairs` or `Subspace`; "auto" is SGLD with settings measured at
+            the first snapshot, and kept. None takes `Subspace`, which predicted retraining best, where the gradients of
+            all examples fit into memory and no chains are given; else "auto".
         observables: further quantities of the query set, beside its losses.
         params: name patterns of the parameters to sample (weight-restricted influence); None for all.
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token] (summed over tokens). None derives the loss of
@@ -90,8 +95,9 @@ class BIFCallback(pl.Callback):
         at_steps: Sequence[int] | None = None,
         at_start: bool = False,
         at_end: bool = True,
+        budget: float | None = None,
         chains: Chains | None = None,
-        sampler: SGLD | Literal["auto"] = "auto",
+        sampler: Sampler | Literal["auto"] | None = None,
         observables: Sequence[Observable] = (),
         params: str | Sequence[str] | None = None,
         loss_fn: LossFn | None = None,
@@ -116,17 +122,11 @@ class BIFCallback(pl.Callback):
         if query is not None:
             check_request(query, "query")
         check_summaries(views, pairs)
-        check_choice("on_error", on_error, ("raise", "warn"))
-        check_choice("verify_restore", verify_restore, ("first", "always", "never"))
-        check_choice("precision", precision, ("full", "10bit"))
-        check_choice("launch", launch, ("inline",))
-        check_choice("per_token", per_token, (False,))
-        check_choice("per_sample", per_sample, ("mean", "sum"))
-        if loss_fn is not None and per_sample != "mean":
-            raise MisconfigurationException(
-                "per_sample='sum' is about losses derived from training_step, and a loss_fn is given: return from it "
-                "the loss that you want of each example, and leave per_sample out"
-            )
+        check_options(
+            on_error=on_error, verify_restore=verify_restore, precision=precision, launch=launch, per_token=per_token,
+            per_sample=per_sample, own_loss=loss_fn is not None,
+        )  # fmt: skip
+        self.budget = budget_of(budget)
         self.triggers = Triggers(
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
@@ -146,7 +146,7 @@ class BIFCallback(pl.Callback):
             check_gradient=not allow_untested,
         )
         self.wanted = Wanted(
-            chains=chains or Chains(),
+            chains=chains,
             sampler=sampler,
             describe=describe,
             precision=precision,
@@ -154,13 +154,9 @@ class BIFCallback(pl.Callback):
             pairs=pairs,
             store_traces=store_traces,
             verify=verify_restore,
-            settings={
-                "sampler": sampler if isinstance(sampler, str) else asdict(sampler),
-                "chains": asdict(chains or Chains()),
-                "params": list(self.request.params or ()),
-                "per_sample": per_sample,
-                "loss_fn": loss_fn is not None,
-            },
+            settings=settings_of(self.request, sampler, chains, budget),
+            budget=self.budget,
+            free_draws=self.budget.limited and chains is None and at_steps is None and not at_start,
         )
         self.dirpath, self.name, self.on_error = dirpath, name, on_error
         self.allow_untested = allow_untested
@@ -169,7 +165,7 @@ class BIFCallback(pl.Callback):
         self._session: Session | None = None
         self._seen = 0
         self._last: int | None = None
-        self._settled: SGLD | None = None
+        self._settled: Settled | None = None
         self._data = dict[str, str]()
         self._owned: Path | None = None
         self._resumed = False
@@ -195,8 +191,9 @@ class BIFCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the data, prove the losses, say what a snapshot will take; a snapshot if `at_start`."""
         self._seen = trainer.global_step
+        self.budget.start()
         try:
-            with interrupts_wait():
+            with interrupts_wait(), self.budget.spending():
                 self._session = self._open(trainer, pl_module)
         except (OSError, PeerFailedError) as error:
             if self.on_error == "raise" or not is_of_files(error):
@@ -212,7 +209,7 @@ class BIFCallback(pl.Callback):
         """A snapshot if a step was crossed at which one is due."""
         before, self._seen = self._seen, trainer.global_step
         if not is_extra_epoch(trainer) and self.triggers.crossed(before, self._seen):
-            self._take(trainer, pl_module)
+            self._take(trainer, pl_module, by_rhythm=self.triggers.at_steps is None)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A snapshot if an epoch is due, or training ends here."""
@@ -220,19 +217,21 @@ class BIFCallback(pl.Callback):
             return
         last = self.triggers.at_end and is_last_epoch(trainer)
         if last or self.triggers.epoch_ends(trainer.current_epoch + 1):
-            self._take(trainer, pl_module)
+            self._take(trainer, pl_module, by_rhythm=not last)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last snapshot, where the end of training was not known at its last epoch."""
-        if not self.triggers.at_end or self._last == trainer.global_step:
-            return
-        if averages_weights(trainer):
+        due = self.triggers.at_end and self._last != trainer.global_step
+        if due and averages_weights(trainer):
             rank_zero_warn("no snapshot at the end: a weight averaging callback may have changed the weights already")
-            return
-        self._take(trainer, pl_module)
+        elif due:
+            self._take(trainer, pl_module)
+        if self._session is not None:
+            self._session.close(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the data."""
+        self.budget.stop()
         self._session = None
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -246,7 +245,8 @@ class BIFCallback(pl.Callback):
         """Plain values only: what was done, and with which settings."""
         return {
             "last": self._last,
-            "settled": None if self._settled is None else asdict(self._settled),
+            "settled": None if self._settled is None else self._settled.as_dict(),
+            "budget": self.budget.state(),
             "settings": dict(self.wanted.settings),
             "data": self._data,
         }
@@ -260,7 +260,8 @@ class BIFCallback(pl.Callback):
         check_same("settings", state_dict["settings"], dict(self.wanted.settings))
         self._data = state_dict.get("data", {})
         self._last, self._resumed = state_dict["last"], True
-        self._settled = None if state_dict["settled"] is None else SGLD(**state_dict["settled"])
+        self._settled = None if state_dict["settled"] is None else Settled.from_dict(state_dict["settled"])
+        self.budget.load(state_dict["budget"])
 
     # -- snapshots ----------------------------------------------------------------------------------------------
 
@@ -279,12 +280,14 @@ class BIFCallback(pl.Callback):
         session.announce(trainer, module)
         return session
 
-    def _take(self, trainer: Any, module: Any) -> None:
+    def _take(self, trainer: Any, module: Any, *, by_rhythm: bool = False) -> None:
         step = trainer.global_step
         if self._session is None or self._last == step:
             return
+        if not self._session.affords(trainer, module, by_rhythm=by_rhythm, one_more=self.triggers.at_end):
+            return
         try:
-            with interrupts_wait(), trainer.profiler.profile(f"[BIF]{self.name}"):
+            with interrupts_wait(), trainer.profiler.profile(f"[BIF]{self.name}"), self.budget.buying():
                 self.latest = self._session.snapshot(trainer, module)
         except Exception as error:
             if is_preemption(error):

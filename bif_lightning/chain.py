@@ -1,4 +1,4 @@
-"""One chain: from the snapshot through burn-in to an iterator of draws."""
+"""One chain: from the snapshot to an iterator of draws, by steps of SGLD after burn-in, or by antithetic pairs."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import SGLD, Chains, Pairs, Sampler
 from bif_lightning.diagnostics import left_posterior
+from bif_lightning.linear import Linear
 from bif_lightning.noise import GLOBAL, Noise, chain_noise, seed_global
+from bif_lightning.pairs import displacement
 from bif_lightning.posterior import drift_
 from bif_lightning.problem import Minibatch, Problem
-from bif_lightning.recorder import Record, batch_lengths
+from bif_lightning.recorder import Record, batch_lengths, is_paired
 from bif_lightning.result import Divergence
 from bif_lightning.sgld import Preconditioner, preconditioner_for, step_
 from bif_lightning.weights import Bound, Host, Weights
@@ -45,17 +47,21 @@ class Plan:
         traces: whether every draw is kept.
         tick: called after every step; may raise to stop the chain.
         stochastic: the model or its data draws random numbers, from global generators to be keyed.
+        directions: orthonormal rows, in whose span SGLD stays; None for all weights.
+        linear: the closed form of `Subspace`, with the Gaussian posterior to draw from.
     """
 
     problem: Problem
     host: Host
-    sampler: SGLD
+    sampler: Sampler
     chains: Chains
     snapshot: int
     loss: float
     traces: bool
     tick: Callable[[], None]
     stochastic: bool = False
+    directions: Tensor | None = None
+    linear: Linear | None = None
 
 
 class Walker:
@@ -67,28 +73,42 @@ class Walker:
         self.weights: Weights = host.weights()
         self.bound: Bound = host.bind(self.weights)
         self.anchor: Bound | None = None
-        if plan.sampler.gradient == "control_variate":
-            # Gradients of both add up in one buffer, so a control variate costs no further memory.
-            self.anchor = host.bind(host.anchor(self.weights.gradient))
-        self.preconditioner: Preconditioner | None = preconditioner_for(self.weights.flat, plan.sampler)
+        self.preconditioner: Preconditioner | None = None
+        if isinstance(plan.sampler, SGLD):
+            self.preconditioner = preconditioner_for(self.weights.flat, plan.sampler)
+            if plan.sampler.gradient == "control_variate":
+                # Gradients of both add up in one buffer, so a control variate costs no further memory.
+                self.anchor = host.bind(host.anchor(self.weights.gradient))
         self.steps = 0
         self.scale = plan.problem.loss_scale
         self.noise: Noise = chain_noise(plan.chains.seed, plan.snapshot, chain, host.device)
 
-    def step(self, index: int) -> None:
+    def step(self, index: int, sampler: SGLD) -> None:
         """One SGLD step."""
         plan, gradient = self.plan, self.weights.gradient
         self.steps = index + 1
-        gradient.zero_()
-        if plan.sampler.inverse_temperature or self.preconditioner:
-            self._key_global(index)
-            size = len(plan.problem.training)
-            self._gradient(plan.problem.minibatch(self.noise.minibatch(index, size, plan.chains.batch_size)), index)
+        if sampler.inverse_temperature or self.preconditioner:
+            self.load_gradient(index)
+        else:
+            gradient.zero_()
         with torch.no_grad():
-            drift = drift_(gradient, self.weights.flat, plan.host.center, plan.sampler)
-            step_(
-                self.weights.flat, drift, lambda out: self._fill_normal(out, index), plan.sampler, self.preconditioner
-            )
+            drift = self._within(drift_(gradient, self.weights.flat, plan.host.center, sampler))
+            step_(self.weights.flat, drift, lambda out: self._fill_normal(out, index), sampler, self.preconditioner)
+
+    def load_gradient(self, index: int) -> None:
+        """Write the estimate of the loss's gradient that step `index` moves by."""
+        problem, size = self.plan.problem, len(self.plan.problem.training)
+        self.weights.gradient.zero_()
+        self._key_global(index)
+        self._gradient(problem.minibatch(self.noise.minibatch(index, size, self.plan.chains.batch_size)), index)
+
+    def place(self, draw: int) -> None:
+        """Put the weights where an independent draw of the Gaussian posterior is."""
+        plan = self.plan
+        self.steps = draw + 1
+        color = plan.linear.normal.color if plan.linear else self._isotropic
+        with torch.no_grad():
+            torch.add(plan.host.center, displacement(plan.host, self.noise, draw, color), out=self.weights.flat)
 
     def measure(self, draw: int, step: int) -> Draw:
         """Measure the observables where the chain stands."""
@@ -104,12 +124,12 @@ class Walker:
         return self.plan.host.distance(self.weights.flat) ** 2
 
     def _gradient(self, minibatch: Minibatch, index: int) -> None:
-        updated = False
+        updated, sampler = False, self.plan.sampler
         while True:
             self._add_gradient(self.bound, minibatch, index, self.scale)
             finite = self._is_representable()
-            if finite and self.preconditioner and not updated:
-                self.preconditioner.update(self.weights.gradient, self.plan.sampler, self.scale)
+            if finite and self.preconditioner and not updated and isinstance(sampler, SGLD):
+                self.preconditioner.update(self.weights.gradient, sampler, self.scale)
                 updated = True
             if finite and self.anchor:
                 self._add_gradient(self.anchor, minibatch, index, -self.scale)
@@ -139,13 +159,26 @@ class Walker:
         host, ready = self.plan.host, out is self.weights.gradient
         for parameter, piece in enumerate(self.weights.gradients if ready else host.layout.pieces(out)):
             host.fill_normal(piece, parameter, self.noise.normals(index, parameter))
+        self._within(out)
+
+    def _within(self, vector: Tensor) -> Tensor:
+        """The part of a vector that lies in the span of the directions, in place."""
+        directions = self.plan.directions
+        return vector if directions is None else vector.copy_((directions @ vector) @ directions)
+
+    def _isotropic(self, standard: Tensor) -> Tensor:
+        sampler = self.plan.sampler
+        return standard * sampler.scale if isinstance(sampler, Pairs) else standard
 
 
 def draws(walker: Walker) -> Iterator[Draw]:
-    """Walk the chain; yield a draw after burn-in, every `thinning` steps."""
-    chains = walker.plan.chains
+    """Walk the chain; yield a draw after burn-in, every `thinning` steps. Independent draws have neither."""
+    chains, sampler = walker.plan.chains, walker.plan.sampler
     for step in range(1, chains.num_steps + 1):
-        walker.step(step - 1)
+        if isinstance(sampler, SGLD):
+            walker.step(step - 1, sampler)
+        else:
+            walker.place(step - 1)
         walker.plan.tick()
         past = step - chains.burn_in
         if past > 0 and past % chains.thinning == 0:
@@ -155,7 +188,7 @@ def draws(walker: Walker) -> Iterator[Draw]:
 def run_chain(plan: Plan, chain: int) -> Record | Divergence:
     """Run one chain to its end, or to the draw at which it left the posterior."""
     walker = Walker(plan, chain)
-    record = Record(chain, batch_lengths(plan.chains), plan.traces)
+    record = Record(chain, batch_lengths(plan.chains, paired=is_paired(plan.sampler)), plan.traces)
     before = plan.loss
     try:
         for draw in draws(walker):
@@ -181,10 +214,16 @@ def run_chain(plan: Plan, chain: int) -> Record | Divergence:
 
 
 def _divergence(plan: Plan, chain: int, draw: int, step: int, before: float, loss: float, why: str) -> Divergence:
-    sampler = plan.sampler
     message = (
         f"chain {chain} diverged at draw {draw} of {plan.chains.num_draws} (step {step}): loss {before:.4g} -> "
-        f"{loss:.4g}; {why}; halve step_size (now {sampler.step_size:g}) or raise localization "
-        f"(now {sampler.localization:g})"
+        f"{loss:.4g}; {why}; {_remedy(plan.sampler)}"
     )
     return Divergence(chain=chain, draw=draw, step=step, loss_before=before, loss=loss, message=message)
+
+
+def _remedy(sampler: Sampler) -> str:
+    if isinstance(sampler, SGLD):
+        return f"halve step_size (now {sampler.step_size:g}) or raise localization (now {sampler.localization:g})"
+    if isinstance(sampler, Pairs):
+        return f"halve scale (now {sampler.scale:g})"
+    return f"raise inverse_temperature (now {sampler.inverse_temperature:g}) or localization"

@@ -15,6 +15,7 @@ A run is the folder that BIFCallback fills, by default <log_dir>/bif: one dump a
 
   bif-lightning show lightning_logs/version_0/bif              what is in a run, and can it be trusted?
   bif-lightning top lightning_logs/version_0/bif --query 3     which train examples help or hurt query 3?
+  bif-lightning calibrate last.ckpt --config run.yaml          which sampler settings suit this model?
 
 The sign: influence is -Cov of losses over the draws, negative = more weight on the train example lowers the
 query's loss = it helps. correlation is +Corr, in [-1, 1], positive = it helps.
@@ -42,7 +43,7 @@ def top_examples(
     query: str,
     step: int | None = None,
     k: int = 10,
-    by: Literal["influence", "correlation"] = "influence",
+    by: Literal["influence", "correlation", "conditioned"] = "influence",
     observable: str = "loss",
     json: bool = False,
 ) -> None:
@@ -53,7 +54,8 @@ def top_examples(
         query: row number of the query, or its id where that is no row number.
         step: global training step of the dump; the last one if not given.
         k: how many of each kind.
-        by: influence ranks better; correlation compares better over steps.
+        by: influence ranks better than correlation, which compares better over steps; conditioned ranks best of all
+            where the run has it.
         observable: loss, or the name of a further observable of the run, which --query then names a column of.
         json: one JSON document instead of a table.
     """
@@ -64,8 +66,41 @@ def top_examples(
     print(_as_json(answer) if json else report.extremes_text(answer))
 
 
+def calibrate_run(
+    checkpoint: str,
+    *,
+    config: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    loss: str | None = None,
+    params: Sequence[str] | None = None,
+    out: str = "calibration",
+    accelerator: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measure which sampler settings suit a checkpoint; write a page of loss traces, and YAML for BIFCallback.
+
+    Args:
+        checkpoint: of Lightning, or a state dict; read with weights_only=True.
+        config: LightningCLI YAML, of which `model` and `data` are used.
+        model: import path of the LightningModule class, where no YAML says it.
+        data: import path of a LightningDataModule, DataLoader or dataset, or of a function that returns one.
+        loss: import path of a function (module, batch) -> loss of each example; from training_step if not given.
+        params: name patterns of the parameters to sample; all if not given.
+        out: the files are <out>.png and <out>.yaml.
+        accelerator: cpu, gpu, ... as of a Trainer.
+        json: one JSON document instead of text.
+    """
+    from bif_lightning.calibrating import calibrate_checkpoint
+
+    found, answer = calibrate_checkpoint(
+        checkpoint, config=config, model=model, data=data, loss_fn=loss, params=params, out=out, accelerator=accelerator
+    )
+    print(_as_json(answer) if json else f"{found}\nWritten: {', '.join(answer['files'])}")
+
+
 # No function is called as something in bif_lightning/__init__.pyi: jsonargparse would look that up, and import it.
-_COMMANDS: Mapping[str, Callable[..., None]] = {"show": show_run, "top": top_examples}
+_COMMANDS: Mapping[str, Callable[..., None]] = {"show": show_run, "top": top_examples, "calibrate": calibrate_run}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ Gradient = Literal["control_variate", "minibatch"]
 Preconditioner = Literal["rmsprop"]
 Centring = Literal["chain", "pooled"]
 Storage = Literal["auto", "traces", "moments"]
+Ridge = float | Literal["auto"] | None
 
 
 def _check(ok: bool, name: str, value: object, need: str) -> None:
@@ -54,11 +55,14 @@ class SGLD:
         gradient: "control_variate" uses g_B(w) − g_B(w*) on the same minibatch, so that w* is the exact mode
             and minibatch noise vanishes with the distance to it: two gradients a step. "minibatch" is the
             paper's plain form: one gradient, its noise and its drift included.
+        num_directions: K, chains stay in the span of the K strongest directions of the examples' gradients (see
+            `Subspace`), a posterior restricted to it; None for all weights.
         rmsprop_decay: a, the memory of the running mean of squared gradients.
         rmsprop_stability: δ, added to √v̂.
 
     Raises:
-        ValueError: a value out of range, or ε·γ ≥ 4, where the pull alone makes every chain diverge.
+        ValueError: a value out of range, ε·γ ≥ 4, where the pull alone makes every chain diverge, or directions
+            together with a preconditioner, whose elementwise steps would leave them.
 
     >>> SGLD(step_size=1e-5, inverse_temperature=1000.0, localization=100.0).gradient
     'control_variate'
@@ -69,6 +73,7 @@ class SGLD:
     localization: float
     preconditioner: Preconditioner | None = None
     gradient: Gradient = "control_variate"
+    num_directions: int | None = None
     rmsprop_decay: float = 0.99
     rmsprop_stability: float = 0.1
 
@@ -87,6 +92,12 @@ class SGLD:
         )  # fmt: skip
         decay = self.rmsprop_decay
         _check(_is_number(decay) and 0 <= decay < 1, "rmsprop_decay", decay, "a number in [0, 1)")
+        _check_directions(self.num_directions)
+        if self.num_directions is not None and self.preconditioner is not None:
+            raise ValueError(
+                f"num_directions is {self.num_directions} and preconditioner {self.preconditioner!r}: elementwise "
+                "steps would leave the span of the directions; leave one of them out"
+            )
         pull = self.step_size * self.localization
         if self.preconditioner is None and pull >= 4:
             raise ValueError(
@@ -94,6 +105,87 @@ class SGLD:
                 f"overshoots and every chain diverges (it must be below 4); lower step_size to "
                 f"{1 / self.localization:.2g} or less"
             )
+
+
+def _check_directions(value: int | None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _check(value is None or (whole and value >= 1), "num_directions", value, "None or a whole number, 1 or above")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Settings of antithetic draws w* ± σ·z, z ~ N(0, I): independent, by forward passes only.
+
+    Draws 2k and 2k + 1 of a chain are a pair. The posterior is that of the pull alone, N(w*, σ²·I), with nβ = 0 and
+    γ = 1/σ²: no gradient is used, so it serves models that have none. What the losses say of the data enters by the
+    conditioned influence (`bif_lightning.conditioned`), which is the one to rank by.
+
+    Args:
+        scale: σ, in weight units. Small beside the weights: draws should see losses that are nearly linear.
+
+    Raises:
+        ValueError: a value out of range.
+
+    >>> Pairs(scale=0.01).localization
+    10000.0
+    """
+
+    scale: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "scale")
+
+    @property
+    def inverse_temperature(self) -> float:
+        """nβ: 0, the losses do not shape these draws."""
+        return 0.0
+
+    @property
+    def localization(self) -> float:
+        """γ = 1/σ², in nats per squared weight unit."""
+        return 1 / self.scale**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subspace:
+    """Settings of the Gaussian posterior with the loss's curvature in K gradient directions, in closed form.
+
+    q_1 ... q_K are the strongest directions of the train examples' gradients at w* (orthonormal), H the Hessian of
+    the mean training loss in their span; all other directions feel the pull alone:
+
+        p(w) = N(w*, Σ),  Σ = (nβ·Q·H·Qᵀ + γ·I)⁻¹,  influence = −g_iᵀΣg_j,
+
+    with g the gradients of single examples' losses (see `bif_lightning.linear`). No chain is run: the draws are
+    independent antithetic ones of p within the span of Q. The matrices do not come from them; they show whether the
+    closed form holds, by the losses they meet (LLC against d_eff/2).
+
+    Args:
+        num_directions: K; the fewer of K, n and d are taken.
+        inverse_temperature: nβ, multiplies the mean loss. Large values keep the draws where losses are linear.
+        localization: γ, in nats per squared weight unit; None takes, at each snapshot, the γ for which
+            d_eff = Σ h_k/(h_k + γ/nβ) over the eigenvalues of H is the smaller of n/10 and 0.7·K: what stays the same
+            over training is how many directions the data pins down, as the curvature itself changes by orders.
+        span: h as a fraction of ‖w*‖, for differences between w* + h·q_k and w* − h·q_k: of further observables, and
+            of gradients where the model cannot be differentiated twice.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    num_directions: int = 128
+    inverse_temperature: float = 1e5
+    localization: float | None = None
+    span: float = 0.005
+
+    def __post_init__(self) -> None:
+        _check_whole(self, 1, "num_directions")
+        _check_positive(self, "inverse_temperature", "span")
+        if self.localization is not None:
+            _check_positive(self, "localization")
+
+
+Sampler = SGLD | Pairs | Subspace
+"""A way to draw from a posterior around the snapshot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +206,10 @@ class Chains:
         centring: "chain" centres the draws within each chain; "pooled" is the paper's form, where a
             difference between chains counts as covariance.
         storage: "traces" keeps every draw (memory C·T·(n+q)), "moments" accumulates co-moments as draws come
-            (memory n·q); both give the same numbers up to rounding. "auto" takes the smaller.
+            (memory n·q); both give the same numbers up to rounding. "auto" takes traces up to 64 MB, and above that
+            the smaller.
+        ridge: r of the conditioned influence, in nat² (`bif_lightning.conditioned`): "auto" by the label-free rule,
+            None for no conditioned influence. It needs traces.
 
     Raises:
         ValueError: a value out of range, or too few draws for a covariance.
@@ -133,6 +228,7 @@ class Chains:
     common_random_numbers: bool = True
     centring: Centring = "chain"
     storage: Storage = "auto"
+    ridge: Ridge = "auto"
 
     def __post_init__(self) -> None:
         _check_whole(self, 1, "num_chains", "num_draws", "thinning", "batch_size", "num_threads")
@@ -144,6 +240,11 @@ class Chains:
             self.storage,
             "'auto', 'traces' or 'moments'",
         )
+        ridge = self.ridge
+        _check(
+            ridge is None or ridge == "auto" or (_is_number(ridge) and float(ridge) > 0),
+            "ridge", ridge, "'auto', None or a finite number above 0",
+        )  # fmt: skip
         per_chain = self.num_draws if self.centring == "chain" else self.num_draws * self.num_chains
         if per_chain < 2:
             raise ValueError(
@@ -155,3 +256,19 @@ class Chains:
     def num_steps(self) -> int:
         """Steps of one chain: B + k·T."""
         return self.burn_in + self.thinning * self.num_draws
+
+
+def check_together(sampler: Sampler, chains: Chains) -> None:
+    """Refuse chains that a sampler cannot run as they are.
+
+    Raises:
+        ValueError: burn-in, thinning or an odd number of draws with antithetic pairs.
+    """
+    if isinstance(sampler, SGLD):
+        return
+    name = type(sampler).__name__
+    if chains.burn_in or chains.thinning != 1 or chains.num_draws % 2:
+        raise ValueError(
+            f"burn_in is {chains.burn_in}, thinning {chains.thinning} and num_draws {chains.num_draws}: {name} makes "
+            "independent draws, two by two; set burn_in=0, thinning=1 and an even num_draws"
+        )

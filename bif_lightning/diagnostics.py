@@ -6,8 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.config import SGLD
+from bif_lightning.config import Sampler
 from bif_lightning.posterior import energy
+
+TOP = 10
+"""Examples at either end of a query's ranking whose stability is measured."""
 
 _RANKED = 8  # queries that are ranked together
 
@@ -69,7 +72,7 @@ def _ess_from_autocorrelation(rho: list[float], count: int, length: int) -> floa
 
 
 def local_learning_coefficient(
-    trace: Float[Tensor, "chain draw"], snapshot_loss: float, sampler: SGLD
+    trace: Float[Tensor, "chain draw"], snapshot_loss: float, sampler: Sampler
 ) -> tuple[float, float]:
     """λ̂ = nβ·(mean loss over draws − loss at w*), and its standard error over chains (Lau et al. 2025).
 
@@ -99,15 +102,21 @@ def score_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "tra
     Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left out. NaN with fewer than
     3 train examples.
     """
+    return float(agreement_per_query(one, other).nanmedian())
+
+
+def agreement_per_query(
+    one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]
+) -> Float[Tensor, " query"]:
+    """Spearman correlation of each column of two influence estimates; NaN with fewer than 3 train examples."""
     if one.shape[0] < 3:
-        return math.nan
+        return one.new_full((one.shape[1],), math.nan, dtype=torch.float64)
     # A few queries at a time: ranking takes several times the memory of the scores.
     pairs = zip(one.split(_RANKED, 1), other.split(_RANKED, 1), strict=True)
-    agreement = [(_standard_ranks(left) * _standard_ranks(right)).mean(0) for left, right in pairs]
-    return float(torch.cat(agreement).nanmedian())
+    return torch.cat([(standard_ranks(left) * standard_ranks(right)).mean(0) for left, right in pairs])
 
 
-def _standard_ranks(scores: Tensor) -> Tensor:
+def standard_ranks(scores: Tensor) -> Tensor:
     """Ranks of each column, ties at their mean rank, standardized; NaN where all are tied."""
     columns = scores.mT.contiguous()
     ordered = columns.sort(1).values
@@ -116,13 +125,33 @@ def _standard_ranks(scores: Tensor) -> Tensor:
     return (ranks - ranks.mean(0)) / ranks.std(0, correction=0)
 
 
+def top_stability(
+    one: Float[Tensor, "train query"], other: Float[Tensor, "train query"], k: int = TOP
+) -> Float[Tensor, " query"]:
+    """Of each query's k most helpful and k most harmful examples by one influence estimate, the share in the other's.
+
+    From halves of the draws it understates what all of them give. k is at most a quarter of the examples, so that
+    chance does not fill it. NaN for queries without scores, and with fewer than 4 train examples.
+    """
+    k = min(k, one.shape[0] // 4)
+    if k < 1:
+        return one.new_full((one.shape[1],), math.nan, dtype=torch.float64)
+    shared = torch.zeros(one.shape[1], dtype=torch.float64)
+    for sign in (1, -1):
+        left, right = ((sign * scores).topk(k, 0).indices for scores in (one, other))
+        inside = torch.zeros(one.shape, dtype=torch.bool).scatter_(0, left, value=True)
+        shared += inside.gather(0, right).sum(0) / (2 * k)
+    varies = (one.std(0) > 0) & (other.std(0) > 0)
+    return shared.where(varies, math.nan)
+
+
 def left_posterior(
     train: Float[Tensor, " train"],
     columns: Float[Tensor, " column"],
     squared_distance: float,
     snapshot_loss: float,
     num_weights: int,
-    sampler: SGLD,
+    sampler: Sampler,
 ) -> str | None:
     """Why a draw is none of the posterior; None if it may be one.
 

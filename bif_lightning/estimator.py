@@ -4,32 +4,34 @@ snapshot -> chains -> draws -> moments -> influence
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from bif_lightning.basis import Surroundings, default_sampler, look_around
 from bif_lightning.calibration import settle
 from bif_lightning.chain import Plan
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import Chains, Pairs, Sampler, Subspace, check_together
 from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, move
 from bif_lightning.matrices import Labels
-from bif_lightning.noise import GLOBAL, seed_global, stream_seed, unaltered_generators
+from bif_lightning.noise import GLOBAL, seed_global, stream_seed
 from bif_lightning.observables import LossFn, Observable
-from bif_lightning.placement import Meeting, Placement, current_placement
-from bif_lightning.probe import ready_host
-from bif_lightning.problem import Problem, eagerly, evaluating
+from bif_lightning.placement import Meeting, Placement
+from bif_lightning.problem import Problem
 from bif_lightning.recorder import Record, keeps_traces
 from bif_lightning.result import Divergence, Estimate
-from bif_lightning.shards import is_sharded
+from bif_lightning.settled import Settled
+from bif_lightning.stage import device_of, placement_of, ready_for
 from bif_lightning.summary import summarize
 from bif_lightning.weights import Host
-from bif_lightning.workers import Progress, run_chains, threads_for
+from bif_lightning.workers import Progress, run_chains
+
+CHECKING_DRAWS = 8
+"""Draws a chain of `Subspace`, where none are asked for: they check the closed form, and the matrices do without."""
 
 
 class ChainsDivergedError(RuntimeError):
@@ -42,7 +44,7 @@ def estimate(
     train: MapDataset,
     query: MapDataset | None = None,
     *,
-    sampler: SGLD | Literal["auto"],
+    sampler: Sampler | Literal["auto"] | None = None,
     chains: Chains | None = None,
     training_data: MapDataset | None = None,
     observables: Sequence[Observable] = (),
@@ -65,9 +67,10 @@ def estimate(
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token] (an example's loss is the sum of its tokens').
         train: the attribution set, n examples: rows.
         query: the query set, q examples: columns. None for train x train.
-        sampler: step size, inverse temperature, localization; "auto" sets them by the curvature of the loss
-            (`bif_lightning.calibration`).
-        chains: number and length of chains, minibatch size, seed.
+        sampler: how to draw: `SGLD`, `Pairs` or `Subspace`, with their settings; "auto" is SGLD with settings found by
+            measurement (`bif_lightning.calibration`); None takes `Subspace` where the gradients of all examples fit
+            into memory and no chains are given, else "auto".
+        chains: number and length of chains, minibatch size, seed; None for those that fit the sampler.
         training_data: where gradient minibatches come from; None for `train`.
         observables: of the query set, beside the losses.
         params: name patterns of the parameters to sample (shell style); None for all trainable ones.
@@ -97,33 +100,43 @@ def estimate(
         train=train_examples,
         query=_examples(query, collate_fn, "query") or train_examples,
         training=_examples(training_data, collate_fn, "training_data") or train_examples,
-        prepare=_to_device_of(model),
+        prepare=to_device_of(model),
         observables=tuple(observables),
         params=[params] if isinstance(params, str) else params,
         eval_batch_size=eval_batch_size,
         check_gradient=check_gradient,
     )
     labels = _labels(train_labels, query_labels, len(problem.train), len(problem.query))
-    chains = chains or Chains()
-    settings = settled_sampler(problem, sampler, chains)
-    result = estimate_problem(problem, settings, chains, labels=labels, store_traces=store_traces, progress=progress)
+    settled = settled_sampler(problem, sampler, chains)
+    result = estimate_problem(
+        problem, settled.sampler, settled.chains, labels=labels, store_traces=store_traces, progress=progress
+    )
     return cast(Estimate, result)  # since it is there on every rank
 
 
 def settled_sampler(
-    problem: Problem, sampler: SGLD | Literal["auto"], chains: Chains, settled: SGLD | None = None
-) -> SGLD:
-    """The sampler settings of this snapshot, given those of the run's first (see `calibration.settle`)."""
+    problem: Problem,
+    sampler: Sampler | Literal["auto"] | None,
+    chains: Chains | None = None,
+    settled: Settled | None = None,
+) -> Settled:
+    """The settings of this snapshot, given those of the run's first (see `calibration.settle`). Collective."""
+    if sampler is None:
+        sampler = default_sampler(problem, chains)
+    if isinstance(sampler, Pairs):
+        return settled or Settled(sampler, chains or Chains())
+    if isinstance(sampler, Subspace):
+        return settled or Settled(sampler, chains or Chains(num_draws=CHECKING_DRAWS))
     placement = placement_of(problem.module)
-    with ready_for(problem, chains, placement) as (host, _, _):
+    with ready_for(problem, chains or Chains(), placement) as (host, _, _):
         with placement.together("settling the sampler"):
-            found = settle(sampler, settled, problem, host, chains.seed)
+            found = settle(sampler, chains, settled, problem, host)
         return placement.from_first(found)
 
 
 def estimate_problem(
     problem: Problem,
-    sampler: SGLD,
+    sampler: Sampler,
     chains: Chains,
     *,
     snapshot: int = 0,
@@ -145,8 +158,17 @@ def estimate_problem(
     started = time.perf_counter()
     placement = placement or placement_of(problem.module)
     with ready_for(problem, chains, placement) as (host, workers, threads):
+        surroundings = look_around(problem, host, sampler, workers, placement)
         with placement.together("running the chains") as meeting:
-            plan = plan_chains(problem, host, sampler, chains, snapshot=snapshot, store_traces=store_traces)
+            plan = plan_chains(
+                problem,
+                host,
+                surroundings.settled(sampler),
+                chains,
+                surroundings,
+                snapshot=snapshot,
+                store_traces=store_traces,
+            )
             mine = placement.mine(chains.num_chains)
             outcomes = run_chains(plan, mine, workers, threads, _beating(meeting, progress))
         outcomes = placement.gather(outcomes)
@@ -170,11 +192,6 @@ def estimate_problem(
     return replace(result, cost=replace(result.cost, seconds=time.perf_counter() - started))
 
 
-def placement_of(module: nn.Module) -> Placement:
-    """How the ranks of the default process group share the work on this module."""
-    return current_placement(lockstep=is_sharded(module))
-
-
 def _beating(meeting: Meeting, progress: Progress | None) -> Progress:
     def show(done: int, total: int) -> None:
         meeting.beat(f"step {done} of {total}")
@@ -184,38 +201,23 @@ def _beating(meeting: Meeting, progress: Progress | None) -> Progress:
     return show
 
 
-@contextmanager
-def ready_for(problem: Problem, chains: Chains, placement: Placement | None = None) -> Generator[tuple[Host, int, int]]:
-    """The host of the present weights, chains at once, and threads of each; the process is put back afterwards."""
-    placement = placement or placement_of(problem.module)
-    device, intra_op = device_of(problem.module), torch.get_num_threads()
-    with (
-        eagerly(),
-        evaluating(problem.module),
-        unaltered_generators(device),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        # Autocast belongs to a thread, and chains run on others: a loss that wants it enters it itself.
-        torch.autocast(device.type, enabled=False),
-    ):
-        problem.load(chains.seed, device, placement)
-        host = ready_host(problem, chains.seed, placement)
-        workers, threads = threads_for(chains, host)
-        torch.set_num_threads(threads)
-        try:
-            yield host, workers, threads
-        finally:
-            torch.set_num_threads(intra_op)
-
-
 def plan_chains(
-    problem: Problem, host: Host, sampler: SGLD, chains: Chains, *, snapshot: int = 0, store_traces: bool
+    problem: Problem,
+    host: Host,
+    sampler: Sampler,
+    chains: Chains,
+    surroundings: Surroundings = Surroundings(),  # noqa: B008 - it is frozen
+    *,
+    snapshot: int = 0,
+    store_traces: bool,
 ) -> Plan:
     """Measure the losses at the snapshot, and settle how draws are kept.
 
     Raises:
-        ValueError: a loss is not finite at the snapshot; traces are asked for and refused at once.
+        ValueError: a loss is not finite at the snapshot; traces are asked for and refused at once; the sampler cannot
+            run these chains.
     """
+    check_together(sampler, chains)
     if store_traces and chains.storage == "moments":
         raise ValueError("store_traces=True keeps every draw, Chains(storage='moments') keeps none; change one")
     if problem.stochastic:
@@ -234,6 +236,8 @@ def plan_chains(
         traces=store_traces or keeps_traces(chains, len(train), len(columns), item),
         tick=lambda: None,
         stochastic=problem.stochastic,
+        directions=surroundings.directions,
+        linear=surroundings.linear,
     )
 
 
@@ -278,11 +282,7 @@ def _labels(train: Any, query: Any, train_size: int, query_size: int) -> Labels 
     return Labels(of_train, of_query)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _to_device_of(model: nn.Module) -> Callable[[Batch], Batch]:
+def to_device_of(model: nn.Module) -> Callable[[Batch], Batch]:
+    """What moves a batch to the model's device."""
     device = device_of(model)
     return lambda batch: batch if device.type == "cpu" else move(batch, device)

@@ -10,13 +10,15 @@ from typing import TypeVar
 
 import torch
 
+from bif_lightning.basis import look_around
 from bif_lightning.blocks import Maker
 from bif_lightning.chain import Plan, Walker
-from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import placement_of, plan_chains, ready_for
+from bif_lightning.config import SGLD, Chains, Sampler
+from bif_lightning.estimator import plan_chains
 from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
-from bif_lightning.recorder import Record, batch_lengths
+from bif_lightning.recorder import Record, batch_lengths, is_paired
+from bif_lightning.stage import placement_of, ready_for
 from bif_lightning.storage import MATRIX_BYTES, check_room
 from bif_lightning.summary import extra_bytes, file_bytes, layout_of, matrix_threads
 
@@ -36,6 +38,7 @@ class Forecast:
         workers: chains at a time, on each rank.
         ranks: that share the chains and the rows of the matrices.
         file_bytes: of the matrices, where they lie in a temporary file; else 0.
+        draw_seconds: of `seconds`, those of each recorded draw of a chain.
     """
 
     seconds: float
@@ -43,6 +46,7 @@ class Forecast:
     workers: int
     ranks: int = 1
     file_bytes: int = 0
+    draw_seconds: float = 0.0
 
     def __str__(self) -> str:
         chains = "1 chain" if self.workers == 1 else f"{self.workers} chains"
@@ -55,7 +59,7 @@ class Forecast:
 
 def forecast(
     problem: Problem,
-    sampler: SGLD,
+    sampler: Sampler,
     chains: Chains,
     *,
     store_traces: bool = False,
@@ -77,19 +81,24 @@ def forecast(
     """
     placement = placement or placement_of(problem.module)
     with ready_for(problem, chains, placement) as (host, workers, threads):
-        plan = plan_chains(problem, host, sampler, chains, store_traces=store_traces)
+        started = time.perf_counter()
+        surroundings = look_around(problem, host, sampler, workers, placement)
+        looking = time.perf_counter() - started
+        plan = plan_chains(problem, host, sampler, chains, surroundings, store_traces=store_traces)
         own = chains.num_chains if placement.lockstep else -(-chains.num_chains // placement.world_size)
         workers = min(workers, own)
         # As many at once as there will be: chains on threads slow each other down.
         timed = _at_once(partial(_time, plan, placement), workers, threads)
         step, measurement = map(max, zip(*timed, strict=True))
-        sampling = -(-own // workers) * (chains.num_steps * step + chains.num_draws * measurement)
+        each = -(-own // workers) * (chains.thinning * step + measurement)
+        sampling = -(-own // workers) * chains.burn_in * step + chains.num_draws * each
         in_file = file_bytes(plan, matrix_bytes)
         if in_file:
             with placement.together("the room for the matrices"):
                 check_room(in_file, scratch)
-        seconds = sampling + _matrix_seconds(plan, matrix_threads(workers), placement)
-        return Forecast(seconds, extra_bytes(plan, workers, matrix_bytes), workers, placement.world_size, in_file)
+        seconds = looking + sampling + _matrix_seconds(plan, matrix_threads(workers), placement)
+        held = extra_bytes(plan, workers, matrix_bytes)
+        return Forecast(seconds, held, workers, placement.world_size, in_file, each)
 
 
 def _size(nbytes: int) -> str:
@@ -107,10 +116,11 @@ def _at_once(call: Callable[[int], T], workers: int, threads: int) -> list[T]:
 
 def _time(plan: Plan, placement: Placement, chain: int) -> tuple[float, float]:
     """Seconds of a step and of a measurement."""
-    walker = Walker(plan, chain)
-    walker.step(0)  # the first call of every operation pays for its set-up
+    walker, sampler = Walker(plan, chain), plan.sampler
+    move = partial(walker.step, sampler=sampler) if isinstance(sampler, SGLD) else walker.place
+    move(0)  # the first call of every operation pays for its set-up
     walker.measure(0, 0)
-    return _seconds(walker.step, placement), _seconds(lambda index: walker.measure(index, index), placement)
+    return _seconds(move, placement), _seconds(lambda index: walker.measure(index, index), placement)
 
 
 def _matrix_seconds(plan: Plan, threads: int, placement: Placement) -> float:
@@ -131,14 +141,16 @@ def _matrix_seconds(plan: Plan, threads: int, placement: Placement) -> float:
 def _made_up(plan: Plan, rows: int) -> Maker:
     """Draws of the right sizes, for some rows, from a generator of their own; all chains share them."""
     generator = torch.Generator().manual_seed(0)
-    layout, lengths = layout_of(plan), batch_lengths(plan.chains)
+    layout, paired = layout_of(plan), is_paired(plan.sampler)
+    lengths = batch_lengths(plan.chains, paired=paired)
     record = Record(0, lengths, plan.traces)
     for _ in range(plan.chains.num_draws):
         train, columns = (torch.randn(size, generator=generator) for size in (rows, layout.columns))
         record.push(train, columns)
     record.seal()
-    shape = rows, layout.columns, layout.queries
-    return Maker.of([record] * plan.chains.num_chains, shape, plan.chains.centring)
+    shape, chains = (rows, layout.columns, layout.queries), plan.chains
+    # Draws of a known linear part need that of these rows, and take about as long as others.
+    return Maker.of([record] * chains.num_chains, shape, chains.centring, ridge=chains.ridge, paired=paired)
 
 
 def _seconds(call: Callable[[int], object], placement: Placement) -> float:

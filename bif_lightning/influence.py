@@ -8,12 +8,9 @@ chains together, the paper's form), batch k holds the mean product Z_k of n_k of
 
 Z is scaled by N/(N − C) for C chains (N/(N − 1) when pooled), so that Cov is Σ l̃·φ̃ / (C(T − 1)).
 
-Batches shorter than the memory of a chain are alike within it, and this se comes out too small. How much too small
-is one number for the whole matrix, measured on all its entries at once (`spreads`, `inflation`).
+That is the error of batches that are independent, many, and of no skewness; `errors` makes it one that covers.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,42 +95,6 @@ def correlation(draws: Products) -> tuple[Entries, Float[Tensor, "batch train co
     moved = (train_part + column_part).mul_(-0.5 * value).add_(standardized)
     error = weighted_mean(moved, draws.share).standard_error
     return Entries(value, error), moved.add_(value)
-
-
-def spreads(moved: Float[Tensor, "batch train column"], share: Float[Tensor, " batch"], chains: int) -> list[float]:
-    """The squared standard error, summed over all entries, from batches as they are, in pairs, and whole chains.
-
-    Args:
-        moved: a mean's contributions, batch by batch, chain after chain.
-        share: n_k/N of each batch.
-        chains: how many chains the batches are of.
-
-    Returns:
-        Three numbers; NaN where there are fewer than 2 groups. They add up over blocks of rows.
-    """
-    value = mean(moved, share)
-    deviation = (moved - value).mul_(share[:, None, None]).nan_to_num_(nan=0.0).unflatten(0, (chains, -1))
-    return [_spread(deviation, length) for length in (1, 2, deviation.shape[1])]
-
-
-def _spread(deviation: Float[Tensor, "chain batch train column"], length: int) -> float:
-    groups = [part.sum(1) for part in deviation.split(length, dim=1)]
-    count = len(deviation) * len(groups)
-    return math.nan if count < 2 else sum(float(g.square().sum()) for g in groups) * count / (count - 1)
-
-
-def inflation(total: Sequence[float]) -> float:
-    """By what standard errors from single batches are to be multiplied, given the sums of `spreads`; at least 1.
-
-    Of batches of b draws the squared error is short by a part κ/b, so that 2·(pairs) − (single) is free of it
-    (Vats & Flegal 2022, lugsail); that of whole chains is short of nothing. Each estimates the same; the larger is
-    taken.
-    """
-    single, pairs, whole = total
-    if not single > 0:
-        return 1.0
-    candidates = (1.0, 2 * pairs / single - 1, whole / single)
-    return math.sqrt(max(value for value in candidates if not math.isnan(value)))
 
 
 def weighted_mean(batches: Float[Tensor, "batch row column"], share: Float[Tensor, " batch"]) -> Entries:

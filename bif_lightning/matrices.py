@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from bif_lightning.blocks import Block, Layout, Maker
-from bif_lightning.diagnostics import score_agreement
-from bif_lightning.influence import inflation
+from bif_lightning.diagnostics import score_agreement, top_stability
 from bif_lightning.label_sums import Labels as Labels
 from bif_lightning.placement import Placement
 from bif_lightning.result import LabelMeans
@@ -19,7 +19,6 @@ ROUND_BYTES = 1 << 26
 """Memory of the blocks of one round, of all ranks together: 64 MB. One round is computed while the last is stored."""
 
 _WHAT = "the matrices"
-_ERRORS = (1, 3)  # places of the standard errors among the stored arrays
 
 
 class Matrices:
@@ -39,45 +38,43 @@ class Matrices:
     def __init__(self, maker: Maker, *, matrix_bytes: int = MATRIX_BYTES, scratch: Path | None = None) -> None:
         layout = maker.layout
         self._maker, self._storage = maker, Storage(specs(layout), matrix_bytes, scratch)
-        arrays = self._storage.arrays
-        self.influence, self.influence_error, self.correlation, self.correlation_error, *self._scores = arrays
+        *matrices, self._early, self._late = self._storage.arrays
+        self.influence, self.influence_error, self.correlation, self.correlation_error = matrices[:4]
+        self.conditioned, self.conditioned_error = matrices[4:] if layout.conditioned else (None, None)
         self.train_mean, self.train_std = np.empty(layout.train), np.empty(layout.train)
         self.column_mean, self.column_std = np.empty(layout.columns), np.empty(layout.columns)
-        self._spreads = (0.0, 0.0, 0.0)
-        self._inflation = 1.0
         self._sums = maker.grouping.zero(layout.batches) if maker.grouping else None
 
     def take(self, blocks: Sequence[Block]) -> None:
         """Store the next blocks."""
         for block in blocks:
-            matrices = block.influence, block.influence_error, block.correlation, block.correlation_error
-            for place, part in enumerate((*matrices, block.early, block.late)):
+            for place, part in enumerate((*block.matrices, block.early, block.late)):
                 self._storage.write(place, block.rows, part)
             self.train_mean[block.rows], self.train_std[block.rows] = block.train_mean, block.train_std
             self.column_mean[:], self.column_std[:] = block.column_mean, block.column_std
-            for spread in block.spreads:
-                self._spreads = tuple(total + part for total, part in zip(self._spreads, spread, strict=True))
             if self._sums and block.sums:
                 self._sums.add_(block.sums)
 
     def finish(self) -> None:
-        """All blocks are in: correct the standard errors for batches of draws that are alike."""
-        self._inflation = inflation(self._spreads)
-        for rows in self._maker.layout.blocks():
-            for place in _ERRORS:
-                self._storage.write(place, rows, self._storage.arrays[place][rows] * self._inflation)
+        """All blocks are in."""
         self._storage.close()
 
     def agreement(self) -> float:
         """Spearman agreement of the influence from one half of the chains (or draws) with the other."""
-        early, late = (torch.from_numpy(scores) for scores in self._scores)
-        return score_agreement(early, late)
+        return score_agreement(torch.from_numpy(self._early), torch.from_numpy(self._late))
+
+    def stability(self) -> Float64[np.ndarray, " query"]:
+        """Share of each query's extremes by one half of the draws that the other finds; NaN for those not compared."""
+        layout = self._maker.layout
+        out = np.full(layout.queries, np.nan)
+        out[layout.scored] = top_stability(torch.from_numpy(self._early), torch.from_numpy(self._late)).numpy()
+        return out
 
     def label_means(self) -> LabelMeans | None:
         """Block means over labels, where labels were given."""
         if self._maker.grouping is None or self._sums is None:
             return None
-        return self._maker.grouping.means(self._sums, self._maker.share, self._inflation)
+        return self._maker.grouping.means(self._sums, self._maker.share, self._maker.precision)
 
 
 def compute(
@@ -129,9 +126,9 @@ def rounds(layout: Layout, world_size: int) -> list[list[slice]]:
 
 
 def specs(layout: Layout) -> list[Spec]:
-    """The stored arrays: four matrices, and the scores from either half of the draws."""
+    """The stored arrays: the matrices, and the scores from either half of the draws."""
     matrix = Spec((layout.train, layout.columns), np.float32)
-    return [matrix] * 4 + [Spec((layout.train, len(layout.scored)), np.float64)] * 2
+    return [matrix] * layout.matrices + [Spec((layout.train, len(layout.scored)), np.float64)] * 2
 
 
 def _shared(placement: Placement, own: list[Block], everywhere: bool) -> list[Block]:

@@ -6,17 +6,17 @@ L is the mean loss, nβ the inverse temperature, γ the localization, w* the sna
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.config import SGLD
+from bif_lightning.config import SGLD, Sampler
 
 
-def energy(mean_loss: float, squared_distance: float, sampler: SGLD) -> float:
+def energy(mean_loss: float, squared_distance: float, sampler: Sampler) -> float:
     """U(w) = nβ·L(w) + (γ/2)·‖w − w*‖², in nats.
 
     Args:
         mean_loss: L(w), nats.
         squared_distance: ‖w − w*‖², squared weight units.
     """
-    return sampler.inverse_temperature * mean_loss + 0.5 * sampler.localization * squared_distance
+    return sampler.inverse_temperature * mean_loss + 0.5 * (sampler.localization or 0.0) * squared_distance
 
 
 def drift_(

@@ -79,6 +79,18 @@ class Problem:
             return self.train_batches
         return self._measured(self.query)
 
+    @cached_property
+    def train_singles(self) -> list[Batch]:
+        """Each train example as a batch of its own, ready for the module."""
+        return [self.prepare(batch) for batch, _ in self.train.batches(1)]
+
+    @cached_property
+    def query_singles(self) -> list[Batch]:
+        """Each query example as a batch of its own."""
+        if self.query is self.train:
+            return self.train_singles
+        return [self.prepare(batch) for batch, _ in self.query.batches(1)]
+
     def _measured(self, examples: Examples) -> Batches:
         batches = [(self.prepare(batch), count) for batch, count in examples.batches(self.eval_batch_size)]
         return batches if self.split.parts == 1 else DividedBatches(batches, self.split)
@@ -127,12 +139,21 @@ class Problem:
 
         def everything(module: nn.Module) -> tuple[Tensor, Tensor]:
             train = per_example(self.loss, module, self.train_batches, "loss_fn")
-            query = train if self.query is self.train else per_example(self.loss, module, self.query_batches, "loss_fn")
-            further = [o.measure(module, self.query_batches, query).to(query) for o in self.observables]
-            return train, torch.cat([query, *further]) if further else query
+            return train, self._columns(module, train if self.query is self.train else None)
 
         with torch.no_grad():
             return bound.call(everything)
+
+    def measure_columns(self, bound: Bound) -> Float[Tensor, " column"]:
+        """Query losses followed by the further observables alone, at the bound weights."""
+        with torch.no_grad():
+            return bound.call(lambda module: self._columns(module, None))
+
+    def _columns(self, module: nn.Module, query: Tensor | None) -> Tensor:
+        if query is None:
+            query = per_example(self.loss, module, self.query_batches, "loss_fn")
+        further = [o.measure(module, self.query_batches, query).to(query) for o in self.observables]
+        return torch.cat([query, *further]) if further else query
 
     def add_gradient(self, bound: Bound, minibatch: Minibatch, factor: float = 1.0) -> None:
         """Add the gradient of (factor x) the mean loss of a minibatch to the bound weights' gradient."""

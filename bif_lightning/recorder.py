@@ -7,31 +7,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.config import Chains
+from bif_lightning.config import SGLD, Chains, Sampler
 from bif_lightning.moments import Moments, from_draws, stack
 
 _BATCHES = 24
+TRACE_BYTES = 1 << 26
+"""Traces that are no larger than this are kept in any case: 64 MB."""
 
 
-def batch_lengths(chains: Chains) -> list[int]:
+def is_paired(sampler: Sampler) -> bool:
+    """Whether draws come as antithetic pairs, independent of one another."""
+    return not isinstance(sampler, SGLD)
+
+
+def batch_lengths(chains: Chains, *, paired: bool = False) -> list[int]:
     """Lengths of the batches of consecutive draws, of one chain, whose spread gives standard errors.
 
     Few and long ones: about 24 over all chains, at least 4 draws each, so that a batch outlasts the memory of
-    its chain (Flegal & Jones 2010 on batch means).
+    its chain (Flegal & Jones 2010 on batch means). Of independent pairs, whole pairs.
 
     >>> batch_lengths(Chains(num_chains=4, num_draws=100))
     [17, 17, 17, 17, 16, 16]
     """
-    batches = max(1, min(-(-_BATCHES // chains.num_chains), chains.num_draws // 4))
-    long, rest = divmod(chains.num_draws, batches)
-    return [long + 1] * rest + [long] * (batches - rest)
+    unit, least = (2, 1) if paired else (1, 4)
+    draws = chains.num_draws // unit
+    batches = max(1, min(-(-_BATCHES // chains.num_chains), draws // least))
+    long, rest = divmod(draws, batches)
+    return [unit * (long + 1)] * rest + [unit * long] * (batches - rest)
 
 
 def keeps_traces(chains: Chains, train: int, columns: int, item: int = 4) -> bool:
-    """Whether traces are kept: as asked for, or where they take no more memory than moments."""
+    """Whether traces are kept: as asked for, or where they are small, or take no more memory than moments."""
     if chains.storage != "auto":
         return chains.storage == "traces"
-    return trace_bytes(chains, train, columns, item) <= moment_bytes(chains, train, columns)
+    size = trace_bytes(chains, train, columns, item)
+    return size <= TRACE_BYTES or size <= moment_bytes(chains, train, columns)
 
 
 def trace_bytes(chains: Chains, train: int, columns: int, item: int = 4) -> int:

@@ -1,5 +1,6 @@
 """What the command line says of a run: first as plain data, the JSON of `--json`, then as text made of that."""
 
+import math
 from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
@@ -8,13 +9,16 @@ import xarray as xr
 
 from bif_lightning.archive.read import by_label, top
 from bif_lightning.archive.tables import Quantity
-from bif_lightning.result import CORRELATION_SIGN, INFLUENCE_SIGN
+from bif_lightning.result import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
 from bif_lightning.terminal import number, plain, table, with_error
 
-_SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN}
+_SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditioned": CONDITIONED_SIGN}
 _MOST_LABELS = 12  # a wider table wraps on a usual terminal
 _MOST_ERRORS = 5  # and so does one of values with their errors
-_DIAGNOSTICS = ("snapshot_loss", "llc", "llc_standard_error", "rhat", "ess", "drift", "score_agreement", "seconds")
+_DIAGNOSTICS = (
+    "snapshot_loss", "llc", "llc_standard_error", "rhat", "ess", "drift", "score_agreement", "noise_ratio", "llc_ratio",
+    "control_agreement", "seconds",
+)  # fmt: skip
 _WIDTH = 110
 _IN_DOUBT = "?"
 _COLUMNS = """loss at w*  mean train loss at the snapshot, nat
@@ -22,7 +26,11 @@ LLC         local learning coefficient of the snapshot, nat, ± standard error
 R-hat       near 1: the chains agree on the mean loss; this says nothing of the influence
 ESS         effective number of draws behind the mean loss
 drift       change of the mean loss from first to second half, in standard errors; beyond ±3 chains still move
-agreement   rank agreement of the influence between two halves of the chains: 1 = same order, 0 = chance
+agreement   rank agreement of the influence between two halves of the chains, or, of Subspace, of the examples
+            behind its curvature: 1 = same order, 0 = chance
+noise       of minibatches, in that of the sampler itself; above 1 the draws are hotter than the posterior
+LLC ratio   LLC over what the curvature at w* explains: 1 = quadratic, below 0 = drift, far above 1 = not local
+control     rank agreement of the influence with that of noise alone, without data
 chains      behind the numbers / started; those that diverged are left out"""
 
 
@@ -34,6 +42,8 @@ def summary(data: xr.Dataset, run: str) -> dict[str, Any]:
         run: what to call it.
     """
     columns = {name: data[name].values.tolist() for name in ("step", "epoch", *_DIAGNOSTICS) if name in data}
+    for name in ("verdict", "verdict_reason"):
+        columns[name] = data[name].values.tolist()
     columns["chains"] = data["num_chains"].values.tolist()
     columns["diverged"] = data["num_divergences"].values.tolist()
     for name in ("divergences", "notes"):
@@ -70,17 +80,21 @@ def _label_means(data: xr.Dataset) -> dict[str, Any] | None:
 def summary_text(summary: Mapping[str, Any]) -> str:
     """The answer of `summary` as tables."""
     steps: list[dict[str, Any]] = summary["steps"]
-    head = ["step", "epoch", "loss at w*", "LLC", "R-hat", "ESS", "drift", "agreement", "chains", "seconds"]
+    head = ["step", "verdict", "loss at w*", "LLC", "R-hat", "ESS", "drift", "agreement"]
+    head += ["noise", "LLC ratio", "control", "chains", "seconds"]
     rows = [
         [
             str(row["step"]),
-            str(row["epoch"]),
+            row["verdict"] or "-",
             number(row.get("snapshot_loss"), 4),
             with_error(row.get("llc"), row.get("llc_standard_error")),
             number(row.get("rhat")),
             number(row.get("ess")),
             number(row.get("drift"), 2),
             number(row.get("score_agreement"), 2),
+            number(row.get("noise_ratio"), 2),
+            number(row.get("llc_ratio"), 2),
+            number(row.get("control_agreement"), 2),
             f"{row['chains']}/{row['chains'] + row['diverged']}",
             number(row.get("seconds")),
         ]
@@ -94,6 +108,9 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     ]
     happened = [f"step {row['step']}: {plain(text, 400)}" for row in steps for text in row["divergences"]]
     notes = dict.fromkeys(plain(text, 400) for row in steps for text in row["notes"])
+    doubtful = [row for row in steps if row["verdict"] not in ("", "good")]
+    doubts = [f"step {row['step']}: {plain(row['verdict_reason'], 400)}" for row in doubtful]
+    parts += ["\n".join(fill(doubt, _WIDTH, subsequent_indent="  ") for doubt in doubts)] * bool(doubts)
     parts += ["\n".join(happened)] * bool(happened) + ["\n".join(f"note: {note}" for note in notes)] * bool(notes)
     if summary["labels"] is not None:
         parts.append(_labels_text(summary["labels"]))
@@ -139,9 +156,10 @@ def extremes(
     rows = top(data, int(query) if is_row else query, k, step=step, by=by, observable=observable)
     names = [str(each) for each in data["query_id" if axis == "query" else axis].values.tolist()]
     row = int(query) if is_row else names.index(query)
+    at = data.isel(step=-1) if step is None else data.sel(step=step)
     return {
         "run": str(data.attrs["directory"]),
-        "step": int(data["step"][-1]) if step is None else step,
+        "step": int(at["step"]),
         "axis": axis,
         "query": row,
         "id": names[row],
@@ -149,8 +167,17 @@ def extremes(
         "by": by,
         "units": str(data[name].attrs.get("units", "")),
         "sign": _SIGNS[by],
+        "verdict": str(at["verdict_reason"].item()),
+        "top_stability": _stability(at, row) if observable == "loss" else None,
         "examples": rows.to_dict("records"),
     }
+
+
+def _stability(snapshot: xr.Dataset, row: int) -> float | None:
+    if "top_stability" not in snapshot:
+        return None
+    found = float(snapshot["top_stability"][row])
+    return None if math.isnan(found) else found
 
 
 def extremes_text(answer: Mapping[str, Any]) -> str:
@@ -177,6 +204,13 @@ def extremes_text(answer: Mapping[str, Any]) -> str:
     parts = [title, table(head, rows, left=["", "id", *optional]) if rows else "No train example acts on it."]
     if any(row[4] for row in rows):
         parts.append(f"{_IN_DOUBT} = within 2 standard errors of 0: the sign is not known")
+    if answer["top_stability"] is not None:
+        parts.append(
+            "Of its 10 most helpful and 10 most harmful by half of the draws (of Subspace: of the examples behind its "
+            f"curvature),\nthe other half finds {answer['top_stability']:.0%} too (by influence)."
+        )
+    if answer["verdict"]:
+        parts.append(fill(f"The snapshot is {plain(answer['verdict'], 400)}", _WIDTH))
     return "\n\n".join([*parts, fill(answer["sign"], _WIDTH)])
 
 

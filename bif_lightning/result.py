@@ -1,17 +1,22 @@
 """What one snapshot gives: matrices, their errors, and what the chains looked like. NumPy only, no torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import Chains, Sampler
 
 INFLUENCE_SIGN = (
     "influence = -Cov(train loss, observable) over the draws: what happens to the observable when the train "
     "example gets more weight. Of a query's loss, negative = that loss falls = the train example helps."
+)
+CONDITIONED_SIGN = (
+    "conditioned influence = the influence after a Kalman update of the draws on the train losses, a sharper "
+    "posterior. Its sign is that of the influence: of a query's loss, negative = the train example helps."
 )
 CORRELATION_SIGN = (
     "correlation = +Corr(train loss, observable) over the draws, in [-1, 1]. Of a query's loss, positive = "
@@ -54,6 +59,9 @@ class Influence:
         correlation: +Corr(l_i, phi_j) in [−1, 1]; NaN where either side never varied.
         correlation_standard_error: Monte Carlo standard error of each entry.
         mean, std: of the observable over the draws, in its unit.
+        conditioned: the conditioned influence (`bif_lightning.conditioned`), in the unit of the influence; None where
+            it was not asked for, or the draws do not serve for it.
+        conditioned_standard_error: Monte Carlo standard error of each entry, same unit.
     """
 
     name: str
@@ -65,6 +73,8 @@ class Influence:
     correlation_standard_error: Float32[np.ndarray, "train column"]
     mean: Float[np.ndarray, " column"]
     std: Float[np.ndarray, " column"]
+    conditioned: Float32[np.ndarray, "train column"] | None = None
+    conditioned_standard_error: Float32[np.ndarray, "train column"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +100,15 @@ class Diagnostics:
         llc_standard_error: of it, from the spread over chains (over batches of draws for one chain).
         drift: second-half minus first-half mean loss of the chains, in standard errors of that difference.
         score_agreement: median over queries of the Spearman correlation between the influence columns of one
-            half of the chains and the other half. Monte Carlo agreement only: a bias agrees with itself.
+            half of the chains and the other half; of `Subspace`, between two halves of the training examples that the
+            curvature was measured on. Agreement of noise only: a bias agrees with itself.
+        noise_ratio: variance that minibatches give a step of SGLD, in that of its own noise, in the direction where it
+            is largest; above about 1 the draws are hotter than the posterior. NaN where it was not measured.
+        llc_ratio: LLC over half the effective dimension of the loss at w*, which it is near a minimum. Below 0 = drift,
+            far above 1 = the chains left the neighbourhood that the curvature describes. Of `Subspace` it checks the
+            closed form, by draws that do not enter the matrices. NaN where not measured.
+        control_agreement: median over queries of the Spearman correlation of the influence with that of draws of the
+            pull alone (nβ = 0): what noise without the posterior's geometry already gives. NaN where not measured.
     """
 
     rhat: float
@@ -99,6 +117,27 @@ class Diagnostics:
     llc_standard_error: float
     drift: float
     score_agreement: float
+    noise_ratio: float = math.nan
+    llc_ratio: float = math.nan
+    control_agreement: float = math.nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a snapshot can be trusted.
+
+    Attributes:
+        word: the verdict.
+        sentence: why, with the numbers.
+        advice: the knob to turn; empty where it is good.
+    """
+
+    word: Literal["good", "noisy", "drifting", "not local", "diverged"]
+    sentence: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.sentence}" + (f"; {self.advice}" if self.advice else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +172,15 @@ class Estimate:
         distance_trace: ‖w − w*‖ at each draw of those chains.
         label_means: block means over labels, where both sides have labels; else None.
         traces: every draw, where they were asked for; else None.
+        ridge: r of the conditioned influence, nat²; None where there is none.
+        effective_dimension: d_eff of the posterior, where the sampler knows it (`Subspace`); else None.
         sampler, chains: the settings that were used.
         parameters: names of the sampled parameters.
         num_weights: number of sampled weights, d.
         notes: what a reader of the numbers should know, in sentences.
+        top_stability: of each query, the share of its 10 most helpful and 10 most harmful train examples by one half of
+            the draws that the other half finds too (of `Subspace`, by halves as for `score_agreement`); NaN for queries
+            that were not compared (64 at most are). None where it was not computed.
     """
 
     losses: Influence
@@ -150,18 +194,26 @@ class Estimate:
     divergences: tuple[Divergence, ...]
     diagnostics: Diagnostics
     cost: Cost
-    sampler: SGLD
+    sampler: Sampler
     chains: Chains
     parameters: tuple[str, ...]
     num_weights: int
+    ridge: float | None = None
+    effective_dimension: float | None = None
     label_means: LabelMeans | None = None
     traces: Traces | None = None
     notes: tuple[str, ...] = field(default=())
+    top_stability: Float[np.ndarray, " query"] | None = None
 
     @property
     def influence(self) -> Float32[np.ndarray, "train query"]:
         """−Cov of train losses and query losses, nat²; negative = helps."""
         return self.losses.influence
+
+    @property
+    def conditioned(self) -> Float32[np.ndarray, "train query"] | None:
+        """The influence after the draws have been told the training losses, nat²; negative = helps."""
+        return self.losses.conditioned
 
     @property
     def correlation(self) -> Float32[np.ndarray, "train query"]:
@@ -170,4 +222,5 @@ class Estimate:
 
     def settings(self) -> dict[str, Any]:
         """Sampler and chain settings as plain JSON-able values."""
-        return {"sampler": asdict(self.sampler), "chains": asdict(self.chains)}
+        kind = {"kind": type(self.sampler).__name__}
+        return {"sampler": kind | asdict(self.sampler), "chains": asdict(self.chains)}

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bif_lightning.bias import vectors_held
 from bif_lightning.blocks import Layout, Maker
 from bif_lightning.chain import Plan
+from bif_lightning.checks import Checks, check
+from bif_lightning.config import SGLD, Sampler
 from bif_lightning.diagnostics import drift, effective_sample_size, local_learning_coefficient, split_rhat
 from bif_lightning.matrices import ROUND_BYTES, Labels, Matrices, compute, specs
 from bif_lightning.placement import Placement
-from bif_lightning.recorder import Record, batch_lengths, moment_bytes, trace_bytes
+from bif_lightning.recorder import Record, batch_lengths, is_paired, moment_bytes, trace_bytes
 from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, Traces
 from bif_lightning.storage import MATRIX_BYTES
 
@@ -49,11 +52,23 @@ def summarize(
     """
     problem, layout = plan.problem, plan.host.layout
     counts = problem.column_counts
-    maker = Maker.of(records, (problem.num_train, sum(counts), counts[0]), plan.chains.centring, labels)
+    maker = Maker.of(
+        records,
+        (problem.num_train, sum(counts), counts[0]),
+        plan.chains.centring,
+        labels,
+        ridge=plan.chains.ridge,
+        paired=is_paired(plan.sampler),
+        linear=plan.linear,
+    )
+    placement = placement or Placement()
+    losses = torch.tensor([record.loss for record in records], dtype=torch.float64)
+    llc = local_learning_coefficient(losses, plan.loss, plan.sampler)
+    checks = check(plan, llc[0], maker.layout.scored, workers, placement)
     matrices = compute(
         maker,
         matrix_threads(workers),
-        placement or Placement(),
+        placement,
         everywhere=everywhere,
         matrix_bytes=matrix_bytes,
         scratch=scratch,
@@ -61,7 +76,6 @@ def summarize(
     if matrices is None:
         return None
     further = {o.name: part for o, part in zip(problem.observables, _further(plan, matrices), strict=True)}
-    losses = torch.tensor([record.loss for record in records], dtype=torch.float64)
     return Estimate(
         losses=_influence("loss", "nat", None, matrices, slice(0, counts[0])),
         observables=further,
@@ -72,7 +86,7 @@ def summarize(
         loss_trace=losses.numpy(),
         distance_trace=np.array([record.distance for record in records]),
         divergences=tuple(divergences),
-        diagnostics=_diagnostics(plan, losses, matrices),
+        diagnostics=_diagnostics(losses, llc, matrices, checks),
         cost=Cost(
             seconds=float("nan"),
             steps=plan.chains.num_chains * plan.chains.num_steps,
@@ -83,9 +97,12 @@ def summarize(
         chains=plan.chains,
         parameters=layout.names,
         num_weights=layout.num_weights,
+        ridge=None if maker.conditioner is None else maker.conditioner.ridge,
+        effective_dimension=None if plan.linear is None else plan.linear.normal.effective_dimension,
         label_means=matrices.label_means(),
         traces=_traces(plan, records) if store_traces else None,
         notes=_notes(plan, divergences),
+        top_stability=matrices.stability(),
     )
 
 
@@ -93,21 +110,32 @@ def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> i
     """Memory beyond the module and its activations, of a rank that keeps the matrices: the snapshot; of each chain
     under way its weights, gradient and preconditioner, and the gradient of one parameter before it is added; the
     draws of all chains (traces, or moments); the matrices, unless they lie in a file; and the blocks of them that are
-    under way."""
+    under way. The measures of bias, when no chain runs any more, may take the place of the chains' vectors."""
     item, layout = plan.host.center.element_size(), plan.host.layout
     largest = max(shape.numel() for shape in layout.shapes)
-    vectors = 1 + workers * (2 + (2 if plan.sampler.preconditioner else 0))
+    vectors = 1 + max(workers * (2 + (2 if _is_preconditioned(plan.sampler) else 0)), vectors_held(plan))
+    held = [] if plan.linear is None else [plan.linear.train, plan.linear.columns, plan.linear.normal.directions]
+    held += [] if plan.directions is None else [plan.directions]
     shape = plan.problem.num_train, sum(plan.problem.column_counts)
     draws = trace_bytes(plan.chains, *shape, item) if plan.traces else moment_bytes(plan.chains, *shape)
     stored = stored_bytes(plan)
     matrices = stored - file_bytes(plan, matrix_bytes) + min(2 * ROUND_BYTES, stored)
-    return (vectors * layout.size + workers * largest) * item + draws + matrices
+    gradients = sum(each.nbytes for each in {id(each): each for each in held}.values())
+    return (vectors * layout.size + workers * largest) * item + draws + matrices + gradients
+
+
+def _is_preconditioned(sampler: Sampler) -> bool:
+    return isinstance(sampler, SGLD) and sampler.preconditioner is not None
 
 
 def layout_of(plan: Plan) -> Layout:
     """Sizes of the matrices, labels apart."""
     counts, chains = plan.problem.column_counts, plan.chains
-    return Layout(plan.problem.num_train, sum(counts), counts[0], chains.num_chains * len(batch_lengths(chains)))
+    lengths = batch_lengths(chains, paired=is_paired(plan.sampler))
+    conditioned = chains.ridge is not None and plan.traces and plan.linear is None
+    return Layout(
+        plan.problem.num_train, sum(counts), counts[0], chains.num_chains * len(lengths), conditioned=conditioned
+    )
 
 
 def stored_bytes(plan: Plan) -> int:
@@ -146,18 +174,22 @@ def _influence(name: str, unit: str, columns: tuple[str, ...] | None, matrices: 
         correlation_standard_error=matrices.correlation_error[:, part],
         mean=matrices.column_mean[part],
         std=matrices.column_std[part],
+        conditioned=None if matrices.conditioned is None else matrices.conditioned[:, part],
+        conditioned_standard_error=None if matrices.conditioned_error is None else matrices.conditioned_error[:, part],
     )
 
 
-def _diagnostics(plan: Plan, losses: torch.Tensor, matrices: Matrices) -> Diagnostics:
-    llc, llc_standard_error = local_learning_coefficient(losses, plan.loss, plan.sampler)
+def _diagnostics(losses: torch.Tensor, llc: tuple[float, float], matrices: Matrices, checks: Checks) -> Diagnostics:
     return Diagnostics(
         rhat=split_rhat(losses),
         ess=effective_sample_size(losses),
-        llc=llc,
-        llc_standard_error=llc_standard_error,
+        llc=llc[0],
+        llc_standard_error=llc[1],
         drift=drift(losses),
         score_agreement=matrices.agreement(),
+        noise_ratio=checks.noise_ratio,
+        llc_ratio=checks.llc_ratio,
+        control_agreement=checks.agreement(matrices.influence),
     )
 
 

@@ -64,6 +64,8 @@ def _arrays(estimate: Estimate) -> Expected:
     yield "train_std", estimate.train_std, (train,)
     yield "loss_trace", estimate.loss_trace, (chains, draws)
     yield "distance_trace", estimate.distance_trace, (chains, draws)
+    if estimate.top_stability is not None:
+        yield "top_stability", estimate.top_stability, (query,)
     widths = {LOSS: query}
     for name, influence in estimate.observables.items():
         widths[name] = query if influence.columns is None else len(influence.columns)
@@ -85,5 +87,9 @@ def _matrices(name: str, influence: Influence, train: int, width: int) -> Expect
     for part in ("influence", "correlation"):
         yield f"{name}.{part}", getattr(influence, part), (train, width)
         yield f"{name}.{part}_standard_error", getattr(influence, f"{part}_standard_error"), (train, width)
+    if influence.conditioned is not None:
+        yield f"{name}.conditioned", influence.conditioned, (train, width)
+    if influence.conditioned_standard_error is not None:
+        yield f"{name}.conditioned_standard_error", influence.conditioned_standard_error, (train, width)
     yield f"{name}.mean", influence.mean, (width,)
     yield f"{name}.std", influence.std, (width,)

@@ -13,6 +13,7 @@ from bif_lightning.archive.samples_file import SIDES, digest, string
 from bif_lightning.archive.schema import DUMP, SAMPLES_FILE, VERSION, Content, Variable
 from bif_lightning.result import Estimate
 from bif_lightning.samples import Samples
+from bif_lightning.verdict import judge
 
 _PLOT = {
     "NX_class": "NXdata",
@@ -74,6 +75,8 @@ def _variables(estimate: Estimate, train: Samples, query: Samples) -> Iterator[V
     if estimate.label_means is not None:
         yield from matrices.labels(estimate.label_means, train, query)
     yield from sampling.chains(estimate)
+    if estimate.top_stability is not None:
+        yield sampling.stability(estimate.top_stability)
     if estimate.divergences:
         yield from sampling.divergences(estimate.divergences)
     if estimate.traces is not None:
@@ -94,6 +97,7 @@ def _root(estimate: Estimate, train: Samples, query: Samples, present: set[str])
         "num_chains": len(estimate.chain_ids),
         "num_draws": int(estimate.loss_trace.shape[1]),
         "num_weights": estimate.num_weights,
+        "verdict": judge(estimate).word,
         "samples_file": SAMPLES_FILE,
         "samples_sha256": digest(train, query),
     }

@@ -19,7 +19,7 @@ from bif_lightning.archive.guard import (
     require,
 )
 from bif_lightning.archive.samples_file import SIDES
-from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, DUMP, DUMP_NAME
+from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, DUMP, DUMP_NAME, PARTICULARS
 from bif_lightning.archive.stored_samples import strings
 
 _MOST_ATTRIBUTE_BYTES = 1 << 16
@@ -54,6 +54,7 @@ class Index:
         divergences: what happened to chains that diverged, a sentence each.
         notes: what a reader should know, in sentences.
         settings: of the sampler and chains, as JSON.
+        verdict, reason: whether the snapshot can be trusted, and all that is said of it; empty before version 1.1.
     """
 
     path: Path
@@ -70,6 +71,8 @@ class Index:
     divergences: tuple[str, ...]
     notes: tuple[str, ...]
     settings: str
+    verdict: str
+    reason: str
 
 
 def dump_paths(directory: Path) -> list[Path]:
@@ -145,6 +148,8 @@ def _index(file: h5py.File, path: Path, known: Sequence[Index]) -> Index:
         divergences=_texts(file, "divergences/message"),
         notes=tuple(map(str, json.loads(_text(file, "notes_json") or "[]"))),
         settings=_text(file, "settings_json"),
+        verdict=str(attrs.get("verdict", "")),
+        reason=_text(file, "chains/verdict"),
     )
 
 
@@ -171,7 +176,7 @@ def _metrics(file: h5py.File) -> dict[str, float]:
 
 
 def _scalars(file: h5py.File) -> dict[str, float]:
-    paths = {name: f"chains/{name}" for name in DIAGNOSTICS} | {name: f"cost/{name}" for name in COSTS}
+    paths = {name: f"chains/{name}" for name in (*DIAGNOSTICS, *PARTICULARS)} | {name: f"cost/{name}" for name in COSTS}
     found = {name: find(file, path) for name, path in paths.items()}
     return {name: float(dataset[()]) for name, dataset in found.items() if dataset is not None}
 

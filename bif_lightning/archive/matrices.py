@@ -9,7 +9,7 @@ import numpy as np
 from bif_lightning.archive.samples_file import SIDES
 from bif_lightning.archive.schema import OVERVIEW_SIDE, Variable
 from bif_lightning.archive.variables import bulk, real, text_column, whole
-from bif_lightning.result import CORRELATION_SIGN, INFLUENCE_SIGN, Estimate, Influence, LabelMeans
+from bif_lightning.result import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN, Estimate, Influence, LabelMeans
 from bif_lightning.samples import Samples
 
 
@@ -49,8 +49,11 @@ def _matrices(prefix: str, influence: Influence, dims: tuple[str, ...], what: st
         ("influence", product_unit(influence.unit), INFLUENCE_SIGN, "-Cov"),
         ("correlation", "1", CORRELATION_SIGN, "+Corr"),
     )
+    if influence.conditioned is not None:
+        words = f"-Cov(train loss, {what}) once the draws know the train losses"
+        quantities = (*quantities, ("conditioned", quantities[0][1], CONDITIONED_SIGN, words))
     for name, units, sign, formula in quantities:
-        words = f"{formula}(train loss, {what}) over the draws"
+        words = formula if " " in formula else f"{formula}(train loss, {what}) over the draws"
         yield bulk(f"{prefix}{name}", getattr(influence, name), units, words, dims, sign)
         error = getattr(influence, f"{name}_standard_error")
         words = f"Monte Carlo standard error of {prefix}{name}"

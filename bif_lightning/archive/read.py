@@ -5,12 +5,14 @@ from pathlib import Path
 
 import xarray as xr
 
+from bif_lightning.archive.changes import changes as changes
 from bif_lightning.archive.guard import SkippedDumpWarning as SkippedDumpWarning
 from bif_lightning.archive.guard import UnreadableFileError as UnreadableFileError
 from bif_lightning.archive.index import Index, dump_paths, read_indices, skip
 from bif_lightning.archive.run import assemble
 from bif_lightning.archive.schema import SAMPLES_FILE
 from bif_lightning.archive.stored_samples import read_samples, stored_digest
+from bif_lightning.archive.stored_traces import open_traces as open_traces
 from bif_lightning.archive.tables import by_label as by_label
 from bif_lightning.archive.tables import top as top
 from bif_lightning.archive.tables import trajectory as trajectory
@@ -29,13 +31,15 @@ def open_run(directory: str | os.PathLike[str]) -> xr.Dataset:
     Returns:
         a dataset with dims step, train, query and
 
-        - `influence`, `correlation` and their `_standard_error` (step, train, query); what their sign means is
-          in their attribute `sign`;
+        - `influence`, `correlation`, `conditioned` where it was made, and their `_standard_error` (step, train,
+          query); what their sign means is in their attribute `sign`;
         - `train_loss`, `train_std`, `query_loss`, `query_std`: over the draws, nats;
         - `<name>_influence`, `<name>_correlation`, ..., `<name>_mean`, `<name>_std` of each further observable;
         - `label_influence`, `label_correlation` (step, train_group, query_group), where there are label means;
-        - along step: rhat, ess, llc, llc_standard_error, drift, score_agreement, snapshot_loss, seconds, steps,
-          workers, extra_bytes, num_chains, num_divergences, divergences, notes, settings_json;
+        - along step: rhat, ess, llc, llc_standard_error, drift, score_agreement, noise_ratio, llc_ratio,
+          control_agreement, snapshot_loss, seconds, steps, workers, extra_bytes, num_chains, num_divergences,
+          divergences, notes, settings_json, verdict, verdict_reason; ridge and effective_dimension where there are any;
+        - `top_stability` (step, query);
         - `metrics` (step, metric), `loss_trace` and `distance_trace` (step, chain, draw);
         - coordinates step, epoch, train, query (row numbers), train_id, train_index, train_label, and of query.
 

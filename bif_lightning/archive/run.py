@@ -10,7 +10,7 @@ from xarray.core import indexing
 from bif_lightning.archive.guard import UnreadableFileError
 from bif_lightning.archive.index import Axes, Field, Index, read_fields, skip
 from bif_lightning.archive.lazy import StepArray
-from bif_lightning.archive.schema import COSTS, DIAGNOSTICS
+from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, PARTICULARS
 
 Variables = dict[str, xr.Variable]
 
@@ -78,7 +78,8 @@ def _same(index: Index, path: str, field: Field, axes: Axes) -> bool:
 
 def _scalars(indices: Sequence[Index]) -> Variables:
     variables: Variables = {}
-    for name, (units, long_name) in (DIAGNOSTICS | COSTS).items():
+    present = {name: words for name, words in PARTICULARS.items() if any(name in index.scalars for index in indices)}
+    for name, (units, long_name) in (DIAGNOSTICS | COSTS | present).items():
         values = [index.scalars.get(name, np.nan) for index in indices]
         variables[name] = xr.Variable("step", values, {"units": units, "long_name": long_name})
     counts = {
@@ -121,5 +122,7 @@ def _texts(indices: Sequence[Index]) -> Variables:
         "divergences": ["\n".join(index.divergences) for index in indices],
         "notes": ["\n".join(index.notes) for index in indices],
         "settings_json": [index.settings for index in indices],
+        "verdict": [index.verdict for index in indices],
+        "verdict_reason": [index.reason for index in indices],
     }
     return {name: xr.Variable("step", np.array(values, dtype=object)) for name, values in columns.items()}

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, Variable
+from bif_lightning.archive.samples_file import string
+from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, PARTICULARS, Variable
 from bif_lightning.archive.variables import bulk, real, text_column, whole
 from bif_lightning.result import Divergence, Estimate, Traces
+from bif_lightning.verdict import judge
 
 LOSS = "loss"
 
@@ -24,6 +26,20 @@ def chains(estimate: Estimate) -> Iterator[Variable]:
     numbers = vars(estimate.diagnostics) | {"snapshot_loss": estimate.snapshot_loss}
     for name, (units, long_name) in DIAGNOSTICS.items():
         yield real(f"chains/{name}", numbers[name], units, long_name)
+    for name, (units, long_name) in PARTICULARS.items():
+        if (value := getattr(estimate, name)) is not None:
+            yield real(f"chains/{name}", value, units, long_name)
+    words = "whether this snapshot can be trusted, why, and what to change"
+    text = string(str(judge(estimate)))
+    yield Variable(path="chains/verdict", dims=(), values=text, units=None, long_name=words)
+
+
+def stability(values: np.ndarray) -> Variable:
+    """How alike two halves of the draws find the extremes of each query."""
+    words = (
+        "share of the 10 most helpful and 10 most harmful train examples by half of the draws that the rest finds too"
+    )
+    return real("top_stability", values, "1", words, ("query",))
 
 
 def divergences(divergences: Sequence[Divergence]) -> Iterator[Variable]:

@@ -9,7 +9,7 @@ import numpy as np
 
 DUMP = "bif-lightning-dump"
 SAMPLES = "bif-lightning-samples"
-VERSION = "1.0"
+VERSION = "1.1"
 SAMPLES_FILE = "samples.h5"
 DUMP_NAME = re.compile(r"step=(\d{9,})\.h5")
 CHUNK_VALUES = 256 * 256
@@ -26,7 +26,18 @@ DIAGNOSTICS = {
     "llc_standard_error": ("nat", "Monte Carlo standard error of llc"),
     "drift": ("1", "second-half minus first-half mean loss, in standard errors of that difference"),
     "score_agreement": ("1", "median rank correlation of the influence columns between two halves of the chains"),
+    "noise_ratio": (
+        "1",
+        "variance that minibatches give a step of SGLD, in that of its own noise, where it is largest",
+    ),
+    "llc_ratio": ("1", "llc over half the effective dimension of the loss at the snapshot"),
+    "control_agreement": ("1", "median rank correlation of the influence columns with those of draws without data"),
     "snapshot_loss": ("nat", "mean train loss at the snapshot"),
+}
+# Those of some samplers alone.
+PARTICULARS = {
+    "ridge": ("nat^2", "ridge of the conditioned influence"),
+    "effective_dimension": ("1", "effective dimension of the posterior"),
 }
 COSTS = {
     "seconds": ("s", "wall time of the estimate"),

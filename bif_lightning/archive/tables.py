@@ -4,7 +4,8 @@ import difflib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from statistics import NormalDist
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from bif_lightning.archive.schema import SAMPLES_FILE
 from bif_lightning.archive.stored_samples import read_samples
 from bif_lightning.samples import Samples
 
-Quantity = Literal["influence", "correlation"]
+Quantity = Literal["influence", "correlation", "conditioned"]
 
 _BAND = 1.959963984540054  # two-sided 95 % of a normal distribution
 
@@ -63,7 +64,7 @@ def top(
     if np.isnan(values).all():
         raise ValueError(f"{name} of {axis} {query!r} is NaN for every train example at step {int(run.step[at])}")
     # More weight on the example lowers the observable where this is below 0.
-    direction = values if by == "influence" else -values
+    direction = -values if by == "correlation" else values
     order = np.argsort(direction, kind="stable")
     lowers = [row for row in order if direction[row] < 0][:k]
     raises = [row for row in order[::-1] if direction[row] > 0][:k]
@@ -89,7 +90,9 @@ def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity
         by: "correlation" compares over steps; "influence" scales with the local curvature.
 
     Returns:
-        columns step, value, standard_error, low, high: the 95 % band of the Monte Carlo error, a step each.
+        columns step, value, standard_error, low, high, band_low, band_high: a step each. From low to high is the 95 %
+        interval of the Monte Carlo error at that step alone. The band holds all steps at once with 95 % (Šidák): judge
+        a change over training by it.
 
     Raises:
         ValueError: an unknown example or quantity; the message lists what is near.
@@ -98,6 +101,7 @@ def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity
     pair = {"train": _position(run, "train", train), "query": _position(run, "query", query)}
     chosen = run[[name, f"{name}_standard_error"]].isel(pair)
     value, error = chosen[name].values, chosen[f"{name}_standard_error"].values
+    wide = simultaneous(int(np.isfinite(error).sum()))
     return pd.DataFrame(
         {
             "step": run["step"].values,
@@ -105,8 +109,22 @@ def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity
             "standard_error": error,
             "low": value - _BAND * error,
             "high": value + _BAND * error,
+            "band_low": value - wide * error,
+            "band_high": value + wide * error,
         }
     )
+
+
+def simultaneous(steps: int) -> float:
+    """How many standard errors make a band that holds all of so many steps at once, with 95 %.
+
+    Šidák: a level of 0.95^(1/steps) for each. For normal errors that is enough whatever their dependence (Šidák 1967),
+    and snapshots with common random numbers have some.
+
+    >>> round(simultaneous(1), 2), round(simultaneous(20), 2)
+    (1.96, 3.02)
+    """
+    return NormalDist().inv_cdf((1 + 0.95 ** (1 / max(steps, 1))) / 2)
 
 
 def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
@@ -125,6 +143,8 @@ def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
         ValueError: the run holds no label means, or an unknown quantity.
     """
     _check_quantity(by)
+    if by == "conditioned":
+        raise ValueError("label means are made of the influence and the correlation, not of the conditioned influence")
     name = f"label_{by}"
     if name not in run:
         raise ValueError(
@@ -138,14 +158,19 @@ def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
 
 
 def _check_quantity(by: str) -> None:
-    if by not in ("influence", "correlation"):
-        raise ValueError(f"by is {by!r}; it must be 'influence' or 'correlation'")
+    if by not in get_args(Quantity):
+        raise ValueError(f"by is {by!r}; it must be 'influence', 'correlation' or 'conditioned'")
 
 
 def _variable(run: xr.Dataset, by: str, observable: str) -> str:
     _check_quantity(by)
     name = by if observable == LOSS else f"{observable}_{by}"
     if name not in run:
+        if by == "conditioned" and by not in run:
+            raise ValueError(
+                "the run has no conditioned influence: it is made of the draws of SGLD and Pairs, where "
+                "Chains(ridge=...) is not None and draws are kept; rank by influence"
+            )
         known = [str(each).removesuffix(f"_{by}") for each in run.data_vars if str(each).endswith(f"_{by}")]
         known = [LOSS, *(each for each in known if each != "label")]
         raise ValueError(f"the run has no observable {observable!r}; it has {', '.join(map(repr, known))}")

@@ -1,6 +1,6 @@
 """Matplotlib figures of influence, drawn on an Agg canvas: no pyplot, no global settings, no files.
 
-Blue helps, orange hurts, white is zero, in every figure and for either quantity.
+Blue helps, orange hurts, white is zero, in every figure and for every quantity.
 """
 
 from bif_lightning.plots.cards import extremes as extremes

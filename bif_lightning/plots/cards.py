@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -70,19 +70,19 @@ def extremes(
         column: position of the query on its axis.
         train, query: who the rows and columns are.
         k: cards a side, 1 or more.
-        quantity: which of the two to rank by and to show.
+        quantity: which one to rank by and to show.
         title: in place of the usual one.
 
     Raises:
         IndexError: no query at that position.
-        ValueError: k below 1, or an unknown quantity.
+        ValueError: k below 1, an unknown quantity, or one that the estimate does not have.
     """
     if not 0 <= column < len(query):
         raise IndexError(f"query {column} of {len(query)}; pass a position from 0 to {len(query) - 1}")
     if k < 1:
         raise ValueError(f"k is {k}; it must be 1 or above")
     kind = quantity_of(quantity)
-    values = np.asarray(getattr(estimate.losses, kind.name))[:, column]
+    values = _column(estimate, column, kind)
     helpful, harmful = strongest(values, k, kind.helps)
     sides = (_Side("helps", "most helpful", HELPS, helpful), _Side("hurts", "most harmful", HURTS, harmful))
     card = partial(_scored, estimate, column, train, kind)
@@ -97,6 +97,13 @@ def extremes(
         kind.sentence,
     )
     return figure
+
+
+def _column(estimate: Estimate, column: int, kind: Quantity) -> Float[np.ndarray, " train"]:
+    matrix = getattr(estimate.losses, kind.name)
+    if matrix is None:
+        raise ValueError(f"the estimate has no {kind.words} (Chains(ridge=...) makes it of kept draws); show influence")
+    return np.asarray(matrix)[:, column]
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def trajectories(
         values: of the quantity at each step; NaN leaves a gap.
         errors: Monte Carlo standard error of each value.
         names: what each line is.
-        quantity: which of the two is shown. Influence scales with the local curvature; correlation compares.
+        quantity: which one is shown. Influence scales with the local curvature; correlation compares.
         log: step axis in logarithms; None where the steps span a factor of 30 or more.
         title: in place of the usual one.
 
@@ -129,7 +129,7 @@ def trajectories(
     ends = [float(line[np.isfinite(line)][-1]) if np.isfinite(line).any() else np.nan for line in values]
     _name_lines(axes, ends, short, [_line_style(place)[0] for place in range(len(names))])
     headings(
-        figure, title or f"{kind.name.capitalize()} over training",
+        figure, title or f"{kind.words.capitalize()} over training",
         "bands: ± 1.96 Monte Carlo standard errors",
          kind.sentence.replace("Blue, ", "").replace("Orange, ", ""),
     )  # fmt: skip

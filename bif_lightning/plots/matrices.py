@@ -15,11 +15,13 @@ from bif_lightning.plots.style import (
     MUTED,
     PAPER,
     TIMES,
+    MeanName,
     QuantityName,
     axes_at,
     colour_bar,
     headings,
     label_name,
+    mean_quantity_of,
     new_figure,
     quantity_of,
     scale_of,
@@ -39,16 +41,18 @@ def heatmap(
     *,
     quantity: QuantityName = "correlation",
     title: str | None = None,
+    verdict: str = "",
     scale: float | None = None,
     pixels: int = 256,
 ) -> Figure:
     """Every pair of a train and a query example, ordered by label.
 
     Args:
-        matrix: correlation, or influence in nat², of each train example (row) and query (column).
+        matrix: correlation, or (conditioned) influence in nat², of each train example (row) and query (column).
         train, query: who the rows and columns are; their labels order and name the axes.
-        quantity: which of the two the matrix holds.
+        quantity: which of these the matrix holds.
         title: in place of the usual one.
+        verdict: whether the snapshot can be trusted, in a word or two; stands behind the title.
         scale: half-width of the colour scale; None takes it from the matrix (`scale_of`).
         pixels: cells an axis at most (or one a label, where labels are more); with more examples, each cell is
             the mean of a block within one pair of labels.
@@ -75,7 +79,8 @@ def heatmap(
     ordered = ", ordered by label" if rows.labels or columns.labels else ""
     headings(
         figure,
-        title or f"{kind.name.capitalize()} of every train example {kind.preposition} every query",
+        (title or f"{kind.words.capitalize()} of every train example {kind.preposition} every query")
+        + (f" ({verdict})" if verdict else ""),
         f"{len(train)} train {TIMES} {len(query)} query examples{ordered}{pooled}",
         kind.sentence + (" Grey: undefined, a loss that never varied." if np.isnan(cells).any() else ""),
     )
@@ -126,7 +131,7 @@ def label_means(
     means: LabelMeans,
     names: Sequence[str] | None = None,
     *,
-    quantity: QuantityName = "correlation",
+    quantity: MeanName = "correlation",
     title: str | None = None,
     scale: float | None = None,
 ) -> Figure:
@@ -142,7 +147,7 @@ def label_means(
         title: in place of the usual one.
         scale: half-width of the colour scale; None takes the largest cell.
     """
-    kind = quantity_of(quantity)
+    kind = mean_quantity_of(quantity)
     values = np.asarray(getattr(means, quantity), np.float64)
     errors = np.asarray(getattr(means, f"{quantity}_standard_error"), np.float64)
     row_names = [shorten(label_name(int(label), names), 16) for label in means.train_labels]
@@ -220,7 +225,7 @@ def influence_evolution(
     names: Sequence[str] | None = None,
     *,
     metrics: Sequence[str] | None = None,
-    quantity: QuantityName = "correlation",
+    quantity: MeanName = "correlation",
     title: str | None = None,
 ) -> Figure:
     """Label-by-label influence at several training steps, side by side on one colour scale.
@@ -241,7 +246,7 @@ def influence_evolution(
             f"{len(steps)} steps, {len(means)} label means and {len(metrics or steps)} metrics; "
             "pass one of each for every panel, and at least one panel"
         )
-    kind = quantity_of(quantity)
+    kind = mean_quantity_of(quantity)
     values = [np.asarray(getattr(mean, quantity), np.float64) for mean in means]
     scale = scale_of(np.concatenate([value.ravel() for value in values]), 1.0)
     row_names = [shorten(label_name(int(label), names), 12) for label in means[0].train_labels]

@@ -21,7 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
-QuantityName = Literal["correlation", "influence"]
+QuantityName = Literal["correlation", "influence", "conditioned"]
+MeanName = Literal["correlation", "influence"]
+"""Of the quantities, those that have means over labels."""
 
 INK, MUTED, FAINT, PAPER = "#1a1a1a", "#666666", "#d9d9d9", "#ffffff"
 HELPS, HURTS = "#1f66ad", "#c8500a"
@@ -51,14 +53,19 @@ class Quantity:
     @property
     def label(self) -> str:
         """Name and unit, for an axis or a colour bar."""
-        return f"{self.name}, {self.unit}" if self.unit else self.name
+        return f"{self.words}, {self.unit}" if self.unit else self.words
+
+    @property
+    def words(self) -> str:
+        """Name in running text."""
+        return "conditioned influence" if self.name == "conditioned" else self.name
 
     @property
     def sentence(self) -> str:
         """One line that says what the quantity is and what its sign means."""
         helps, hurts = ("> 0", "< 0") if self.helps > 0 else ("< 0", "> 0")
         return (
-            f"{self.name} = {self.formula}. Blue, {helps}: more weight on the train example lowers the "
+            f"{self.words} = {self.formula}. Blue, {helps}: more weight on the train example lowers the "
             f"query's loss (helps). Orange, {hurts}: raises it (hurts)."
         )
 
@@ -71,6 +78,7 @@ class Quantity:
 _QUANTITIES = {
     "correlation": Quantity("correlation", "+Corr(train loss, query loss)", "", 1, "with"),
     "influence": Quantity("influence", f"{MINUS}Cov(train loss, query loss)", "nat²", -1, "on"),
+    "conditioned": Quantity("conditioned", f"{MINUS}Cov(train loss, query loss | train losses)", "nat²", -1, "on"),
 }
 
 
@@ -78,11 +86,23 @@ def quantity_of(name: QuantityName) -> Quantity:
     """The quantity of that name.
 
     Raises:
-        ValueError: a name other than "correlation" and "influence".
+        ValueError: another name than "correlation", "influence" and "conditioned".
     """
     if name not in _QUANTITIES:
         raise ValueError(f"quantity is {name!r}; it must be one of {', '.join(_QUANTITIES)}")
     return _QUANTITIES[name]
+
+
+def mean_quantity_of(name: MeanName) -> Quantity:
+    """The quantity of that name, of which there are means over labels.
+
+    Raises:
+        ValueError: a name other than "correlation" and "influence".
+    """
+    kind = quantity_of(name)
+    if kind.name == "conditioned":
+        raise ValueError(f"quantity is {name!r}, of which no means over labels are made; show correlation or influence")
+    return kind
 
 
 @cache

@@ -1,5 +1,6 @@
 """The numbers of one estimate that are worth a curve over training."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,6 +22,21 @@ DESCRIPTIONS = {
     "bif/score_agreement": (
         "Median over queries of the rank correlation between the influence found by one half of the chains and by "
         "the other, -1 to 1. Monte Carlo agreement only: a bias agrees with itself."
+    ),
+    "bif/noise_ratio": (
+        "Variance that minibatches give a step of SGLD, in that of its own noise, where it is largest: above 1 the "
+        "draws are hotter than the posterior."
+    ),
+    "bif/llc_ratio": (
+        "LLC over half the effective dimension of the loss at w*: 1 = quadratic, below 0 = drift, far above 1 = the "
+        "chains left the neighbourhood."
+    ),
+    "bif/control_agreement": (
+        "Median over queries of the rank correlation of the influence with that of noise alone, without data, -1 to 1."
+    ),
+    "bif/top_stability": (
+        "Median over queries of the share of their 10 most helpful and 10 most harmful train examples by half of the "
+        "draws that the other half finds too, 0 to 1."
     ),
     "bif/snapshot_loss": "Mean train loss at the snapshot, nats.",
     "bif/diverged_chains": "Chains that left the posterior and were left out.",
@@ -64,6 +80,10 @@ def scalars(estimate: Estimate, train: Samples, query: Samples) -> dict[str, flo
         "bif/ess": of.ess,
         "bif/drift": of.drift,
         "bif/score_agreement": of.score_agreement,
+        "bif/noise_ratio": of.noise_ratio,
+        "bif/llc_ratio": of.llc_ratio,
+        "bif/control_agreement": of.control_agreement,
+        "bif/top_stability": _median(estimate.top_stability),
         "bif/snapshot_loss": estimate.snapshot_loss,
         "bif/diverged_chains": float(len(estimate.divergences)),
         "bif/seconds": estimate.cost.seconds,
@@ -74,6 +94,11 @@ def scalars(estimate: Estimate, train: Samples, query: Samples) -> dict[str, flo
     for name, observable in estimate.observables.items():
         numbers[f"bif/observable/{name}"] = float(np.mean(observable.mean))
     return {tag: float(number) for tag, number in numbers.items() if np.isfinite(number)}
+
+
+def _median(values: np.ndarray | None) -> float:
+    known = np.empty(0) if values is None else values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else math.nan
 
 
 def describe(tag: str, estimate: Estimate) -> str:

@@ -15,7 +15,8 @@ from bif_lightning.tensorboard.numbers import HIGH, LOW, MEDIAN, OTHER, SAME, de
 from bif_lightning.tensorboard.numbers import scalars as scalars
 from bif_lightning.tensorboard.pairs import Pairs
 from bif_lightning.tensorboard.records import Record, histogram, markdown, picture, scalar, tag_part, write
-from bif_lightning.tensorboard.texts import READ_ME, top_table
+from bif_lightning.tensorboard.texts import READ_ME, top_table, verdict_text
+from bif_lightning.verdict import judge
 
 View = Literal["scalars", "bands", "heatmap", "labels", "chains", "tables", "histograms", "cards"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -125,7 +126,7 @@ def _known(samples: Samples, side: str, id: str) -> str:
 
 def _tags_of(view: str, of: _Snapshot) -> int:
     """Tags that a view makes at most, apart from curves."""
-    each = {"scalars": 0, "bands": 0, "tables": len(of.columns), "cards": len(of.columns)}
+    each = {"scalars": 0, "bands": 0, "tables": len(of.columns) + 1, "cards": len(of.columns)}
     return each.get(view, 1)
 
 
@@ -179,7 +180,7 @@ def _pair_curves(of: _Snapshot, *, banded: bool) -> Iterator[Record]:
 def _view(of: _Snapshot, view: View) -> Iterator[Record]:
     match view:
         case "heatmap":
-            figure = plots.heatmap(of.estimate.correlation, of.train, of.query)
+            figure = plots.heatmap(of.estimate.correlation, of.train, of.query, verdict=judge(of.estimate).word)
             yield picture("bif/heatmap", figure, f"Every train example with every query. {CORRELATION_SIGN}")
         case "labels":
             yield from _labels(of)
@@ -210,6 +211,7 @@ def _histogram(of: _Snapshot) -> Iterator[Record]:
 
 
 def _tables(of: _Snapshot) -> Iterator[Record]:
+    yield markdown("bif/verdict", verdict_text(of.estimate), "Whether this snapshot can be trusted, and why.")
     for column in of.columns:
         text = top_table(of.estimate, column, of.train, of.query, of.k)
         yield markdown(f"bif/top_table/{tag_part(of.query.ids[column])}", text, CORRELATION_SIGN)

@@ -1,11 +1,13 @@
 """What TensorBoard's Text tab shows: the introduction, and a table of train examples for each query."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from bif_lightning.plots.ranking import strongest
 from bif_lightning.plots.style import label_name, with_error
 from bif_lightning.result import CORRELATION_SIGN, Estimate
 from bif_lightning.samples import Samples
+from bif_lightning.verdict import judge
 
 # TensorBoard breaks words to keep a table within the page: a long text would squeeze the other columns.
 _LONGEST = 90
@@ -28,6 +30,7 @@ grey. Agreement between chains cannot show a bias that all of them share.
 | Images, `bif/labels` | mean correlation label by label, with standard errors |
 | Images, `bif/chains` | loss along each chain: it should rise above the dashed line, then level off |
 | Images, `bif/top_cards/...` | one query, and the train examples that help and hurt it most |
+| Text, `bif/verdict` | can this snapshot be trusted, and what to change |
 | Text, `bif/top_table/...` | the same as a table |
 | Histograms and Distributions, `bif/correlations` | the spread of all correlations |
 
@@ -62,8 +65,20 @@ def top_table(estimate: Estimate, column: int, train: Samples, query: Samples, k
         if rows.size:
             lines += [_table_row(heads), _table_row(["---"] * len(heads))]
             lines += [_table_row(list(_cells(estimate, int(row), column, train))) for row in rows]
-    lines += ["", f"{CORRELATION_SIGN} Unsure: within 2 standard errors of zero."]
-    return "\n".join(lines)
+    lines += ["", f"{CORRELATION_SIGN} Unsure: within 2 standard errors of zero.", ""]
+    stable = None if estimate.top_stability is None else float(estimate.top_stability[column])
+    if stable is not None and not math.isnan(stable):
+        lines.append(
+            f"Of the 10 most helpful and 10 most harmful by half of the draws, the rest finds {stable:.0%} too."
+        )
+    return "\n".join([*lines, "", verdict_text(estimate)])
+
+
+def verdict_text(estimate: Estimate) -> str:
+    """Whether the snapshot can be trusted, as Markdown."""
+    verdict = judge(estimate)
+    advice = f" To do: {escape(verdict.advice, 400)}." if verdict.advice else ""
+    return f"This snapshot is **{verdict.word}**: {escape(verdict.sentence, 400)}.{advice}"
 
 
 def _query_line(query: Samples, column: int) -> str:

@@ -1,29 +1,32 @@
 """The start of a fit: look at the data and the losses, make the folder, and refuse what belongs to another run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.basis import default_sampler
+from bif_lightning.config import Chains, Sampler
 from bif_lightning.describe import Describe
-from bif_lightning.estimator import placement_of
 from bif_lightning.problem import eagerly
+from bif_lightning.settled import Settled
 from bif_lightning.shards import reshard
+from bif_lightning.stage import placement_of
 from bif_lightning.trainer.adapter import Request, attribution_of, data_of
+from bif_lightning.trainer.budget import Budget
 from bif_lightning.trainer.guard import training_guard
 from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
-from bif_lightning.trainer.session import Session, Verify, tiny
+from bif_lightning.trainer.session import Session, Verify
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What the user asked of the snapshots, beside what is attributed."""
 
-    chains: Chains
-    sampler: SGLD | Literal["auto"]
+    chains: Chains | None
+    sampler: Sampler | Literal["auto"] | None
     describe: Describe | None
     precision: Precision
     views: Sequence[str]
@@ -31,6 +34,22 @@ class Wanted:
     store_traces: bool
     verify: Verify
     settings: Mapping[str, Any]
+    budget: Budget
+    free_draws: bool
+
+
+def settings_of(
+    request: Request, sampler: Sampler | Literal["auto"] | None, chains: Chains | None, budget: float | None
+) -> dict[str, Any]:
+    """What all snapshots of a run must have in common, as plain values."""
+    return {
+        "sampler": sampler if sampler is None or sampler == "auto" else {type(sampler).__name__: asdict(sampler)},
+        "chains": None if chains is None else asdict(chains),
+        "budget": budget,
+        "params": list(request.params or ()),
+        "per_sample": request.per_sample,
+        "loss_fn": request.loss_fn is not None,
+    }
 
 
 def open_session(
@@ -42,7 +61,7 @@ def open_session(
     *,
     fresh: bool,
     data: Mapping[str, str],
-    settled: SGLD | None,
+    settled: Settled | None,
 ) -> Session:
     """A session for this fit. Collective.
 
@@ -50,7 +69,7 @@ def open_session(
         directory: of the dumps; None writes nothing.
         fresh: the folder must be unused.
         data: fingerprints of the data in the run that is resumed; empty for a new run.
-        settled: sampler settings of that run.
+        settled: sampler and chains of that run.
 
     Raises:
         MisconfigurationException: a folder of another run, other data than before, or losses that cannot be had.
@@ -84,15 +103,23 @@ def open_session(
     with placement.together("making the folder"):
         if first:
             outputs.open()
+    chains = _tiny(wanted.chains or Chains()) if trainer.fast_dev_run else wanted.chains
     return Session(
         attribution=attribution,
         outputs=outputs,
-        sampler=wanted.sampler,
-        chains=tiny(wanted.chains) if trainer.fast_dev_run else wanted.chains,
+        sampler=default_sampler(attribution.problem, chains) if wanted.sampler is None else wanted.sampler,
+        chains=chains,
         store_traces=wanted.store_traces,
         verify=wanted.verify,
         settled=settled,
+        budget=wanted.budget,
+        free_draws=wanted.free_draws and not trainer.fast_dev_run,
     )
+
+
+def _tiny(chains: Chains) -> Chains:
+    """The least that runs every line: for a fast_dev_run."""
+    return replace(chains, num_chains=1, num_draws=2, burn_in=0, thinning=1)
 
 
 def check_same(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -110,6 +137,34 @@ def check_same(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) ->
         raise MisconfigurationException(
             f"BIFCallback has other {what} than in the run that wrote this checkpoint, and their dumps would not "
             f"compare: {'; '.join(changed)}. Use the {what} of then, or a callback of another name"
+        )
+
+
+def check_options(
+    *,
+    on_error: str,
+    verify_restore: str,
+    precision: str,
+    launch: str,
+    per_token: bool,
+    per_sample: str,
+    own_loss: bool,
+) -> None:
+    """Refuse options that are none, or do not go together.
+
+    Raises:
+        MisconfigurationException: which, and what to give.
+    """
+    check_choice("on_error", on_error, ("raise", "warn"))
+    check_choice("verify_restore", verify_restore, ("first", "always", "never"))
+    check_choice("precision", precision, ("full", "10bit"))
+    check_choice("launch", launch, ("inline",))
+    check_choice("per_token", per_token, (False,))
+    check_choice("per_sample", per_sample, ("mean", "sum"))
+    if own_loss and per_sample != "mean":
+        raise MisconfigurationException(
+            "per_sample='sum' is about losses derived from training_step, and a loss_fn is given: return from it the "
+            "loss that you want of each example, and leave per_sample out"
         )
 
 

@@ -1,28 +1,35 @@
 """One fit of one Trainer: what is attributed, the settled sampler, and how a snapshot is taken."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate_problem, placement_of, settled_sampler
+from bif_lightning.calibration import LEAST_DRAWS, provisional
+from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
+from bif_lightning.estimator import estimate_problem, settled_sampler
 from bif_lightning.forecast import Forecast, forecast
 from bif_lightning.noise import unaltered_generators
 from bif_lightning.placement import OutOfStepError, PeerFailedError
 from bif_lightning.result import Estimate
+from bif_lightning.settled import Settled, with_draws
 from bif_lightning.shards import reshard
+from bif_lightning.stage import placement_of
 from bif_lightning.trainer.adapter import Attribution
+from bif_lightning.trainer.budget import MOST_DRAWS, Budget, draws_for
 from bif_lightning.trainer.fingerprint import difference, fingerprint
 from bif_lightning.trainer.guard import iterators, training_guard
 from bif_lightning.trainer.outputs import Outputs
 from bif_lightning.trainer.progress import progress_of
 from bif_lightning.trainer.support import loss_scale_of
+from bif_lightning.trainer.triggers import share_done
+from bif_lightning.verdict import judge
 from bif_lightning.workers import Progress
 
 Verify = Literal["first", "always", "never"]
+_DRAWS = LEAST_DRAWS, MOST_DRAWS
 
 
 class TrainingDisturbedError(RuntimeError):
@@ -44,19 +51,29 @@ class Session:
         store_traces: whether dumps keep every draw.
         verify: at which snapshots to check that training is bitwise as it was.
         settled: the settings that the first snapshot settled on; None before.
+        budget: what snapshots may take.
+        free_draws: the budget chooses the number of draws, at the first snapshot.
+        expected: what a snapshot was forecast to take.
     """
 
     attribution: Attribution
     outputs: Outputs
-    sampler: SGLD | Literal["auto"]
-    chains: Chains
+    sampler: Sampler | Literal["auto"]
+    chains: Chains | None
     store_traces: bool
     verify: Verify
-    settled: SGLD | None = None
+    settled: Settled | None
+    budget: Budget
+    free_draws: bool
+    expected: Forecast | None = None
     taken: int = 0
+    _skipped_at: int | None = None
 
     def announce(self, trainer: Any, module: Any) -> Forecast:
-        """Settle the sampler, and say what a snapshot will take; warn of what no guard can put back."""
+        """Check the sampler, and say what a snapshot will take; warn of what no guard can put back.
+
+        What "auto" will find is not known before the first snapshot; the forecast is for settings that cost as much.
+        """
         problem = self.attribution.problem
         if open_iterators := iterators(trainer, module):
             rank_zero_warn(
@@ -66,17 +83,102 @@ class Session:
         reshard(module)
         problem.loss_scale = loss_scale_of(trainer)
         with self._guarded(trainer, module), self.attribution.around():
-            sampler = settled_sampler(problem, self.sampler, self.chains, self.settled)
-            expected = forecast(
-                problem, sampler, self.chains, store_traces=self.store_traces, scratch=self.outputs.directory
-            )
+            found = self.settled
+            if found is None and self.sampler == "auto":
+                found = provisional(self.chains)
+            else:
+                found = settled_sampler(problem, self.sampler, self.chains, self.settled)
+            self.expected = self._forecast(found)
+        unknown = self.sampler == "auto" and self.settled is None
         say(
             trainer,
             f"BIF: {problem.num_train} train x {len(problem.query)} query examples (loss: {self.attribution.loss}), "
-            f"{self.chains.num_chains} chains of {self.chains.num_steps} steps: {expected}"
+            f"{found.chains.num_chains} chains of {found.chains.num_steps} steps: {self.expected}"
+            + (
+                ", to be settled at the first one"
+                if unknown or (self.free_draws and self.settled is None and isinstance(found.sampler, SGLD))
+                else ""
+            )
             + (f"; dumps in {self.outputs.directory}" if self.outputs.directory else "; nothing is written"),
         )
-        return expected
+        return self.expected
+
+    def affords(self, trainer: Any, module: Any, *, by_rhythm: bool, one_more: bool) -> bool:
+        """Whether to take a snapshot that is due. Collective: the clock of rank 0 decides for all.
+
+        Args:
+            by_rhythm: it may be skipped for the budget; others were asked for by step, and are taken.
+            one_more: another one is taken at the end of training, which the rest of it must pay for.
+        """
+        budget, step = self.budget, trainer.global_step
+        # The last step may be due by rhythm, and then again as the last one.
+        again, self._skipped_at = self._skipped_at == step, None
+        budget.due += not again
+        budget.skipped -= again
+        if not budget.limited:
+            return True
+        seconds = budget.expected(self._foreseen())
+        reserved = seconds if one_more and by_rhythm else 0.0
+        if placement_of(module).from_first(budget.pays(seconds, reserved, budget.ahead(share_done(trainer)))):
+            return True
+        if not by_rhythm:
+            rank_zero_warn(
+                f"the snapshot at step {step} is taken, as asked for, though the budget of {100 * budget.share:g} % "
+                f"does not pay for its {seconds:.2g} s yet: the callback has taken {100 * budget.used:.1f} %"
+            )
+            return True
+        budget.skipped += 1
+        self._skipped_at = step
+        if budget.skipped == 1:
+            say(
+                trainer, f"BIF step {step}: skipped, as others may be; a snapshot takes about {seconds:.2g} s: {budget}"
+            )
+        return False
+
+    def close(self, trainer: Any) -> None:
+        """Say what became of the budget."""
+        if self.budget.limited:
+            say(trainer, f"BIF: {self.budget}")
+
+    def _foreseen(self) -> float:
+        """Seconds of the first snapshot: the forecast, or with free draws what an interval pays for, within bounds."""
+        assert self.expected is not None
+        if not self.free_draws or self.settled is not None or isinstance(self.sampler, Pairs | Subspace):
+            return self.expected.seconds
+        chains = provisional(self.chains).chains
+        fixed = self.expected.seconds - chains.num_draws * self.expected.draw_seconds
+        least, most = (fixed + draws // chains.num_chains * self.expected.draw_seconds for draws in _DRAWS)
+        return max(least, min(most, self.budget.each()))
+
+    def _forecast(self, settled: Settled) -> Forecast:
+        return forecast(
+            self.attribution.problem,
+            settled.sampler,
+            settled.chains,
+            store_traces=self.store_traces,
+            scratch=self.outputs.directory,
+        )
+
+    def _settle(self, trainer: Any) -> Settled:
+        """The settings of this snapshot; at the first one, with as many draws as the budget pays for."""
+        problem = self.attribution.problem
+        settled = settled_sampler(problem, self.sampler, self.chains, self.settled)
+        if self.settled is not None:
+            return settled
+        free = self.free_draws and isinstance(settled.sampler, SGLD)  # other samplers' draws are few, or their own
+        if free:
+            expected, chains = self._forecast(settled), settled.chains
+            fixed = expected.seconds - chains.num_draws * expected.draw_seconds
+            least, most = (draws // chains.num_chains for draws in _DRAWS)
+            draws = draws_for(self.budget.each(), fixed, expected.draw_seconds, least, most)
+            settled = with_draws(settled, placement_of(problem.module).from_first(draws))
+        if settled.reasons:
+            say(trainer, f"BIF settings, kept from now on: {settled.reasons}")
+        if free:
+            say(
+                trainer, f"BIF: {settled.chains.num_draws} draws a chain, for a budget of {100 * self.budget.share:g} %"
+            )
+        return settled
 
     def snapshot(self, trainer: Any, module: Any) -> Estimate | None:
         """Take the present weights as a snapshot, estimate, and write. All ranks do, or none; rank 0 gets the result.
@@ -116,11 +218,11 @@ class Session:
             self.attribution.around(),
             progress_of(trainer, f"BIF step {step}") as show,
         ):
-            settled = settled_sampler(problem, self.sampler, self.chains, self.settled)
+            settled = self._settle(trainer)
             result = estimate_problem(
                 problem,
-                settled,
-                self.chains,
+                settled.sampler,
+                settled.chains,
                 snapshot=step,
                 labels=self.outputs.labels,
                 store_traces=self.store_traces,
@@ -161,20 +263,18 @@ def _check_untouched(changed: list[str], step: int) -> None:
 
 
 def _report(trainer: Any, step: int, result: Estimate, path: Path | None) -> None:
-    found, cost = result.diagnostics, result.cost
+    found, cost, verdict = result.diagnostics, result.cost, judge(result)
     where = f" -> {path.name}" if path else ""
     say(
         trainer,
-        f"BIF step {step}: LLC {found.llc:.3g} ± {found.llc_standard_error:.2g}, R-hat {found.rhat:.2f}, ESS "
-        f"{found.ess:.0f}, score agreement {found.score_agreement:.2f}, {cost.seconds:.1f} s{where}",
+        f"BIF step {step}: {verdict.word}; LLC {found.llc:.3g} ± {found.llc_standard_error:.2g}, R-hat "
+        f"{found.rhat:.2f}, ESS {found.ess:.0f}, score agreement {found.score_agreement:.2f}, "
+        f"{cost.seconds:.1f} s{where}",
     )
+    if verdict.word != "good":
+        say(trainer, f"BIF step {step} is {verdict}")
     for divergence in result.divergences:
         rank_zero_warn(f"step {step}: {divergence.message}. It is left out of the matrix.")
-
-
-def tiny(chains: Chains) -> Chains:
-    """The least that runs every line: for a fast_dev_run."""
-    return replace(chains, num_chains=1, num_draws=2, burn_in=0, thinning=1)
 
 
 def is_preemption(error: Exception) -> bool:

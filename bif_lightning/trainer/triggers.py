@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,24 @@ def is_last_epoch(trainer: Any) -> bool:
     by_epochs = max_epochs not in (None, -1) and trainer.current_epoch + 1 >= max_epochs
     by_steps = max_steps not in (None, -1) and trainer.global_step >= max_steps
     return bool(trainer.should_stop or by_epochs or by_steps)
+
+
+def share_done(trainer: Any) -> float:
+    """How much of the training is done, 0 to 1, by that of its limits which comes first.
+
+    1 where it has none, since it may then end here. What stops training early is not foreseen.
+    """
+    max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
+    done = list[float]()
+    if max_epochs not in (None, -1):  # of an epoch of unknown length, as if at its end
+        within = min(1.0, (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches) or 1.0
+        done.append((trainer.current_epoch + within) / max(max_epochs, 1))
+    if max_steps not in (None, -1):
+        done.append(trainer.global_step / max(max_steps, 1))
+    for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):
+        if (left := timer.time_remaining()) is not None:
+            done.append(1 - left / max(left + timer.time_elapsed(), 1e-9))
+    return min(1.0, max(done, default=1.0))
 
 
 def averages_weights(trainer: Any) -> bool:

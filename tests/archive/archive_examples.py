@@ -1,6 +1,7 @@
 """Samples and estimates to write: random numbers of the right shapes, with every optional part at will."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,9 @@ def make_samples(side: str, size: int, *, classes: Sequence[str] = (), texts: bo
     )
 
 
-def make_influence(rng, train: int, width: int, *, name="loss", unit="nat", columns=None) -> Influence:
+def make_influence(
+    rng, train: int, width: int, *, name="loss", unit="nat", columns=None, conditioned=False
+) -> Influence:
     """One observable's matrices; the correlation has an undefined entry."""
 
     def normal():
@@ -31,6 +34,7 @@ def make_influence(rng, train: int, width: int, *, name="loss", unit="nat", colu
 
     correlation = np.tanh(normal())
     correlation[-1, -1] = np.nan
+    further = {"conditioned": normal(), "conditioned_standard_error": abs(normal())} if conditioned else {}
     return Influence(
         name=name,
         unit=unit,
@@ -41,6 +45,7 @@ def make_influence(rng, train: int, width: int, *, name="loss", unit="nat", colu
         correlation_standard_error=abs(normal()) / 10,
         mean=rng.normal(size=width),
         std=abs(rng.normal(size=width)),
+        **further,
     )
 
 
@@ -59,7 +64,17 @@ def make_label_means(rng, train: Samples, query: Samples) -> LabelMeans:
 
 
 def make_estimate(
-    rng, n: int, q: int, *, chain_ids=(0, 1), draws=5, observables=(), label_means=None, traces=False, diverged=()
+    rng,
+    n: int,
+    q: int,
+    *,
+    chain_ids=(0, 1),
+    draws=5,
+    observables=(),
+    label_means=None,
+    traces=False,
+    diverged=(),
+    conditioned=False,
 ) -> Estimate:
     """An estimate of n x q; `observables` are Influences, `diverged` are chain ids."""
     chains = len(chain_ids)
@@ -69,7 +84,7 @@ def make_estimate(
         return rng.normal(size=(chains, draws, *shape))
 
     return Estimate(
-        losses=make_influence(rng, n, q),
+        losses=make_influence(rng, n, q, conditioned=conditioned),
         observables={each.name: each for each in observables},
         train_mean=rng.normal(size=n),
         train_std=abs(rng.normal(size=n)),
@@ -89,6 +104,7 @@ def make_estimate(
         chains=Chains(num_chains=chains + len(diverged), num_draws=draws),
         parameters=("layer.weight", "layer.bias"),
         num_weights=12,
+        ridge=0.125 if conditioned else None,
         label_means=label_means,
         traces=Traces(
             train=normal(n).astype(np.float32),
@@ -105,8 +121,8 @@ def make_full(rng, n: int = 7, q: int = 4):
     train = make_samples("train", n, classes=("cat", "dog", "ünit"), texts=True)
     query = make_samples("query", q, classes=("cat", "dog"), texts=True)
     observables = (
-        make_influence(rng, n, 2, name="accuracy", unit="1", columns=("cat", "dog")),
-        make_influence(rng, n, q, name="margin", unit="m"),
+        make_influence(rng, n, 2, name="accuracy", unit="1", columns=("cat", "dog"), conditioned=True),
+        make_influence(rng, n, q, name="margin", unit="m", conditioned=True),
     )
     estimate = make_estimate(
         rng,
@@ -117,5 +133,9 @@ def make_full(rng, n: int = 7, q: int = 4):
         label_means=make_label_means(rng, train, query),
         traces=True,
         diverged=(1,),
+        conditioned=True,
     )
+    stability = np.where(np.arange(q) < 3, 0.5, np.nan)
+    diagnostics = replace(estimate.diagnostics, noise_ratio=0.5, llc_ratio=1.25, control_agreement=0.25)
+    estimate = replace(estimate, top_stability=stability, diagnostics=diagnostics, effective_dimension=6.5)
     return train, query, estimate

@@ -13,6 +13,7 @@ import numpy as np
 from archive_examples import make_full
 from bif_lightning.archive.schema import VERSION
 from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.verdict import judge
 
 
 def main() -> None:
@@ -25,6 +26,17 @@ def main() -> None:
     expected = {
         "influence": estimate.influence.tolist(),
         "correlation_of_query_0": estimate.correlation[:, 0].tolist(),
+        "conditioned": estimate.conditioned.tolist(),
+        "accuracy_conditioned": estimate.observables["accuracy"].conditioned.tolist(),
+        "top_stability": [value for value in estimate.top_stability.tolist() if value == value],
+        "chains": {
+            "ridge": estimate.ridge,
+            "effective_dimension": estimate.effective_dimension,
+            "noise_ratio": estimate.diagnostics.noise_ratio,
+            "llc_ratio": estimate.diagnostics.llc_ratio,
+            "control_agreement": estimate.diagnostics.control_agreement,
+        },
+        "verdict": judge(estimate).word,
         "accuracy_influence": estimate.observables["accuracy"].influence.tolist(),
         "label_correlation": estimate.label_means.correlation.tolist(),
         "loss_trace": estimate.loss_trace.tolist(),

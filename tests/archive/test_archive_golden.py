@@ -30,9 +30,26 @@ def test_golden_files_are_read(folder):
     assert list(train.ids) == expected["train_id"]
     assert list(query.texts) == expected["query_text"]
     assert train.thumbnails[0].startswith(b"\x89PNG")
+    if "conditioned" in expected:
+        np.testing.assert_allclose(run.conditioned[0], expected["conditioned"], rtol=1e-7)
+        np.testing.assert_allclose(run.accuracy_conditioned[0], expected["accuracy_conditioned"], rtol=1e-7)
+        np.testing.assert_allclose(run.top_stability[0].dropna("query"), expected["top_stability"])
+        assert {name: run[name].item() for name in expected["chains"]} == expected["chains"]
+        assert run.verdict.item() == expected["verdict"]
     best = top(run, 0, k=1)
     assert best.value[0] == np.float32(np.min(np.array(expected["influence"])[:, 0]))
     assert best.label[0] in ("cat", "dog", "ünit")
+
+
+def test_files_of_1_0_lack_what_1_1_added():
+    run = open_run(GOLDEN[0].with_name("1.0"))
+    for name in ("conditioned", "accuracy_conditioned", "top_stability", "ridge", "effective_dimension"):
+        assert name not in run
+    for name in ("noise_ratio", "llc_ratio", "control_agreement"):
+        assert np.isnan(run[name].item())
+    assert (run.verdict.item(), run.verdict_reason.item()) == ("", "")
+    with pytest.raises(ValueError, match="the run has no conditioned influence"):
+        top(run, 0, by="conditioned")
 
 
 def test_the_current_version_has_golden_files():

@@ -21,7 +21,9 @@ from bif_lightning.archive.provenance import provenance, without_secrets
 from bif_lightning.archive.read import open_run, open_samples
 from bif_lightning.archive.schema import round_to_10_bits
 from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.config import Pairs, Sampler, Subspace
 from bif_lightning.samples import Samples
+from bif_lightning.verdict import judge
 
 
 def same_samples(a: Samples, b: Samples) -> bool:
@@ -49,9 +51,14 @@ def test_every_part_comes_back(tmp_path, rng):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["samples.h5", path.name]
     run = open_run(tmp_path)
     for prefix, influence in {"": estimate.losses, "accuracy_": estimate.observables["accuracy"]}.items():
-        for name in ("influence", "correlation"):
+        for name in ("influence", "correlation", "conditioned"):
             for part in (name, f"{name}_standard_error"):
                 np.testing.assert_array_equal(run[prefix + part].sel(step=6000), getattr(influence, part))
+    assert (run.ridge.item(), run.effective_dimension.item()) == (estimate.ridge, estimate.effective_dimension)
+    np.testing.assert_array_equal(run.top_stability[0], estimate.top_stability)
+    assert run.verdict.item() == "diverged"
+    assert run.verdict_reason.item() == str(judge(estimate))
+    assert run.conditioned.attrs["sign"].startswith("conditioned influence = ")
     assert run.margin_influence.dims == ("step", "train", "query")
     assert run.accuracy_influence.sel(accuracy_column="dog").dims == ("step", "train")
     np.testing.assert_array_equal(run.accuracy_mean[0], estimate.observables["accuracy"].mean)
@@ -75,6 +82,26 @@ def test_every_part_comes_back(tmp_path, rng):
     assert run.correlation.attrs["sign"].startswith("correlation = +Corr")
     for written, read in zip((train, query), open_samples(tmp_path), strict=True):
         assert same_samples(written, read)
+
+
+@pytest.mark.parametrize("sampler", [Pairs(), Subspace(localization=2.0)], ids=lambda sampler: type(sampler).__name__)
+def test_the_kind_of_the_sampler_is_told(tmp_path, rng, sampler: Sampler):
+    train, query = make_samples("train", 5), make_samples("query", 3)
+    estimate = dataclasses.replace(make_estimate(rng, 5, 3), sampler=sampler)
+    write_dump(tmp_path, estimate, step=0, epoch=0, train=train, query=query)
+    told = json.loads(open_run(tmp_path).settings_json.item())["sampler"]
+    assert told == {"kind": type(sampler).__name__} | dataclasses.asdict(sampler)
+
+
+def test_steps_without_a_conditioned_influence_are_nan(tmp_path, rng):
+    train, query = make_samples("train", 5), make_samples("query", 3)
+    for step, conditioned in enumerate((True, False)):
+        estimate = make_estimate(rng, 5, 3, conditioned=conditioned)
+        write_dump(tmp_path, estimate, step=step, epoch=0, train=train, query=query)
+    run = open_run(tmp_path)
+    assert np.isfinite(run.conditioned.values).all(axis=(1, 2)).tolist() == [True, False]
+    np.testing.assert_array_equal(run.ridge, [0.125, np.nan])
+    assert "effective_dimension" not in run
 
 
 def test_records_and_traces_are_plain_hdf5(tmp_path, rng):

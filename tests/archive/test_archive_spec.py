@@ -126,7 +126,7 @@ def test_samples_file_is_the_table(tmp_path):
 
 def test_words_of_every_dataset(full):
     signed = re.compile(
-        r"(\w+_)?(influence|correlation)|labels/(influence|correlation)|overview/block|plot/(influence|correlation)"
+        r"(\w+_)?(influence|correlation|conditioned)|labels/(influence|correlation)|overview/block|plot/(influence|correlation)"
     )
 
     def check(name: str, node: object) -> None:
@@ -141,6 +141,19 @@ def test_words_of_every_dataset(full):
 
     with h5py.File(full) as file:
         file.visititems(check)
+
+
+def test_the_last_version_lists_what_it_added(full):
+    """By what the 1.0 golden dump lacks: each name stands in the paragraph on 1.1, and no other does."""
+    old = Path(__file__).parent / "golden" / "1.0" / "step=000000300.h5"
+    words = SPEC.partition("- 1.1 added")[2].partition("- 1.0 was")[0]
+    listed = set(re.findall(r"`([^`]+)`", words)) - {"kind", "settings_json", "verdict"}
+    new = {
+        name.replace("accuracy_", "<observable>_").replace("margin_", "<observable>_")
+        for name in set(found(full)) - set(found(old))
+    }
+    assert {name for name in new if not name.endswith(("_standard_error", "_json"))} == listed
+    assert {name for _, name in attributes(full)} - {name for _, name in attributes(old)} == {"verdict"}
 
 
 def test_version_is_the_one_described():

@@ -61,6 +61,26 @@ def test_top_by_correlation_agrees_on_who_helps(folder):
     assert top(run, 0, k=1, step=100).value.tolist() == [-1.5, 2.5]
 
 
+def test_top_by_the_conditioned_influence_reads_its_sign_as_that_of_influence(tmp_path, parts, rng):
+    train, query, estimate = parts
+    further = make_influence(rng, 6, 2, name="accuracy", unit="1", columns=("cat", "dog"), conditioned=True)
+    error = np.full_like(INFLUENCE, 0.5)
+    # Influence and correlation stay those of the fixture, which rank otherwise.
+    losses = dataclasses.replace(estimate.losses, conditioned=INFLUENCE[::-1], conditioned_standard_error=error)
+    estimate = dataclasses.replace(estimate, losses=losses, observables={"accuracy": further}, ridge=0.1)
+    write_dump(tmp_path, estimate, step=1, epoch=0, train=train, query=query)
+    run = open_run(tmp_path)
+    table = top(run, 0, by="conditioned")
+    assert table.train.tolist() == [5, 2, 1, 4]
+    assert table.effect.tolist() == ["helps", "helps", "hurts", "hurts"]
+    assert table.value.tolist() == [-3, -1, 5, 2]
+    assert table.standard_error.tolist() == [0.5] * 4
+    assert top(run, "dog", k=1, by="conditioned", observable="accuracy").train[0] == further.conditioned[:, 1].argmin()
+    assert trajectory(run, 5, 0, by="conditioned").value.tolist() == [-3]
+    with pytest.raises(ValueError, match="no observable 'margin'; it has 'loss', 'accuracy'"):
+        top(run, 0, by="conditioned", observable="margin")
+
+
 def test_top_of_an_observable_says_lowers_and_raises(folder, parts):
     matrix = parts[2].observables["accuracy"].influence
     table = top(open_run(folder), "dog", k=1, observable="accuracy")
@@ -96,7 +116,8 @@ def test_errors_list_what_is_near(folder):
         "no query has the number 7; the nearest are 0, 1": {"query": 7},
         "no query has the number -1": {"query": -1},
         "no step 120; the nearest are 100, 200": {"step": 120},
-        "'influence' or 'correlation'": {"by": "bif"},
+        "by is 'bif'; it must be 'influence', 'correlation' or 'conditioned'": {"by": "bif"},
+        "the run has no conditioned influence.*rank by influence": {"by": "conditioned"},
         "no observable 'margin'; it has 'loss', 'accuracy', 'constant'": {"observable": "margin"},
         "k is 0": {"k": 0},
         "NaN for every train example at step 200": {"observable": "constant"},
@@ -127,6 +148,8 @@ def test_by_label(folder, parts):
     np.testing.assert_array_equal(
         by_label(open_run(folder), by="influence").standard_error[0], parts[2].label_means.influence_standard_error
     )
+    with pytest.raises(ValueError, match="made of the influence and the correlation"):
+        by_label(open_run(folder), by="conditioned")
     chosen = means["mean"].sel(train_label=1, query_label=0, step=100)
     assert chosen.item() == parts[2].label_means.correlation[1, 0]
 

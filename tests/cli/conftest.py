@@ -68,6 +68,9 @@ def estimate(step: int, *, labels: bool = True) -> Estimate:
             llc_standard_error=0.75,
             drift=-0.5,
             score_agreement=float("nan") if step == 0 else 0.91,
+            noise_ratio=0.125,
+            llc_ratio=1.25,
+            control_agreement=0.375,
         ),
         cost=Cost(seconds=3.21, steps=24, workers=1, extra_bytes=1000),
         sampler=SGLD(step_size=1e-5, inverse_temperature=100.0, localization=10.0),
@@ -85,6 +88,7 @@ def estimate(step: int, *, labels: bool = True) -> Estimate:
         if labels
         else None,
         notes=("the loss has dropout",) * last,
+        top_stability=np.array([0.75, 0.5, np.nan]),
     )
 
 

@@ -41,11 +41,14 @@ def test_show_tells_each_step(run: Path, capsys: Capture) -> None:
     assert "5 train x 3 query examples, 3 snapshots, influence on loss, margin" in printed
     rows = [line.split() for line in printed.splitlines() if line.strip().startswith(("0 ", "10 ", "200 "))]
     shared = ["2.303", "+15.25", "±", "0.75", "1.01", "12.3", "-0.5"]
+    bias = ["0.12", "1.2", "0.38"]
     assert rows == [
-        ["0", "0", *shared, "-", "4/4", "3.21"],
-        ["10", "1", *shared, "0.91", "4/4", "3.21"],
-        ["200", "20", *shared, "0.91", "3/4", "3.21"],
+        ["0", "good", *shared, "-", *bias, "4/4", "3.21"],
+        ["10", "good", *shared, "0.91", *bias, "4/4", "3.21"],
+        ["200", "diverged", *shared, "0.91", *bias, "3/4", "3.21"],
     ]
+    assert "step 200: diverged: 1 of 4 chains left the posterior" in printed
+    assert "step 0: good" not in printed
     assert "step 200: chain 3 diverged at draw 4" in printed
     assert "note: the loss has dropout" in printed
     assert ["cat", "-0.250", "±", "0.010", "+0.500", "±", "0.010"] in [line.split() for line in printed.splitlines()]
@@ -104,6 +107,9 @@ def test_top_ranks_helpful_then_harmful(run: Path, capsys: Capture) -> None:
     assert examples[0]["standard_error"] == pytest.approx(0.3)
     assert (shown["query"], shown["id"], shown["step"], shown["by"]) == (1, "7", 200, "influence")
     assert shown["sign"] == INFLUENCE_SIGN
+    assert shown["top_stability"] == 0.5
+    assert shown["verdict"].startswith("diverged: 1 of 4 chains")
+    assert answer(capsys, "top", run, "--query", 2)["top_stability"] is None
 
 
 def test_top_by_correlation_agrees_on_who_helps(run: Path, capsys: Capture) -> None:
@@ -133,6 +139,8 @@ def test_top_as_text_marks_doubtful_signs_and_escapes_controls(run: Path, capsys
     assert "?" in lines["1"]
     assert "?" not in lines["2"] + lines["0"] + lines["4"]
     assert "? = within 2 standard errors of 0" in printed
+    assert "the other half finds 50% too" in printed
+    assert "The snapshot is diverged: 1 of 4 chains" in printed
     assert "\x1b" not in printed
     assert lines["4"].endswith("…")
 

@@ -31,13 +31,15 @@ def differences(one: object, other: object, path: str = "") -> list[str]:
     return [] if repr(one) == repr(other) else [path]
 
 
-def with_threads(threads: int, make: object = models.mlp) -> Estimate:
+def with_threads(threads: int, kind: str = "SGLD", make: object = models.mlp) -> Estimate:
+    sampler, chains = ranks.KINDS[kind]
+    chains = CHAINS if kind == "SGLD" else chains
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         return estimate(
             models.seeded(make), models.cross_entropy, models.data(), models.data(1, 4),
-            sampler=ranks.SAMPLER, chains=CHAINS, train_labels=[0, 1] * 6, query_labels=[0, 1, 1, 0],
+            sampler=sampler, chains=chains, train_labels=[0, 1] * 6, query_labels=[0, 1, 1, 0],
         )  # fmt: skip
     finally:
         torch.set_num_threads(before)
@@ -50,6 +52,11 @@ def test_chains_side_by_side_give_the_same_bits() -> None:
     assert differences(one, with_threads(4)) == []
 
 
+@pytest.mark.parametrize("kind", ranks.KINDS)
+def test_threads_give_every_sampler_the_same_bits(kind: str) -> None:
+    assert differences(with_threads(1, kind), with_threads(3, kind)) == []
+
+
 @pytest.mark.parametrize("ranks_", [1, 2, 3, 5])
 def test_every_chain_is_placed_once(ranks_: int) -> None:
     placed = [c for rank in range(ranks_) for c in Placement(rank, ranks_).mine(7)]
@@ -57,11 +64,11 @@ def test_every_chain_is_placed_once(ranks_: int) -> None:
 
 
 def test_two_processes_give_the_same_bits_as_one(tmp_path: Path) -> None:
-    alone = ranks.estimated()
     mp.spawn(ranks.work, args=(2, str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        found = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())
-        assert differences(alone, found) == []
+    both = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    for kind in ranks.KINDS:
+        alone = ranks.estimated(kind)
+        assert [differences(alone, found[kind]) for found in both] == [[], []], kind
 
 
 def test_ranks_succeed_or_fail_together(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from bif_lightning.diagnostics import (
     local_learning_coefficient,
     score_agreement,
     split_rhat,
+    top_stability,
 )
 
 SAMPLER = SGLD(step_size=0.03, inverse_temperature=7.0, localization=11.0)
@@ -96,6 +97,31 @@ def test_score_agreement_leaves_out_queries_without_scores() -> None:
     assert score_agreement(one, -one) == pytest.approx(-1.0)
     assert math.isnan(score_agreement(one[:, 1:], one[:, 1:]))
     assert math.isnan(score_agreement(one[:2], one[:2]))
+
+
+def test_top_stability_is_the_share_of_both_ends_that_is_found_again() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(30, 4)), rng.normal(size=(30, 4))
+    other[:, :2] += 2 * one[:, :2]
+    for k, used in ((5, 5), (10, 7)):  # at most a quarter of the examples
+        expected = [
+            np.mean([
+                len({*np.argsort(sign * one[:, j])[:used]} & {*np.argsort(sign * other[:, j])[:used]}) / used
+                for sign in (1, -1)
+            ])
+            for j in range(4)
+        ]  # fmt: skip
+        got = top_stability(torch.from_numpy(one), torch.from_numpy(other), k)
+        np.testing.assert_allclose(got, expected)
+    assert top_stability(torch.from_numpy(one), torch.from_numpy(one)).tolist() == [1.0] * 4
+    assert top_stability(torch.from_numpy(one), -torch.from_numpy(one)).tolist() == [0.0] * 4
+
+
+def test_top_stability_is_unknown_without_scores() -> None:
+    one = torch.arange(8.0)[:, None].repeat(1, 2)
+    one[:, 1] = 0.0
+    assert top_stability(one, one).isnan().tolist() == [False, True]
+    assert bool(top_stability(one[:3], one[:3]).isnan().all())
 
 
 def test_what_left_the_posterior() -> None:

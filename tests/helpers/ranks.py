@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import small_models as models
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
 from bif_lightning.estimator import estimate
 from bif_lightning.placement import Meeting, current_placement
 from bif_lightning.result import Estimate
@@ -18,11 +18,21 @@ SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)
 CHAINS = Chains(num_chains=3, num_draws=9, batch_size=5, storage="moments")
 
 
-def estimated() -> Estimate:
+KINDS: dict[str, tuple[Sampler, Chains]] = {
+    "SGLD": (SAMPLER, CHAINS),
+    "SGLD, conditioned": (SAMPLER, replace(CHAINS, storage="auto")),
+    "SGLD in directions": (replace(SAMPLER, num_directions=5), CHAINS),
+    "Pairs": (Pairs(scale=0.05), Chains(num_chains=3, num_draws=8)),
+    "Subspace": (Subspace(num_directions=7), Chains(num_chains=3, num_draws=4)),
+}
+
+
+def estimated(kind: str) -> Estimate:
     torch.set_num_threads(2)
+    sampler, chains = KINDS[kind]
     return estimate(
         models.seeded(models.mlp), models.cross_entropy, models.data(), models.data(1, 4),
-        sampler=SAMPLER, chains=CHAINS, train_labels=[0, 1] * 6, query_labels=[0, 1, 1, 0],
+        sampler=sampler, chains=chains, train_labels=[0, 1] * 6, query_labels=[0, 1, 1, 0],
     )  # fmt: skip
 
 
@@ -82,6 +92,6 @@ def work(rank: int, world_size: int, folder: str) -> None:
     """Estimate as one of `world_size` processes, and leave the result in the folder."""
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
     try:
-        Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(estimated()))
+        Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps({kind: estimated(kind) for kind in KINDS}))
     finally:
         dist.destroy_process_group()

@@ -62,7 +62,7 @@ class BrokenRecord(Record):
     """A chain of which rank 1 cannot read the last rows."""
 
     def moments(self, rows: slice) -> blocks.Moments:
-        if dist.get_rank() == 1 and rows.stop > 90:
+        if dist.get_rank() == 1 and rows.stop > 90 and rows.step is None:  # but as a sample of all
             raise ArithmeticError("no such rows")
         return super().moments(rows)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.utils.data import Subset, TensorDataset
 
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import SGLD, Chains, Pairs, Subspace
 from bif_lightning.estimator import estimate
 from bif_lightning.influence import correlation, influence, products
 from bif_lightning.moments import Moments, from_draws, merge, push, stack, zero
@@ -154,16 +154,26 @@ WRONG = {
     SGLD: {
         "step_size": NOT_POSITIVE, "rmsprop_stability": NOT_POSITIVE, "inverse_temperature": NEGATIVE,
         "localization": NEGATIVE, "rmsprop_decay": NOT_DECAY, "preconditioner": st.sampled_from(["adam", "", 0]),
-        "gradient": st.sampled_from(["svrg", None, ""]),
+        "gradient": st.sampled_from(["svrg", None, ""]), "num_directions": st.sampled_from([0, -1, 2.0, True, "3"]),
+    },
+    Pairs: {"scale": NOT_POSITIVE},
+    Subspace: {
+        "num_directions": BELOW_ONE, "inverse_temperature": NOT_POSITIVE, "span": NOT_POSITIVE,
+        "localization": NOT_POSITIVE.filter(lambda value: value is not None),
     },
     Chains: {
         "num_chains": BELOW_ONE, "num_draws": BELOW_ONE, "thinning": BELOW_ONE, "batch_size": BELOW_ONE,
         "num_threads": BELOW_ONE,
         "burn_in": BELOW_ZERO, "seed": BELOW_ZERO, "centring": st.sampled_from(["", None, "both"]),
-        "storage": st.sampled_from(["disk", None]),
+        "storage": st.sampled_from(["disk", None]), "ridge": st.sampled_from([0, -1.0, float("nan"), "best", True]),
     },
 }  # fmt: skip
-RIGHT = {SGLD: SGLD(step_size=0.1, inverse_temperature=1.0, localization=1.0), Chains: Chains()}
+RIGHT = {
+    SGLD: SGLD(step_size=0.1, inverse_temperature=1.0, localization=1.0),
+    Pairs: Pairs(),
+    Subspace: Subspace(),
+    Chains: Chains(),
+}
 
 
 @quick

@@ -77,7 +77,8 @@ def test_the_forecast_divides_chains_and_rows(ranks: list[Results]) -> None:
     for result in ranks:
         found = result["forecast"]
         assert (found.ranks, found.workers) == (len(ranks), 1)
-        assert found.seconds == chains * 34 + tiles
+        # And the real time in which nothing is looked up before the first draw.
+        assert found.seconds == pytest.approx(chains * 34 + tiles, abs=0.1)
 
 
 def test_threads_and_the_file_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

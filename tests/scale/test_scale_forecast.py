@@ -42,7 +42,7 @@ def test_the_matrices_count(tmp_path: Path) -> None:
     few = replace(CHAINS, num_chains=1, num_draws=4)
     small, large = (forecast(problem(size, size), SAMPLER, few, placement=Placement()) for size in (100, 1500))
     assert large.seconds > 2 * small.seconds
-    stored = 4 * 4 * 1500**2 + 2 * 8 * 64 * 1500
+    stored = 6 * 4 * 1500**2 + 2 * 8 * 64 * 1500
     assert small.file_bytes == large.file_bytes == 0
     assert large.extra_bytes > 2 * stored  # as long as blocks wait, too
     in_file = forecast(problem(1500, 1500), SAMPLER, few, placement=Placement(), matrix_bytes=1000, scratch=tmp_path)

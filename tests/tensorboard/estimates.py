@@ -113,7 +113,15 @@ def estimate_from(
         distance_trace=np.sqrt(time + 1.0) * np.ones((chains, 1)),
         divergences=(),
         diagnostics=Diagnostics(
-            rhat=1.012, ess=231.4, llc=12.31, llc_standard_error=0.42, drift=0.7, score_agreement=0.91
+            rhat=1.012,
+            ess=231.4,
+            llc=12.31,
+            llc_standard_error=0.42,
+            drift=0.7,
+            score_agreement=0.91,
+            noise_ratio=0.2,
+            llc_ratio=1.3,
+            control_agreement=0.3,
         ),
         cost=Cost(seconds=3.5, steps=400, workers=2, extra_bytes=1 << 20),
         sampler=SGLD(step_size=1e-5, inverse_temperature=1000.0, localization=100.0),
@@ -121,6 +129,7 @@ def estimate_from(
         parameters=("weight",),
         num_weights=650,
         label_means=means_of(correlation, train, query) if labelled else None,
+        top_stability=np.where(np.arange(len(query)) < 5, 0.75, np.nan),
     )
 
 

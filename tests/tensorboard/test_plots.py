@@ -63,8 +63,8 @@ def test_every_figure_has_a_title_and_says_what_its_sign_means(digits):
         assert "Corr(" in text or "Cov(" in text
 
 
-@pytest.mark.parametrize(("quantity", "helpful"), [("correlation", 0.4), ("influence", -0.4)])
-def test_blue_helps_and_orange_hurts_for_either_quantity(quantity, helpful):
+@pytest.mark.parametrize(("quantity", "helpful"), [("correlation", 0.4), ("influence", -0.4), ("conditioned", -0.4)])
+def test_blue_helps_and_orange_hurts_for_every_quantity(quantity, helpful):
     train, query = bare(2, "t"), bare(1, "q")
     figure = plots.heatmap(np.array([[helpful], [-helpful]]), train, query, quantity=quantity)
     drawn = image(figure)
@@ -74,6 +74,37 @@ def test_blue_helps_and_orange_hurts_for_either_quantity(quantity, helpful):
     white = drawn.cmap(drawn.norm(0.0))
     assert min(white[:3]) > 0.98
     assert drawn.norm.vmin == -drawn.norm.vmax
+
+
+def test_the_conditioned_influence_is_ranked_and_named_as_such(digits):
+    """It says the opposite of the influence here, so that the order of the cards tells which one was ranked."""
+    estimate, train, query = digits
+    losses = replace(
+        estimate.losses,
+        conditioned=-estimate.influence,
+        conditioned_standard_error=np.full_like(estimate.influence, 1e-6),
+    )
+    conditioned = replace(estimate, losses=losses)
+    text = words(plots.extremes(conditioned, 0, train, query, quantity="conditioned", k=1))
+    best, worst = estimate.influence[:, 0].argmax(), estimate.influence[:, 0].argmin()
+    assert text.index(train.ids[best]) < text.index(train.ids[worst])
+    assert "conditioned influence, nat² ± standard error" in text
+    assert "query loss | train losses). Blue, < 0" in " ".join(text.split())
+    drawn = words(plots.heatmap(losses.conditioned, train, query, quantity="conditioned"))
+    assert "Conditioned influence of every train example on every query" in drawn
+    with pytest.raises(ValueError, match=r"no conditioned influence.*show influence"):
+        plots.extremes(estimate, 0, train, query, quantity="conditioned")
+    with pytest.raises(ValueError, match="no means over labels"):
+        plots.label_means(estimate.label_means, quantity="conditioned")
+    with pytest.raises(ValueError, match="no means over labels"):
+        plots.influence_evolution([0], [estimate.label_means], quantity="conditioned")
+
+
+def test_the_heatmap_s_title_says_whether_it_can_be_trusted(digits):
+    estimate, train, query = digits
+    title = "every train example with every query"
+    assert f"{title} (noisy)" in words(plots.heatmap(estimate.correlation, train, query, verdict="noisy"))
+    assert f"{title} (" not in words(plots.heatmap(estimate.correlation, train, query))
 
 
 def test_heatmap_is_ordered_by_label_and_loses_no_example(digits):

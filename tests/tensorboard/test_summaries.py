@@ -23,7 +23,7 @@ from bif_lightning.tensorboard.summaries import (
     scalars,
     write_summaries,
 )
-from bif_lightning.tensorboard.texts import escape, top_table
+from bif_lightning.tensorboard.texts import escape, top_table, verdict_text
 
 from .estimates import bare, digits_estimate, estimate_from, influence_of, texts
 
@@ -123,8 +123,8 @@ def test_each_view_can_be_asked_for_alone(digits, tmp_path, view):
     )
     starts = {
         "scalars": "bif/", "bands": ("bif/correlation_", "bif/same_", "bif/other_"), "heatmap": "bif/heatmap",
-        "labels": "bif/labels", "chains": "bif/chains", "tables": "bif/top_table/", "histograms": "bif/correlations",
-        "cards": "bif/top_cards/",
+        "labels": "bif/labels", "chains": "bif/chains", "tables": ("bif/top_table/", "bif/verdict"),
+        "histograms": "bif/correlations", "cards": "bif/top_cards/",
     }  # fmt: skip
     tags = all_tags(events) - {"custom_scalars__config__"}
     assert tags
@@ -214,6 +214,22 @@ def test_a_table_lists_the_strongest_with_errors_and_says_which_are_unsure():
     assert "+0.500 ± 0.040 |" in rows[0]
     assert "+0.050 ± 0.040, unsure" in rows[1]
     assert "positive = the train example helps" in " ".join(table.split())
+
+
+def test_every_snapshot_says_whether_it_can_be_trusted(digits, tmp_path):
+    estimate, train, query = digits
+    noisy = replace(estimate, diagnostics=replace(estimate.diagnostics, noise_ratio=4.0))
+    given = {"train": train, "query": query, "views": ("tables", "scalars"), "introduce": False}
+    events = written(tmp_path, {**given, "estimate": estimate, "step": 1}, {**given, "estimate": noisy, "step": 2})
+    assert text_of(events, "bif/verdict") == verdict_text(noisy)
+    assert "This snapshot is **good**" in verdict_text(estimate)
+    assert "This snapshot is **noisy**: minibatches move the chains 4 times" in verdict_text(noisy)
+    assert "To do: lower step&#95;size" in verdict_text(noisy)
+    assert verdict_text(noisy) in top_table(noisy, 7, train, query, 1)
+    assert "the rest finds 75% too" in top_table(noisy, 4, train, query, 1)
+    assert "the rest finds" not in top_table(noisy, 5, train, query, 1)
+    assert [each.value for each in events.Scalars("bif/noise_ratio")] == pytest.approx([0.2, 4.0])
+    assert events.Scalars("bif/top_stability")[0].value == 0.75
 
 
 def test_markup_in_ids_labels_and_texts_stays_literal():

@@ -161,7 +161,7 @@ class Surviving(bl.BIFCallback):
         """One snapshot."""
         super()._take(trainer, module)
 
-    def _take(self, trainer: Any, module: Any) -> None:
+    def _take(self, trainer: Any, module: Any, **_: bool) -> None:
         due = self.plan.pop(0) if self.plan else None
         before = condition(trainer, module)
         FUSE.light(due, self.error)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,27 @@ MODULES = {
     "gradient hooks": Case(build=zoo.Watched, extra=count_of_hooks),
     "hooks on batches": Case(build=zoo.Prepared, losses=None),
 }
+# The sampler that is taken where none is given, on what second derivatives and gradients of single examples meet.
+CLOSED = {"sampler": None, "chains": None}
+MODULES |= {
+    f"closed form, {name}": replace(MODULES[name], losses=None, bif=CLOSED)
+    for name in (
+        "plain",
+        "tied weights",
+        "dropout",
+        "BatchNorm",
+        "attention",
+        "checkpointed",
+        "compiled",
+        "hooks on batches",
+    )
+}
 
 
 SLOW = {"GRU", "LayerNorm and GroupNorm", "weight_norm, hook", "checkpointed, reentrant", "TorchScript part"}
-SLOW |= {"compiled part", "attention", "loss given", "BatchNorm"}
+SLOW |= {"compiled part", "attention", "loss given", "BatchNorm", "transformer layer", "weight_norm", "spectral_norm"}
+SLOW |= {"buffers replaced", "part compiled in place", "lists that grow", "frozen part", "gradient hooks"}
+SLOW |= {f"closed form, {name}" for name in ("tied weights", "BatchNorm", "compiled", "hooks on batches")}
 """Each has a near relative that always runs."""
 
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODULES]

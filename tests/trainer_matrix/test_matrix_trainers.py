@@ -213,7 +213,9 @@ TRAINERS |= {
 SLOW = {"noisy data, two persistent workers", "noisy data, two workers", "accumulation by epoch", "clipping by value"}
 SLOW |= {"advanced profiler", "anomaly detection", "limited batches", "validation", "validation every 2 steps"}
 SLOW |= {"early stopping first", "weights averaged", "stochastic weight averaging first", "64-true", "bf16-mixed"}
-SLOW |= {"learning rates watched", "noisy data, own indices", "no epochs, only steps"}
+SLOW |= {"learning rates watched", "noisy data, own indices", "no epochs, only steps", "checkpoints", "deterministic"}
+SLOW |= {"simple profiler", "overfit batches", "validation inside an epoch", "weights averaged first", "two loaders"}
+SLOW |= {"loaders made anew", "list of one loader", "noisy data, one worker", "bf16-mixed, BatchNorm", "16-mixed"}
 """Each has a near relative that always runs."""
 
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TRAINERS]

@@ -1,0 +1,126 @@
+"""Measures of bias that need no labels: the noise ratio of SGLD, and the LLC against the curvature at the snapshot.
+
+Monte Carlo error shows in the spread of chains. Bias does not: it is the same in all of them.
+
+Noise ratio. A step of SGLD adds its own noise, of covariance ε·I, and the noise of its minibatch, of covariance
+(ε/2)²·(nβ)²·C, with C the covariance of the minibatch gradient that the step moves by. Their ratio is largest along an
+eigenvector of C:
+
+    ratio = ε·(nβ)²·λmax(C)/4      (C = F/m for plain minibatches of m, F the covariance of one example's gradient)
+
+With a preconditioner ε is a diagonal matrix, and λmax that of ε^½·C·ε^½. With control variates C vanishes at w*, so
+that it is measured where chains stand: after a few steps, when the stiff directions, which C is largest along, have
+relaxed.
+"""
+
+import math
+
+import torch
+
+from bif_lightning.chain import Plan, Walker
+from bif_lightning.config import SGLD
+from bif_lightning.curvature import Gradients, hessian_spectrum, spread_rows
+
+_CHAIN = -2  # the key of this walk in the noise; chains count from 0
+_STEPS = 8  # from w*, until the stiff directions have relaxed
+_GRADIENTS = 8
+_KEPT_BYTES = 1 << 29  # of gradients at once
+_LEAST_GRADIENTS = 4
+
+_SHARE = 0.02  # of a snapshot's passes, for the curvature
+_LANCZOS = 8  # steps, of two gradients each
+_PASSES = 3  # forward passes that a gradient costs as much as
+_STEP = 1e-5  # of finite differences, in the norm of the weights
+_LEAST_ROWS, _MOST_ROWS = 32, 512
+
+
+def noise_ratio(plan: Plan) -> float:
+    """Variance that minibatches give a step, in that of its own noise, along the direction where it is largest.
+
+    NaN for a sampler that is no SGLD, or where so many gradients do not fit into memory. Collective for a module in
+    shards.
+    """
+    host, sampler, chains = plan.host, plan.sampler, plan.chains
+    if not isinstance(sampler, SGLD):
+        return math.nan
+    if not sampler.inverse_temperature or chains.batch_size >= len(plan.problem.training):
+        return 0.0
+    count = min(_GRADIENTS, _KEPT_BYTES // (host.center.element_size() * host.layout.size))
+    if count < _LEAST_GRADIENTS:
+        return math.nan
+    walker = Walker(plan, _CHAIN)
+    try:
+        gradients = _gradients(walker, sampler, count)
+    except Exception:
+        # A model may refuse weights that are no longer finite; shards of one fail together or not at all.
+        if host.sharded or bool(walker.weights.flat.isfinite().all()):
+            raise
+        return math.inf
+    scale = walker.preconditioner.step_sizes(sampler).sqrt() if walker.preconditioner else sampler.step_size**0.5
+    for gradient in gradients:
+        gradient.mul_(scale)
+    gram = torch.tensor([[host.inner(a, b) for b in gradients] for a in gradients], dtype=torch.float64)
+    if not bool(gram.isfinite().all()):
+        return math.inf
+    gram = gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()  # as if the gradients were centred
+    eigenvalues = torch.linalg.eigvalsh(gram) / (count - 1)
+    # The largest eigenvalue of a sample covariance is too large by about the mean of the others.
+    rest = float(eigenvalues[:-1].sum()) / (count - 2)
+    return 0.25 * sampler.inverse_temperature**2 * max(float(eigenvalues[-1]) - rest, 0.0)
+
+
+def _gradients(walker: Walker, sampler: SGLD, count: int) -> list[torch.Tensor]:
+    """Those of `count` minibatches, where the walk stands after a few steps."""
+    for index in range(_STEPS):
+        walker.step(index, sampler)
+    found = list[torch.Tensor]()
+    for index in range(_STEPS, _STEPS + count):
+        walker.load_gradient(index)
+        found.append(walker.weights.gradient.clone())
+    return found
+
+
+def vectors_held(plan: Plan) -> int:
+    """Vectors of the size of the weights that the measurements hold at once, beyond the snapshot."""
+    if not isinstance(plan.sampler, SGLD):
+        return 0
+    walker = 4 if plan.sampler.preconditioner else 2
+    fitting = _KEPT_BYTES // (plan.host.center.element_size() * plan.host.layout.size)
+    return walker + 2 + min(max(_GRADIENTS, _LANCZOS), fitting)
+
+
+def llc_ratio(plan: Plan, llc: float) -> float:
+    """LLC over d_eff/2, d_eff = tr H(H + (γ/nβ)·I)⁻¹ with H the Hessian of the mean loss at w*.
+
+    For a quadratic loss the mean loss of the posterior lies d_eff/(2·nβ) above that at its minimum. `Subspace` knows
+    its d_eff; for SGLD it is measured here, from below where H is stiff only for examples that the measurement, of some
+    of them, left out. NaN for `Pairs`, where SGLD does not run in all weights, where γ or nβ is 0, or where H has no
+    positive part. Collective for a module in shards.
+    """
+    if plan.linear is not None:
+        return _against(llc, plan.linear.normal.effective_dimension)
+    sampler = plan.sampler
+    if not isinstance(sampler, SGLD) or sampler.num_directions is not None:
+        return math.nan
+    if not sampler.localization or not sampler.inverse_temperature:
+        return math.nan
+    rows = spread_rows(len(plan.problem.training), curvature_rows(plan))
+    gradients = Gradients(plan.problem, plan.host, rows=rows, chunk=plan.chains.batch_size, seed=plan.chains.seed)
+    # A longer step crosses kinks of ReLUs, which enter as curvature, in each of the many flat directions.
+    gradients.step = _STEP * max(plan.host.norm(plan.host.center), 1e-3)
+    spectrum = hessian_spectrum(gradients, probes=1, steps=_LANCZOS)
+    return _against(llc, spectrum.effective_dimension(sampler.localization / sampler.inverse_temperature))
+
+
+def _against(llc: float, dimension: float) -> float:
+    return llc / (0.5 * dimension) if dimension > 0 else math.nan
+
+
+def curvature_rows(plan: Plan) -> int:
+    """Examples behind the curvature, so many that it takes about 2 % of a snapshot; from 32 to 512."""
+    chains, problem = plan.chains, plan.problem
+    query = 0 if problem.query is problem.train else len(problem.query)
+    draws, steps = chains.num_chains * chains.num_draws, chains.num_chains * chains.num_steps
+    gradients = 1 if isinstance(plan.sampler, SGLD) and plan.sampler.gradient == "minibatch" else 2
+    passes = draws * (problem.num_train + query) + steps * chains.batch_size * gradients * _PASSES
+    return max(_LEAST_ROWS, min(_MOST_ROWS, int(_SHARE * passes) // (2 * _LANCZOS * _PASSES)))

@@ -1,0 +1,231 @@
+"""The shape of the loss at the snapshot, from gradients only: Hessian spectrum, effective dimension, gradient noise.
+
+Products with the Hessian H of the mean loss are finite differences of gradients,
+
+    H·v = (∇L(w* + h·v) − ∇L(w* − h·v)) / 2h,
+
+so that they work where a second backward pass does not, and for a model in shards. The spectrum comes from stochastic
+Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4)): for a random start z of d numbers,
+tr f(H) ≈ d·Σ_k τ_k·f(θ_k), with θ_k the Ritz values of a few Lanczos steps from z, and τ_k the squared first
+components of the eigenvectors of the tridiagonal matrix; averaged over starts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.noise import GLOBAL, seed_global, stream_seed
+from bif_lightning.problem import Minibatch, Problem
+from bif_lightning.weights import Bound, Host, Weights
+
+EXAMPLES = 512
+"""Training examples behind the measurements, spread over the set; all of them where there are fewer."""
+
+PROBES, STEPS = 2, 16
+"""Random starts and Lanczos steps of the spectrum: 64 gradients of the mean loss in all."""
+
+GRADIENTS = 32
+"""Minibatch gradients behind the noise."""
+
+_RELATIVE_STEP = 1e-3
+_KEPT_BYTES = 2**29
+_LEAST_GRADIENTS = 4
+_POWERS = (-60.0, 60.0)
+_HALVINGS = 100
+_PROBE_KEY = -1
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of a symmetric matrix, each standing for several.
+
+    Attributes:
+        values: eigenvalues (Ritz values), in nats per squared weight unit for the Hessian of a mean loss.
+        counts: how many eigenvalues each stands for; the sum is the number of weights.
+    """
+
+    values: Float[Tensor, " ritz"]
+    counts: Float[Tensor, " ritz"]
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue, from below."""
+        return float(self.values.max())
+
+    @property
+    def smallest(self) -> float:
+        """The smallest eigenvalue, from above; below 0 where the snapshot is no minimum."""
+        return float(self.values.min())
+
+    @property
+    def trace(self) -> float:
+        """The sum of all eigenvalues."""
+        return float(self.values @ self.counts)
+
+    def effective_dimension(self, pull: float) -> float:
+        """d_eff(λ) = tr H(H + λI)⁻¹, the number of directions that the loss holds more firmly than λ does.
+
+        Negative curvature counts as none. λ = γ/nβ, in the unit of the eigenvalues, above 0.
+        """
+        positive = self.values.clamp(min=0)
+        return float((positive / (positive + pull)) @ self.counts)
+
+    def pull_for(self, dimension: float) -> float:
+        """The λ with d_eff(λ) = `dimension`; 0 where fewer eigenvalues than that are positive.
+
+        Raises:
+            ValueError: `dimension` is not above 0.
+        """
+        if dimension <= 0:
+            raise ValueError(f"the effective dimension asked for is {dimension:g}; it must be above 0")
+        scale = self.largest
+        if scale <= 0:
+            return 0.0
+        low, high = _POWERS
+        if self.effective_dimension(scale * 2**low) <= dimension:
+            return 0.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.effective_dimension(scale * 2**middle) > dimension else (low, middle)
+        return scale * 2 ** ((low + high) / 2)
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """The covariance F of the gradient of one example's loss; that of a minibatch of m is about F/m.
+
+    Attributes:
+        largest: λmax(F), in squared nats per squared weight unit; NaN for fewer than 4 training examples.
+        trace: tr F, likewise.
+    """
+
+    largest: float
+    trace: float
+
+
+class Gradients:
+    """Gradients of the mean loss of training examples, at and around the snapshot.
+
+    Args:
+        problem, host: whose loss, and whose snapshot.
+        rows: the training examples; None for `EXAMPLES` of them, spread over the set.
+        chunk: examples in one backward pass.
+        seed: of the model's own randomness, where it has any.
+    """
+
+    def __init__(
+        self, problem: Problem, host: Host, *, rows: Tensor | None = None, chunk: int = 64, seed: int = 0
+    ) -> None:
+        self.problem, self.host, self.seed = problem, host, seed
+        chosen = spread_rows(len(problem.training), EXAMPLES) if rows is None else rows
+        self.batches = [(problem.minibatch(part), len(part) / len(chosen)) for part in chosen.split(chunk)]
+        self.weights: Weights = host.weights()
+        self.bound: Bound = host.bind(self.weights)
+        self.step = _RELATIVE_STEP * max(host.norm(host.center), 1e-3)
+
+    def at(self, direction: Tensor, distance: float) -> Float[Tensor, " weight"]:
+        """∇L(w* + distance·direction)."""
+        with torch.no_grad():
+            torch.add(self.host.center, direction, alpha=distance, out=self.weights.flat)
+        return self._mean(self.batches)
+
+    def hessian(self, direction: Tensor) -> Float[Tensor, " weight"]:
+        """H·direction, for a direction of norm 1."""
+        return (self.at(direction, self.step) - self.at(direction, -self.step)) / (2 * self.step)
+
+    def _mean(self, batches: Sequence[tuple[Minibatch, float]]) -> Tensor:
+        if self.problem.stochastic:
+            seed_global(self.host.device, stream_seed(self.seed, GLOBAL))
+        scale = self.problem.loss_scale
+        while True:
+            self.weights.gradient.zero_()
+            for minibatch, share in batches:
+                self.problem.add_gradient(self.bound, minibatch, scale * share)
+            if scale <= 1 or math.isfinite(self.host.norm(self.weights.gradient)):
+                return self.weights.gradient / scale
+            scale /= 2
+
+
+def hessian_spectrum(gradients: Gradients, *, probes: int = PROBES, steps: int = STEPS) -> Spectrum:
+    """The spectrum of the Hessian of the mean loss at the snapshot, by stochastic Lanczos quadrature.
+
+    Costs 2·probes·steps gradients. The trace has a relative standard error of about √(2/(probes·d_eff)).
+    """
+    host, seed = gradients.host, gradients.seed
+    size = host.layout.num_weights
+    values, counts = list[Tensor](), list[Tensor]()
+    for probe in range(probes):
+        diagonal, beside = _lanczos(gradients.hessian, random_direction(host, seed, probe), host, min(steps, size))
+        theta, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1))
+        values.append(theta)
+        counts.append(vectors[0].square() * (size / probes))
+    return Spectrum(torch.cat(values), torch.cat(counts))
+
+
+def gradient_noise(gradients: Gradients) -> GradientNoise:
+    """λmax and trace of the covariance F of one example's gradient, from the Gram matrix of minibatch gradients.
+
+    The largest eigenvalue of a sample covariance of G gradients is too large by about the mean of the others, which is
+    subtracted.
+    """
+    problem, host = gradients.problem, gradients.host
+    weights, bound = gradients.weights, gradients.bound
+    rows = spread_rows(len(problem.training), EXAMPLES)
+    if len(rows) < _LEAST_GRADIENTS:
+        return GradientNoise(math.nan, math.nan)
+    weights.flat.copy_(host.center)
+    count = max(_LEAST_GRADIENTS, min(GRADIENTS, _KEPT_BYTES // (4 * host.layout.size), len(rows) // 2))
+    # Neighbours in a sorted set are alike: deal the rows out, so that every part is a sample of the whole.
+    parts = [rows[index::count] for index in range(count)]
+    found = list[Tensor]()
+    for part in parts:
+        problem.gradient(host, weights, bound, problem.minibatch(part))
+        found.append(weights.gradient.clone())
+    mean = torch.stack(found).mean(0)
+    centred = [gradient - mean for gradient in found]
+    gram = torch.tensor([[host.inner(a, b) for b in centred] for a in centred], dtype=torch.float64)
+    size = sum(map(len, parts)) / count
+    eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0) * (size / (count - 1))
+    trace, top = float(eigenvalues.sum()), float(eigenvalues[-1])
+    return GradientNoise(max(top - (trace - top) / (count - 2), 0.0), trace)
+
+
+def spread_rows(size: int, count: int) -> Tensor:
+    """`count` of `size` positions, spread evenly; all where there are fewer."""
+    return torch.linspace(0, size - 1, min(count, size)).long().unique()
+
+
+def random_direction(host: Host, seed: int, probe: int) -> Float[Tensor, " weight"]:
+    """A direction of norm 1, uniform over the sphere: one for each `probe`."""
+    direction = torch.zeros_like(host.center)
+    for parameter, piece in enumerate(host.layout.pieces(direction)):
+        key = stream_seed(seed, _PROBE_KEY, probe, parameter)
+        host.fill_normal(piece, parameter, torch.Generator(host.device).manual_seed(key))
+    return direction / host.norm(direction)
+
+
+def _lanczos(
+    product: Callable[[Tensor], Tensor], start: Tensor, host: Host, steps: int
+) -> tuple[Float[Tensor, " step"], Float[Tensor, " between"]]:
+    """Diagonal and off-diagonal of the tridiagonal matrix of so many Lanczos steps; fewer where the space ends.
+
+    Every new vector is made orthogonal to all before it that memory has room for: gradients in single precision
+    are too rough for the short recurrence alone.
+    """
+    kept = max(2, _KEPT_BYTES // (start.element_size() * max(len(start), 1)))
+    basis, diagonal, beside = [start], list[float](), list[float]()
+    while True:
+        vector = product(basis[-1])
+        diagonal.append(host.inner(vector, basis[-1]))
+        length = host.norm(vector)
+        for earlier in reversed(basis):
+            vector = vector - host.inner(vector, earlier) * earlier
+        left = host.norm(vector)
+        if len(diagonal) == steps or not left > 1e-6 * length:
+            return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(beside, dtype=torch.float64)
+        beside.append(left)
+        basis = [*basis, vector / left][-kept:]

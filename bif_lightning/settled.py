@@ -1,0 +1,44 @@
+"""What the first snapshot of a run settles on, and all others keep: the sampler and its chains. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+from bif_lightning.config import Chains, Sampler
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What all snapshots of a run use.
+
+    Attributes:
+        sampler, chains: the settings.
+        reasons: how they were found, in words; empty for settings that were given.
+    """
+
+    sampler: Sampler
+    chains: Chains
+    reasons: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, the kind of the sampler by name."""
+        kind, settings = type(self.sampler).__name__, asdict(self.sampler)
+        return {"kind": kind, "sampler": settings, "chains": asdict(self.chains), "reasons": self.reasons}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Settled":
+        """From `as_dict`.
+
+        Raises:
+            ValueError: a kind of sampler that this version does not know.
+        """
+        kinds = {kind.__name__: kind for kind in get_args(Sampler)}
+        if values["kind"] not in kinds:
+            raise ValueError(f"sampler kind {values['kind']!r} is unknown; this version has {', '.join(kinds)}")
+        sampler = kinds[values["kind"]](**values["sampler"])
+        return cls(sampler, Chains(**values["chains"]), values["reasons"])
+
+
+def with_draws(settled: Settled, num_draws: int) -> Settled:
+    """The same with another number of draws a chain."""
+    return replace(settled, chains=replace(settled.chains, num_draws=num_draws))

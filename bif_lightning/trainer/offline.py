@@ -1,0 +1,199 @@
+"""A problem from a LightningModule, a checkpoint and training data, without a training run."""
+
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from bif_lightning.curvature import spread_rows
+from bif_lightning.observables import LossFn
+from bif_lightning.pilot import EXAMPLES
+from bif_lightning.problem import Problem
+from bif_lightning.trainer.adapter import Request, attribution_of
+
+T = TypeVar("T")
+
+
+class _FoundError(Exception):
+    """Ends a fit that was begun only to have a Trainer around the module."""
+
+
+class _At(pl.Callback):
+    """Calls a function where training would begin."""
+
+    def __init__(self, call: Callable[[Any, Any], None]) -> None:
+        self.call = call
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.call(trainer, pl_module)
+        raise _FoundError
+
+
+def with_problem(
+    module: pl.LightningModule,
+    data: Any,
+    work: Callable[[Problem], T],
+    *,
+    loss_fn: LossFn | None = None,
+    params: Sequence[str] | None = None,
+    accelerator: str = "auto",
+) -> T:
+    """Do `work` on the problem that BIFCallback would see at the start of a fit of this module on this data.
+
+    Args:
+        data: a DataLoader, or a LightningDataModule.
+        work: gets a problem whose train set is spread over the training data, as many as a pilot measures.
+        loss_fn, params: as of BIFCallback.
+        accelerator: of the Trainer; one device is used.
+
+    Raises:
+        ValueError: the module or the data cannot serve, with the reason.
+    """
+    results = list[T]()
+
+    def at_start(trainer: Any, module: Any) -> None:
+        found = attribution_of(trainer, module, _request(trainer, loss_fn, params))
+        with found.around():
+            results.append(work(found.problem))
+
+    trainer = pl.Trainer(
+        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[_At(at_start)],
+    )  # fmt: skip
+    by_module = isinstance(data, pl.LightningDataModule)
+    loaders: dict[str, Any] = {"datamodule": data} if by_module else {"train_dataloaders": data}
+    try:
+        trainer.fit(module, **loaders)
+    except _FoundError:
+        return results[0]
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    raise ValueError("the training data is empty: no first batch came")
+
+
+def _request(trainer: Any, loss_fn: LossFn | None, params: Sequence[str] | None) -> Request:
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            f"the training data comes from a {type(loader).__name__}; calibration needs one DataLoader of a map-style "
+            "dataset, for example by --data"
+        )
+    return Request(
+        train=spread_rows(len(cast(Any, loader.dataset)), EXAMPLES),
+        query=None,
+        observables=(),
+        params=params,
+        loss_fn=loss_fn,
+        per_sample="mean",
+        collate_fn=None,
+        eval_batch_size=256,
+        check_gradient=True,
+    )
+
+
+def load_weights(module: nn.Module, checkpoint: str) -> None:
+    """Load the weights of a Lightning checkpoint, or a plain state dict. Nothing but tensors and plain values is read.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no checkpoint, or of another module.
+    """
+    try:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(f"{checkpoint} cannot be read as a checkpoint with weights_only=True: {error}") from error
+    state = cast(Any, found.get("state_dict", found) if isinstance(found, Mapping) else found)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{checkpoint} holds a {type(state).__name__}, not a state dict")
+    try:
+        module.load_state_dict(cast(Any, state))
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} does not fit {type(module).__name__}: {error}") from error
+
+
+def module_and_data(config: str | None, model: str | None, data: str | None) -> tuple[pl.LightningModule, Any]:
+    """The module and its training data, by import path or from a LightningCLI configuration.
+
+    Args:
+        config: a YAML file whose `model` and `data` are used (class_path and init_args, or init_args alone).
+        model: import path of a LightningModule class; needed where the YAML has no class_path.
+        data: import path of a LightningDataModule class, of a DataLoader, or of a dataset; or of a function that
+            returns one of these (of several values the first).
+
+    Raises:
+        ValueError: something is missing, or is none of these.
+    """
+    sys.path.insert(0, "")  # as `python -m` does
+    written: Mapping[str, Any] = {} if config is None else _yaml(config)
+    module = _made(written.get("model"), model, pl.LightningModule, "model")
+    if data is None or written.get("data") is not None:
+        return module, _made(written.get("data"), data, pl.LightningDataModule, "data")
+    return module, _loader(_called(imported(data)), data)
+
+
+def imported(path: str) -> Any:
+    """What `package.module.name` is.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be imported ({error}); give an import path such as package.module.Name, from this folder"
+        ) from error
+
+
+def _yaml(path: str) -> Mapping[str, Any]:
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} holds no mapping; a LightningCLI configuration with `model` and `data` is expected")
+    return cast(Mapping[str, Any], found)
+
+
+def _made(written: Any, path: str | None, kind: type[T], name: str) -> T:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    settings: dict[str, Any] = dict(written or {})
+    if "class_path" not in settings:
+        if path is None:
+            raise ValueError(f"which {name}? Give --{name} package.module.Class, or --config with a class_path for it")
+        settings = {"class_path": path, "init_args": settings}
+    if not (isinstance(found := imported(str(settings["class_path"])), type) and issubclass(found, kind)):
+        raise ValueError(f"{settings['class_path']} is no {kind.__name__}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{name}", type=kind)
+    try:
+        return cast(T, parser.instantiate_classes(parser.parse_object({name: settings}))[name])
+    except ArgumentError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _called(found: Any) -> Any:
+    """What a class without arguments or a function gives; of several values the first."""
+    if isinstance(found, type) or callable(found):
+        found = found()
+    return cast(Any, found[0] if isinstance(found, tuple) else found)
+
+
+def _loader(found: Any, path: str) -> Any:
+    if isinstance(found, DataLoader | pl.LightningDataModule):
+        return cast(Any, found)
+    if not (callable(getattr(found, "__len__", None)) and callable(getattr(found, "__getitem__", None))):
+        kind = type(found).__name__
+        raise ValueError(f"{path} gives a {kind}, which is no map-style dataset, DataLoader or LightningDataModule")
+    return cast(Any, DataLoader(found, batch_size=64))

@@ -1,0 +1,143 @@
+"""The closed form of `Subspace`, and SGLD inside directions, against linear regression where all is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bif_lightning.config import SGLD, Chains, Pairs, Subspace
+from bif_lightning.estimator import estimate
+from bif_lightning.linear import Linear
+from bif_lightning.result import Estimate
+from bif_lightning.subspace import Normal, effective_dimension, ridge_for, strongest_directions
+from targets import Regression, WeightValues, half_square
+
+TRAIN, QUERY = Regression.random(16, 5, 0), Regression.random(6, 5, 1)
+CHAINS = Chains(num_chains=2, num_draws=6, batch_size=4, seed=3)
+WHOLE = Subspace(num_directions=5, inverse_temperature=30.0, localization=2.0)
+
+
+def run(sampler: Subspace | SGLD | Pairs, chains: Chains = CHAINS, **further: object) -> Estimate:
+    return estimate(TRAIN.model(), half_square, TRAIN.data(), QUERY.data(), sampler=sampler, chains=chains, **further)  # type: ignore[arg-type]
+
+
+def gradients(world: Regression) -> np.ndarray:
+    return world.inputs * (world.inputs @ TRAIN.snapshot - world.targets)[:, None]
+
+
+def covariance(directions: int, nb: float, pull: float) -> np.ndarray:
+    """(nβ·QᵀQHQᵀQ + γ·I)⁻¹ with Q the leading right singular vectors of the train gradients."""
+    q = np.linalg.svd(gradients(TRAIN))[2][:directions]
+    return np.linalg.inv(nb * q.T @ (q @ TRAIN.hessian @ q.T) @ q + pull * np.eye(5))
+
+
+@pytest.mark.parametrize("directions", [1, 3, 5, 64])
+def test_influence_is_the_closed_form(directions: int) -> None:
+    found = run(replace(WHOLE, num_directions=directions))
+    sigma = covariance(min(directions, 5), 30.0, 2.0)
+    exact = -gradients(TRAIN) @ sigma @ gradients(QUERY).T
+    np.testing.assert_allclose(found.influence, exact, rtol=1e-5, atol=1e-7)
+    own = [np.einsum("ia,ab,ib->i", g, sigma, g) for g in (gradients(TRAIN), gradients(QUERY))]
+    np.testing.assert_allclose(found.correlation, -exact / np.sqrt(np.outer(*own)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.train_std, np.sqrt(own[0]), rtol=1e-6)
+
+
+def test_its_error_is_the_spread_over_groups_of_examples_of_the_curvature() -> None:
+    """dCov = −nβ·g_iᵀΣ·(H_g − H)·Σg_j for each of 8 groups of 2, found here from the examples themselves."""
+    found = run(WHOLE)
+    sigma = covariance(5, 30.0, 2.0)
+    left, right = gradients(TRAIN) @ sigma, gradients(QUERY) @ sigma
+    moved = list[np.ndarray]()
+    for first in range(8):
+        x = TRAIN.inputs[first::8][:2]
+        moved.append(30.0 * left @ (x.T @ x / 2 - TRAIN.hessian) @ right.T)
+    spread = np.std(moved, axis=0, ddof=1) / np.sqrt(8)
+    t_quantile = 2.3646  # of 7 degrees of freedom, so that ±1.96 standard errors hold 95 %
+    np.testing.assert_allclose(found.losses.influence_standard_error, spread * t_quantile / 1.96, rtol=2e-3)
+
+
+def test_further_observables_have_the_slopes_that_were_measured() -> None:
+    found = run(WHOLE, observables=[WeightValues(5)])
+    exact = -gradients(TRAIN) @ covariance(5, 30.0, 2.0)
+    np.testing.assert_allclose(found.observables["weights"].influence, exact, rtol=1e-5, atol=1e-7)
+
+
+def test_the_draws_are_those_of_the_posterior_within_the_span() -> None:
+    """LLC = nβ·E[L − L(w*)] of a quadratic loss, linear part apart, is ½·Σ nβh/(nβh + γ); pairs cancel the linear."""
+    found = run(WHOLE, Chains(num_chains=4, num_draws=500, seed=1))
+    dimension = np.trace(30.0 * TRAIN.hessian @ covariance(5, 30.0, 2.0))
+    assert found.effective_dimension == pytest.approx(dimension, rel=1e-6)
+    z = (found.diagnostics.llc - dimension / 2) / found.diagnostics.llc_standard_error
+    assert abs(z) < 5
+    assert found.diagnostics.llc == pytest.approx(dimension / 2, rel=0.2)
+
+
+def test_pairs_are_mirrored_about_the_snapshot() -> None:
+    weights = run(Pairs(scale=0.3), observables=[WeightValues(5)], store_traces=True).traces
+    assert weights is not None
+    drawn = weights.columns["weights"]
+    np.testing.assert_allclose(
+        drawn[:, 0::2] + drawn[:, 1::2], np.broadcast_to(2 * TRAIN.snapshot, (2, 3, 5)), rtol=1e-6
+    )
+    assert np.unique(drawn[:, 0::2].round(6)).size == drawn[:, 0::2].size
+
+
+def test_without_a_localization_the_rule_gives_one() -> None:
+    found = run(replace(WHOLE, localization=None))
+    assert isinstance(found.sampler, Subspace)
+    assert found.sampler.localization is not None, "the dump says which it was"
+    assert found.effective_dimension == pytest.approx(min(0.1 * 16, 0.7 * 5), rel=1e-9)
+
+
+def test_sgld_stays_in_its_directions() -> None:
+    sampler = SGLD(step_size=0.01, inverse_temperature=4.0, localization=2.0, num_directions=2)
+    found = run(sampler, observables=[WeightValues(5)], store_traces=True)
+    assert found.traces is not None
+    moved = (found.traces.columns["weights"] - TRAIN.snapshot).reshape(-1, 5)
+    q = np.linalg.svd(gradients(TRAIN))[2][:2]
+    np.testing.assert_allclose(moved @ q.T @ q, moved, atol=1e-6)
+    assert np.linalg.matrix_rank(moved, tol=1e-4) == 2
+
+
+def test_strongest_directions_are_singular_vectors() -> None:
+    rows = torch.randn(20, 300, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 0.1, 20)[:, None]
+    found = strongest_directions(rows, 6)
+    torch.testing.assert_close(found @ found.mT, torch.eye(6), rtol=0, atol=1e-5)
+    exact = torch.linalg.svd(rows.double(), full_matrices=False).Vh[:6]
+    torch.testing.assert_close(
+        (found.double() @ exact.mT).square().sum(), torch.tensor(6.0).double(), rtol=1e-5, atol=0
+    )
+    twice = torch.cat([rows, rows])  # of rank 20 still
+    assert len(strongest_directions(twice, 40)) == 20
+
+
+def test_ridge_and_dimension_are_inverse_to_each_other() -> None:
+    curvature = torch.logspace(-4, 1, 30, dtype=torch.float64)
+    for wanted in (0.5, 7.0, 29.0):
+        assert effective_dimension(curvature, ridge_for(curvature, wanted)) == pytest.approx(wanted, rel=1e-9)
+    with pytest.raises(ValueError, match="raise num_directions"):
+        ridge_for(curvature, 30.0)
+
+
+def test_a_direction_of_negative_curvature_is_cut_off() -> None:
+    normal, _ = Normal.of(torch.eye(3).double(), torch.diag(torch.tensor([2.0, -5.0, 1.0])).double(), 10.0, 1.0)
+    assert sorted(normal.curvature.tolist()) == [0.0, 1.0, 2.0]
+    groups = torch.stack([torch.eye(3), -torch.eye(3)]).double()
+    linear = Linear.of(normal, groups, torch.eye(3).double(), torch.eye(3).double())
+    cut = linear.deviations[:, normal.curvature == 0]
+    assert float(cut.abs().max()) == 0
+
+
+@pytest.mark.parametrize("change", [{"burn_in": 1}, {"thinning": 2}, {"num_draws": 7}])
+def test_chains_that_pairs_cannot_run_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="burn_in=0, thinning=1 and an even num_draws"):
+        run(WHOLE, replace(CHAINS, **change))
+    with pytest.raises(ValueError, match="Pairs makes independent draws"):
+        run(Pairs(), replace(CHAINS, **change))
+
+
+def test_gradients_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bif_lightning.gradients.MOST_BYTES", 100)
+    with pytest.raises(ValueError, match=r"16 train and 6 query examples with respect to 5 weights .* restrict params"):
+        run(WHOLE)
