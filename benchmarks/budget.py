@@ -2,9 +2,9 @@
 
     python benchmarks/budget.py [--seconds 120] [--repeats 3] > table.md
 
-A real Trainer trains the `mlp` case for about so many seconds, with a snapshot due 20 times, in a process of its own for
-each run. Clocks around the callback's hooks measure the share from outside of it; nothing is read from its own account.
-Two settings take turns: the default, where only the spacing of snapshots gives way, and "auto", which chooses its draws.
+A real Trainer trains a small network for about so many seconds, with a snapshot due 20 times, in a process of its own
+for each run. Clocks around the callback's hooks measure the share from outside; nothing is read from its own account.
+Two settings take turns: the default, where only the spacing of snapshots gives way, and "auto", where draws do too.
 """
 
 import argparse
@@ -23,15 +23,16 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
+import models
 from bif_lightning import BIFCallback
-from cases import cases
 from overhead import BATCH, Module, losses
 
 BUDGETS = 0.05, 0.10
 SAMPLERS = {"default": None, "auto": "auto"}
-DUE = 20
+DUE, TRAIN, QUERY = 20, 200, 50
 HOOKS = "setup", "on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end"
 
 
@@ -83,30 +84,40 @@ def trainer(steps: int, folder: Path, callbacks: list[Any]) -> L.Trainer:
     )  # fmt: skip
 
 
-def step_seconds(model: str, steps: int, folder: Path) -> float:
+class Slow(Module):
+    """Learns slowly, so that its losses stay above zero through tens of thousands of steps."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def network() -> Module:
+    """64 -> 64 -> 10 on digits: 4,810 weights."""
+    return Slow(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
+
+
+def step_seconds(steps: int, folder: Path) -> float:
     """Of a step without the callback."""
-    case = cases(quick=False)[model]
     started = time.perf_counter()
-    data = DataLoader(case.data(case.train), batch_size=BATCH, shuffle=True)
-    trainer(steps, folder, []).fit(Module(case.build()), data)
+    data = DataLoader(models.digits(TRAIN), batch_size=BATCH, shuffle=True)
+    trainer(steps, folder, []).fit(network(), data)
     return (time.perf_counter() - started) / steps
 
 
-def train(model: str, sampler: str, budget: float, seconds: float, folder: Path) -> Run:
+def train(sampler: str, budget: float, seconds: float, folder: Path) -> Run:
     """Train for about so long without the callback's part, with it."""
     torch.manual_seed(0)
-    case = cases(quick=False)[model]
-    data = case.data(case.train + case.query)
-    train_set, query = data[: case.train], data[case.train :]
-    steps = max(DUE, int(seconds / step_seconds(model, 400, folder)))
+    data = models.digits(TRAIN + QUERY)
+    train_set, query = data[:TRAIN], data[TRAIN:]
+    steps = max(DUE, int(seconds / step_seconds(2000, folder)))
     timed = Timed(
         train_set, query, loss_fn=losses, budget=budget, sampler=SAMPLERS[sampler], every_n_train_steps=steps // DUE,
-        log=False, dirpath=folder / "bif", eval_batch_size=case.eval_batch_size,
+        log=False, dirpath=folder / "bif",
     )  # fmt: skip
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(steps, folder, [timed]).fit(Module(case.build()), DataLoader(train_set, batch_size=BATCH, shuffle=True))
+        trainer(steps, folder, [timed]).fit(network(), DataLoader(train_set, batch_size=BATCH, shuffle=True))
     total = time.perf_counter() - started
     assert timed.latest is not None
     return Run(total, timed.inside, len(list((folder / "bif").glob("step=*.h5"))), timed.latest.chains.num_draws)
@@ -116,7 +127,7 @@ def started(settings: argparse.Namespace, sampler: str, budget: float) -> Run:
     """One run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--run", sampler, "--budget", str(budget), "--folder", folder]
-        command += ["--model", settings.model, "--seconds", str(settings.seconds)]
+        command += ["--seconds", str(settings.seconds)]
         subprocess.run(command, check=True, stdout=sys.stderr)
         return Run(**json.loads(Path(folder, "run.json").read_text()))
 
@@ -129,8 +140,7 @@ def measure(settings: argparse.Namespace) -> None:
             runs.append(started(settings, name, budget))
             share = runs[-1].inside / runs[-1].total
             print(f"turn {turn}, {name}, {budget:.0%}: {share:.1%}", file=sys.stderr, flush=True)
-    case = cases(quick=False)[settings.model]
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {case.name}: n={case.train} q={case.query}")
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {TRAIN} train x {QUERY} query examples")
     print(f"\n{settings.seconds:g} s of training, {DUE} snapshots due; medians of {settings.repeats} turns\n")
     print("| budget | sampler | share (range) | snapshots | draws a chain |\n|---|---|---|---|---|")
     for (name, budget), runs in found.items():
@@ -148,7 +158,6 @@ def measure(settings: argparse.Namespace) -> None:
 def main() -> None:
     """Measure, or be one of the measured runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(cases(quick=False)), default="mlp")
     parser.add_argument("--seconds", type=float, default=120.0, help="of training in a run")
     parser.add_argument("--repeats", type=int, default=3, help="turns of all settings")
     parser.add_argument("--run", choices=list(SAMPLERS), help=argparse.SUPPRESS)
@@ -158,7 +167,7 @@ def main() -> None:
     if settings.run is None:
         measure(settings)
         return
-    run = train(settings.model, settings.run, settings.budget, settings.seconds, settings.folder)
+    run = train(settings.run, settings.budget, settings.seconds, settings.folder)
     (settings.folder / "run.json").write_text(json.dumps(asdict(run)))
 
 

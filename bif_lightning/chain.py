@@ -20,6 +20,9 @@ from bif_lightning.result import Divergence
 from bif_lightning.sgld import Preconditioner, preconditioner_for, step_
 from bif_lightning.weights import Bound, Host, Weights
 
+_UNKNOWN = 1e-4
+"""Scale of draws of a posterior that is not known yet, to time them."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -168,7 +171,7 @@ class Walker:
 
     def _isotropic(self, standard: Tensor) -> Tensor:
         sampler = self.plan.sampler
-        return standard * sampler.scale if isinstance(sampler, Pairs) else standard
+        return standard * (sampler.scale if isinstance(sampler, Pairs) else _UNKNOWN)
 
 
 def draws(walker: Walker) -> Iterator[Draw]:

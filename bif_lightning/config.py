@@ -161,7 +161,8 @@ class Subspace:
 
     Args:
         num_directions: K; the fewer of K, n and d are taken.
-        inverse_temperature: nβ, multiplies the mean loss. Large values keep the draws where losses are linear.
+        inverse_temperature: nβ, multiplies the mean loss; it scales influence and changes no ranking. None takes 1e5,
+            or as much more as keeps the draws within 2 % of ‖w*‖ of the snapshot, where a fitted model is nearly flat.
         localization: γ, in nats per squared weight unit; None takes, at each snapshot, the γ for which
             d_eff = Σ h_k/(h_k + γ/nβ) over the eigenvalues of H is the smaller of n/10 and 0.7·K: what stays the same
             over training is how many directions the data pins down, as the curvature itself changes by orders.
@@ -173,15 +174,16 @@ class Subspace:
     """
 
     num_directions: int = 128
-    inverse_temperature: float = 1e5
+    inverse_temperature: float | None = None
     localization: float | None = None
     span: float = 0.005
 
     def __post_init__(self) -> None:
         _check_whole(self, 1, "num_directions")
-        _check_positive(self, "inverse_temperature", "span")
-        if self.localization is not None:
-            _check_positive(self, "localization")
+        _check_positive(self, "span")
+        for name in ("inverse_temperature", "localization"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
 
 
 Sampler = SGLD | Pairs | Subspace

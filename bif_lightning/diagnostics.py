@@ -80,7 +80,8 @@ def local_learning_coefficient(
     """
     groups = trace.mean(1) if len(trace) > 1 else torch.stack([part.mean() for part in trace[0].chunk(4)])
     error = float(groups.std()) / math.sqrt(len(groups)) if len(groups) > 1 else math.nan
-    return sampler.inverse_temperature * (float(trace.mean()) - snapshot_loss), sampler.inverse_temperature * error
+    nb = sampler.inverse_temperature or 0.0
+    return nb * (float(trace.mean()) - snapshot_loss), nb * error
 
 
 def drift(trace: Float[Tensor, "chain draw"]) -> float:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from bif_lightning.basis import look_around
+from bif_lightning.basis import seconds_for
 from bif_lightning.blocks import Maker
 from bif_lightning.chain import Plan, Walker
 from bif_lightning.config import SGLD, Chains, Sampler
@@ -81,10 +81,8 @@ def forecast(
     """
     placement = placement or placement_of(problem.module)
     with ready_for(problem, chains, placement) as (host, workers, threads):
-        started = time.perf_counter()
-        surroundings = look_around(problem, host, sampler, workers, placement)
-        looking = time.perf_counter() - started
-        plan = plan_chains(problem, host, sampler, chains, surroundings, store_traces=store_traces)
+        looking = seconds_for(problem, host, sampler, workers, placement)
+        plan = plan_chains(problem, host, sampler, chains, store_traces=store_traces)
         own = chains.num_chains if placement.lockstep else -(-chains.num_chains // placement.world_size)
         workers = min(workers, own)
         # As many at once as there will be: chains on threads slow each other down.

@@ -1,6 +1,7 @@
 """Gradients at the snapshot: of every single example's loss, and the curvature of the mean loss along directions."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,7 @@ CURVATURE_EXAMPLES = 1024
 GROUPS = 8
 """Groups of those examples, whose curvatures give the standard errors of the closed form."""
 
+_TIMED = 4
 _ONCE_ONLY = (RuntimeError, NotImplementedError)
 
 T = TypeVar("T")
@@ -125,16 +127,46 @@ def hessians_along(
 
         def of_group(weights: Weights, bound: Bound, group: int) -> Tensor:
             _key_global(problem, host)
-            exact = _second_derivatives(problem, host, weights, bound, directions, groups[group])
-            return (
-                _differences(problem, host, weights, bound, directions, groups[group], span) if exact is None else exact
-            )
+            return _along(problem, host, weights, bound, directions, groups[group], span)
 
         own = range(placement.rank, number, placement.world_size)
         found = [each.cpu() for each in _each(host, of_group, own, workers)]
     everyone = placement.everywhere(found)
     ordered = [everyone[group % placement.world_size][group // placement.world_size] for group in range(number)]
     return torch.stack(ordered).to(directions.device)
+
+
+def seconds_to_look(problem: Problem, host: Host, count: int, workers: int, ranks: int) -> float:
+    """About how long the gradients of all examples and the Hessians along `count` directions take, by a few of each.
+
+    Args:
+        workers, ranks: threads of each rank, and how many ranks share the groups.
+    """
+    singles = problem.train_singles  # read before the clock runs
+    single = _seconds(lambda: _gradients(problem, host, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
+    rows = torch.linspace(0, len(problem.training) - 1, min(CURVATURE_EXAMPLES, len(problem.training))).long().unique()
+    group = problem.minibatch(rows[: max(1, len(rows) // GROUPS)])
+    weights = host.weights()
+    bound = host.bind(weights)
+    some = torch.zeros(_TIMED, host.layout.size, dtype=host.center.dtype, device=host.device)
+    few, more = (_seconds(partial(_along, problem, host, weights, bound, some[:n], group, 1.0)) for n in (1, _TIMED))
+    each = max(more - few, 0.0) / (_TIMED - 1)
+    examples = len(singles) + (0 if problem.query is problem.train else len(problem.query))
+    return examples * single / workers + GROUPS * (few + count * each) / (workers * ranks)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _along(
+    problem: Problem, host: Host, weights: Weights, bound: Bound, directions: Tensor, group: Minibatch, span: float
+) -> Float[Tensor, "direction direction"]:
+    exact = _second_derivatives(problem, host, weights, bound, directions, group)
+    return _differences(problem, host, weights, bound, directions, group, span) if exact is None else exact
 
 
 def _second_derivatives(

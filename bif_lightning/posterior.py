@@ -16,7 +16,7 @@ def energy(mean_loss: float, squared_distance: float, sampler: Sampler) -> float
         mean_loss: L(w), nats.
         squared_distance: ‖w − w*‖², squared weight units.
     """
-    return sampler.inverse_temperature * mean_loss + 0.5 * (sampler.localization or 0.0) * squared_distance
+    return (sampler.inverse_temperature or 0.0) * mean_loss + 0.5 * (sampler.localization or 0.0) * squared_distance
 
 
 def drift_(

@@ -17,6 +17,9 @@ _STEPS = 60  # of a bisection over 16 decades: further ones change no digit
 def strongest_directions(gradients: Float[Tensor, "example weight"], count: int) -> Float[Tensor, "direction weight"]:
     """An orthonormal basis of the `count` leading right singular vectors of the gradients; fewer where their rank is.
 
+    Raises:
+        ValueError: all of them are 0, or not finite.
+
     By way of the examples' Gram matrix in float64 (n x n), then orthonormalized once more in the precision of the
     gradients (Cholesky QR), which the division by small singular values has cost.
     """
@@ -24,6 +27,11 @@ def strongest_directions(gradients: Float[Tensor, "example weight"], count: int)
     values, vectors = torch.linalg.eigh(gram)
     known = values > values[-1] * gram.shape[0] * torch.finfo(gradients.dtype).eps
     keep = min(count, int(known.sum()))
+    if keep == 0:
+        raise ValueError(
+            "the gradient of every train example is 0 or not finite: to first order none has influence; sample with "
+            "SGLD, or look at the loss there"
+        )
     coefficients = vectors[:, -keep:].flip(1) / values[-keep:].flip(0).sqrt()
     rough = coefficients.mT.to(gradients) @ gradients
     lower = torch.linalg.cholesky(_gram(rough))

@@ -10,7 +10,7 @@ from bif_lightning.bias import vectors_held
 from bif_lightning.blocks import Layout, Maker
 from bif_lightning.chain import Plan
 from bif_lightning.checks import Checks, check
-from bif_lightning.config import SGLD, Sampler
+from bif_lightning.config import SGLD, Sampler, Subspace
 from bif_lightning.diagnostics import drift, effective_sample_size, local_learning_coefficient, split_rhat
 from bif_lightning.matrices import ROUND_BYTES, Labels, Matrices, compute, specs
 from bif_lightning.placement import Placement
@@ -121,6 +121,9 @@ def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> i
     stored = stored_bytes(plan)
     matrices = stored - file_bytes(plan, matrix_bytes) + min(2 * ROUND_BYTES, stored)
     gradients = sum(each.nbytes for each in {id(each): each for each in held}.values())
+    if not held and isinstance(plan.sampler, Subspace):  # before they are there
+        others = 0 if plan.problem.query is plan.problem.train else shape[1]
+        gradients = (shape[0] + others + min(plan.sampler.num_directions, shape[0])) * layout.size * item
     return (vectors * layout.size + workers * largest) * item + draws + matrices + gradients
 
 
@@ -132,7 +135,7 @@ def layout_of(plan: Plan) -> Layout:
     """Sizes of the matrices, labels apart."""
     counts, chains = plan.problem.column_counts, plan.chains
     lengths = batch_lengths(chains, paired=is_paired(plan.sampler))
-    conditioned = chains.ridge is not None and plan.traces and plan.linear is None
+    conditioned = chains.ridge is not None and plan.traces and not isinstance(plan.sampler, Subspace)
     return Layout(
         plan.problem.num_train, sum(counts), counts[0], chains.num_chains * len(lengths), conditioned=conditioned
     )

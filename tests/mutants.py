@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNEL, REPLAY = "exact/test_posterior_and_kernel.py", "exact/test_chain_replay.py"
 INFLUENCE, BOOKS = "exact/test_moments_and_influence.py", "exact/test_estimate_bookkeeping.py"
 HALF = "engine/test_half_precision.py"
+SUBSPACE, CONDITIONED = "exact/test_subspace.py", "exact/test_conditioned.py"
 NOISE, LAW = "exact/test_noise_streams.py", "statistical/test_sampler_law.py"
 HOSTS, UNTOUCHED, DATA = "engine/test_hosts.py", "engine/test_untouched.py", "engine/test_data_and_observables.py"
 
@@ -43,11 +44,14 @@ def mutant(name: str, file: str, *patches: tuple[str, str], tests: tuple[str, ..
 PULL = """loss_gradient.add_(weights, alpha=sampler.localization)
     return loss_gradient.sub_(center, alpha=sampler.localization)"""
 PUSH = PULL.replace("sub_", "X").replace("add_", "sub_").replace("X", "add_")
-STEP = """        walker.step(step - 1)
+STEP = """        if isinstance(sampler, SGLD):
+            walker.step(step - 1, sampler)
+        else:
+            walker.place(step - 1)
         walker.plan.tick()
 """
-UPDATE = """            if finite and self.preconditioner and not updated:
-                self.preconditioner.update(self.weights.gradient, self.plan.sampler, self.scale)
+UPDATE = """            if finite and self.preconditioner and not updated and isinstance(sampler, SGLD):
+                self.preconditioner.update(self.weights.gradient, sampler, self.scale)
                 updated = True
 """
 ANCHOR = """            if finite and self.anchor:
@@ -161,10 +165,82 @@ MUTANTS = [
         tests=(INFLUENCE,),
     ),
     mutant(
-        "errors not inflated",
-        "matrices.py",
-        ("self._storage.arrays[place][rows] * self._inflation", "self._storage.arrays[place][rows]"),
-        tests=("statistical/test_standard_error_coverage.py",),
+        "errors of chains without memory",
+        "errors.py",
+        ("f += 2 * rest * least", "f += rest * least"),
+        tests=("exact/test_errors.py",),
+    ),
+    mutant(
+        "few batches as good as many",
+        "errors.py",
+        ("quantile(batches - 1) / NORMAL", "1.0"),
+        tests=(SUBSPACE, CONDITIONED),
+    ),
+    mutant(
+        "conditioned on nothing",
+        "conditioned.py",
+        ("reduced = inverse @ _stacked", "reduced = _stacked"),
+        tests=(CONDITIONED,),
+    ),
+    mutant(
+        "increments not scaled",
+        "conditioned.py",
+        ("trace.diff(dim=0) / math.sqrt(2)", "trace.diff(dim=0)"),
+        tests=(CONDITIONED,),
+    ),
+    mutant(
+        "pairs not halved",
+        "conditioned.py",
+        ("(trace[0::2] - trace[1::2]) / 2", "trace[0::2] - trace[1::2]"),
+        tests=(CONDITIONED,),
+    ),
+    mutant(
+        "error of the raw increments",
+        "conditioned.py",
+        ("reduced = s * (self.inverse @ train)", "reduced = train"),
+        tests=(CONDITIONED,),
+    ),
+    mutant("pairs of one sign", "pairs.py", ("return out if draw % 2 == 0 else -out", "return out"), tests=(SUBSPACE,)),
+    mutant("pairs of one number", "pairs.py", ("noise.normals(draw // 2,", "noise.normals(0,"), tests=(SUBSPACE,)),
+    mutant(
+        "nothing outside the span",
+        "linear.py",
+        (
+            "whole = (train @ self.columns.mT).double().cpu() * pull",
+            "whole = (train @ self.columns.mT).double().cpu() * 0",
+        ),
+        tests=(SUBSPACE,),
+    ),
+    mutant(
+        "span counted twice",
+        "linear.py",
+        ("(along * (self.variances - pull))", "(along * self.variances)"),
+        tests=(SUBSPACE,),
+    ),
+    mutant(
+        "curvature error of one side",
+        "linear.py",
+        ("moved[0] @ self.deviations @ moved[1].mT", "moved[0] @ self.deviations @ self.columns_along.mT"),
+        tests=(SUBSPACE,),
+    ),
+    mutant("negative curvature kept", "subspace.py", ("values.clamp(min=0)", "values"), tests=(SUBSPACE,)),
+    mutant(
+        "directions not orthonormal",
+        "subspace.py",
+        ("return torch.linalg.solve_triangular(lower.to(rough), rough, upper=False)", "return 2 * rough"),
+        tests=(SUBSPACE,),
+    ),
+    mutant(
+        "chains leave their directions",
+        "chain.py",
+        ("return vector if directions is None else", "return vector if True else"),
+        tests=(SUBSPACE,),
+    ),
+    mutant(
+        "second derivative of one group",
+        "gradients.py",
+        ("of_group, own, workers)", "of_group, [0] * len(own), workers)"),
+        tests=(SUBSPACE,),
     ),
     mutant(
         "merge forgets the shift of means",
@@ -228,7 +304,7 @@ MUTANTS = [
     mutant("generator not put back", "noise.py", ("torch.set_rng_state(of_torch)", "pass"), tests=(UNTOUCHED,)),
     mutant(
         "autocast left on",
-        "estimator.py",
+        "stage.py",
         ("torch.autocast(device.type, enabled=False)", "torch.enable_grad()"),
         tests=(UNTOUCHED,),
     ),

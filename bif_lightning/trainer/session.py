@@ -1,7 +1,7 @@
 """One fit of one Trainer: what is attributed, the settled sampler, and how a snapshot is taken."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -231,7 +231,9 @@ class Session:
                 progress=_until_asked_to_end(trainer, show),
             )
         self.settled = self.settled or settled
-        return result
+        if result is None or not settled.reasons:
+            return result
+        return replace(result, notes=(*result.notes, f"settings found at the first snapshot: {settled.reasons}"))
 
     def _guarded(self, trainer: Any, module: Any) -> Any:
         return training_guard(trainer, module, self.attribution.datasets)

@@ -227,6 +227,7 @@ def test_training_is_bitwise_what_it_is_without_a_budget(tmp_path: Path) -> None
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_by_default_spacing_alone_keeps_the_share(tmp_path: Path) -> None:
     """The draws of the default sampler are few, and not chosen by the budget; 24 snapshots are due in 40 s."""
     callback = bif(tmp_path, budget=0.1, every_n_train_steps=8, chains=None, sampler=None, log=False)

@@ -128,3 +128,8 @@ def test_auto_settles_once_and_stays_through_a_resume(tmp_path: Path) -> None:
     assert first.latest is not None
     assert second.latest is not None
     assert first.latest.sampler.localization == second.latest.sampler.localization
+    run = bl.open_run(tmp_path / "bif")
+    how = [next(line for line in str(notes).splitlines() if "settings found" in line) for notes in run.notes.values]
+    assert len(how) == 3  # steps 2, 6 and 9
+    assert len(set(how)) == 1
+    assert "largest curvature" in how[0]

@@ -1,5 +1,6 @@
 """`bif-lightning calibrate`: from a checkpoint to a page and a YAML that the callback takes."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "calibrate_app.py").write_text(APP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    torch.save({"state_dict": trained()}, tmp_path / "last.ckpt")
+    torch.save(trained(), tmp_path / "plain.pt")
+    return tmp_path
+
+
+@functools.cache
+def trained() -> dict[str, torch.Tensor]:
+    """The weights of the user's module after some training."""
     import calibrate_app  # type: ignore[import-not-found]
 
     torch.manual_seed(0)
@@ -72,9 +81,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(net.net(inputs), targets).backward()
         optimizer.step()
-    torch.save({"state_dict": net.state_dict()}, tmp_path / "last.ckpt")
-    torch.save(net.state_dict(), tmp_path / "plain.pt")
-    return tmp_path
+    return net.state_dict()
 
 
 @pytest.fixture

@@ -73,6 +73,28 @@ def test_the_draws_are_those_of_the_posterior_within_the_span() -> None:
     assert found.diagnostics.llc == pytest.approx(dimension / 2, rel=0.2)
 
 
+@pytest.mark.parametrize("flat", [1.0, 1e-9])
+def test_draws_stay_near_however_flat_the_loss(flat: float) -> None:
+    """A fitted model has hardly any curvature: nβ grows so that draws stay within 2 % of |w*|, and no rank changes."""
+    found, steep = (
+        estimate(
+            TRAIN.model(), lambda m, b, by=by: by * half_square(m, b), TRAIN.data(), QUERY.data(),
+            sampler=Subspace(num_directions=5), chains=CHAINS,
+        )
+        for by in (flat, 1.0)
+    )  # fmt: skip
+    assert found.divergences == ()
+    reach = 0.02 * np.linalg.norm(TRAIN.snapshot)
+    assert np.sqrt((found.distance_trace**2).mean()) < 2 * reach
+    assert found.sampler.inverse_temperature == pytest.approx(1e5 if flat == 1 else 4.204e12, rel=1e-3)
+    np.testing.assert_allclose(found.correlation, steep.correlation, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_without_gradients_is_refused() -> None:
+    with pytest.raises(ValueError, match="the gradient of every train example is 0"):
+        strongest_directions(torch.zeros(3, 5), 2)
+
+
 def test_pairs_are_mirrored_about_the_snapshot() -> None:
     weights = run(Pairs(scale=0.3), observables=[WeightValues(5)], store_traces=True).traces
     assert weights is not None
