@@ -21,7 +21,7 @@ def chains(estimate: Estimate) -> Iterator[Variable]:
     yield real("chains/loss", loss, "nat", "mean train loss at each draw", dims)
     words = "distance of each draw from the snapshot, |w - w*|"
     yield real("chains/distance", estimate.distance_trace, "1", words, dims)
-    llc = estimate.sampler.inverse_temperature * (loss.mean(axis=1) - estimate.snapshot_loss)
+    llc = (estimate.sampler.inverse_temperature or 0.0) * (loss.mean(axis=1) - estimate.snapshot_loss)
     yield real("chains/chain_llc", llc, "nat", "local learning coefficient estimate of each chain", ("chain",))
     numbers = vars(estimate.diagnostics) | {"snapshot_loss": estimate.snapshot_loss}
     for name, (units, long_name) in DIAGNOSTICS.items():
