@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.curvature import Gradients, random_direction
+from bif_lightning.curvature import Gradients, gradient_noise, random_direction
 from bif_lightning.pilot import Pilot, run_pilot, small_problem
 from bif_lightning.problem import Problem
 from bif_lightning.search import MOST_THINNING, STEP_FRACTION, WITHIN, Aim
@@ -52,6 +52,7 @@ class Calibrated:
     Attributes:
         settled: the settings.
         curvature: λmax, nats per squared weight unit.
+        noise: λmax(F), the scale of the gradient noise of single examples (`curvature.GradientNoise`).
         target: the effective dimension that was aimed at.
         pilot: of the settings found.
         trials: every pilot, in order.
@@ -60,10 +61,19 @@ class Calibrated:
 
     settled: Settled
     curvature: float
+    noise: float
     target: float
     pilot: Pilot
     trials: tuple[Trial, ...]
     sound: bool
+
+    @property
+    def plain_noise_ratio(self) -> float:
+        """ε·(nβ)²·λmax(F)/4m: above 1, plain minibatches in place of control variates would heat the chains."""
+        sampler = self.settled.sampler
+        assert isinstance(sampler, SGLD)
+        heat = sampler.step_size * sampler.inverse_temperature**2 * self.noise
+        return heat / (4 * self.settled.chains.batch_size)
 
     def __str__(self) -> str:
         sampler, chains, last = self.settled.sampler, self.settled.chains, self.pilot
@@ -71,9 +81,10 @@ class Calibrated:
         return (
             f"step_size {sampler.step_size:.3g}, inverse_temperature {sampler.inverse_temperature:.3g}, localization "
             f"{sampler.localization:.3g}; {chains.num_chains} chains x {chains.num_draws} draws, thinning "
-            f"{chains.thinning}, burn-in {chains.burn_in} (largest curvature {self.curvature:.3g}, effective dimension "
-            f"{last.dimension:.3g} for {self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, memory "
-            f"{last.memory:.3g} steps; {len(self.trials)} pilots)"
+            f"{chains.thinning}, burn-in {chains.burn_in} (largest curvature {self.curvature:.3g}, noise ratio "
+            f"{self.plain_noise_ratio:.2g} with plain minibatches, effective dimension {last.dimension:.3g} for "
+            f"{self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, memory {last.memory:.3g} steps; "
+            f"{len(self.trials)} pilots)"
         )
 
 
@@ -133,8 +144,9 @@ def find_settings(
             "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
         )
     settled = Settled(aim.best.sampler, chains or _chains_for(aim.best))
+    noise = gradient_noise(Gradients(problem, host, seed=seed)).largest
     sound = target / WITHIN <= aim.best.dimension <= target * WITHIN
-    return Calibrated(settled, curvature, target, aim.best, tuple(trials), sound)
+    return Calibrated(settled, curvature, noise, target, aim.best, tuple(trials), sound)
 
 
 def dimension_for(examples: int, draws: int) -> float:

@@ -29,8 +29,8 @@ from torch import Tensor
 from bif_lightning.config import Ridge
 from bif_lightning.errors import independent
 from bif_lightning.influence import Entries, weighted_mean
+from bif_lightning.subspace import ridge_for
 
-_STEPS = 60
 _BLOCK = 1 << 12  # train rows at a time: all increments in float64 could be larger than the traces themselves
 _LEAST = 4  # increments, below which there is nothing to condition on
 
@@ -42,18 +42,15 @@ def increments(trace: Float[Tensor, "draw x"], *, paired: bool) -> Float[Tensor,
 
 
 def label_free_ridge(gram: Float[Tensor, "increment increment"], num_train: int) -> float:
-    """s with Σ_k w_k/(w_k + s) = min(n/25, K/4), w the eigenvalues of the Gram matrix A·Aᵀ, in nat².
+    """s with Σ_k w_k/(w_k + s) = min(n/25, K/4, rank/2), w the eigenvalues of the Gram matrix A·Aᵀ, in nat².
 
     How many directions of the draws the measurements pin down: found without labels or retraining, it was within 0.015
-    of the best retraining score on two networks.
+    of the best retraining score on two networks. Half the rank, where few weights or examples leave it below K/2: the
+    ridge would vanish with more.
     """
-    values = torch.linalg.eigvalsh(gram).clamp(min=0)
-    wanted = min(num_train / 25, len(values) / 4)
-    low, high = float(values[-1]) * 1e-14, float(values.sum()) / wanted
-    for _ in range(_STEPS):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if float((values / (values + middle)).sum()) > wanted else (low, middle)
-    return high
+    values = torch.linalg.eigvalsh(gram)
+    known = values[values > values[-1] * len(values) * torch.finfo(values.dtype).eps]
+    return ridge_for(known, min(num_train / 25, len(values) / 4, len(known) / 2))
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,6 @@ GRADIENTS = 32
 _RELATIVE_STEP = 1e-3
 _KEPT_BYTES = 2**29
 _LEAST_GRADIENTS = 4
-_POWERS = (-60.0, 60.0)
-_HALVINGS = 100
 _PROBE_KEY = -1
 
 
@@ -73,25 +71,6 @@ class Spectrum:
         """
         positive = self.values.clamp(min=0)
         return float((positive / (positive + pull)) @ self.counts)
-
-    def pull_for(self, dimension: float) -> float:
-        """The λ with d_eff(λ) = `dimension`; 0 where fewer eigenvalues than that are positive.
-
-        Raises:
-            ValueError: `dimension` is not above 0.
-        """
-        if dimension <= 0:
-            raise ValueError(f"the effective dimension asked for is {dimension:g}; it must be above 0")
-        scale = self.largest
-        if scale <= 0:
-            return 0.0
-        low, high = _POWERS
-        if self.effective_dimension(scale * 2**low) <= dimension:
-            return 0.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.effective_dimension(scale * 2**middle) > dimension else (low, middle)
-        return scale * 2 ** ((low + high) / 2)
 
 
 @dataclass(frozen=True)

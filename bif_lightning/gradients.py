@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bif_lightning.curvature import spread_rows
 from bif_lightning.data import Batch
 from bif_lightning.noise import GLOBAL, seed_global, stream_seed
 from bif_lightning.placement import Placement
@@ -119,8 +120,7 @@ def hessians_along(
         placement: the ranks, which share the groups.
     """
     with placement.together("the curvature at the snapshot"):
-        count = min(CURVATURE_EXAMPLES, len(problem.training))
-        rows = torch.linspace(0, len(problem.training) - 1, count).long().unique()
+        rows = spread_rows(len(problem.training), CURVATURE_EXAMPLES)
         # Groups of equal size, neighbours apart: data is often sorted.
         number = min(GROUPS, len(rows))
         groups = [problem.minibatch(rows[first::number][: len(rows) // number]) for first in range(number)]
@@ -144,7 +144,7 @@ def seconds_to_look(problem: Problem, host: Host, count: int, workers: int, rank
     """
     singles = problem.train_singles  # read before the clock runs
     single = _seconds(lambda: _gradients(problem, host, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
-    rows = torch.linspace(0, len(problem.training) - 1, min(CURVATURE_EXAMPLES, len(problem.training))).long().unique()
+    rows = spread_rows(len(problem.training), CURVATURE_EXAMPLES)
     group = problem.minibatch(rows[: max(1, len(rows) // GROUPS)])
     weights = host.weights()
     bound = host.bind(weights)

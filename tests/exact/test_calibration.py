@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.calibration import dimension_for, find_settings, largest_curvature
+from bif_lightning.calibration import Calibrated, dimension_for, find_settings, largest_curvature
 from bif_lightning.config import SGLD, Chains, Pairs
 from bif_lightning.data import Examples
 from bif_lightning.estimator import mean_of
@@ -150,3 +150,13 @@ def test_settled_settings_survive_plain_values() -> None:
 
 def test_the_aim_is_bounded_by_the_draws() -> None:
     assert [dimension_for(n, k) for n, k in ((1000, 400), (10**6, 400), (5, 400), (1000, 100))] == [100, 100, 1, 25]
+
+
+def test_the_gradient_noise_is_that_of_the_definition() -> None:
+    """ε·(nβ)²·λmax(F)/4m, of a regression whose gradients are known."""
+    world = Regression.random(40, 3, 0)
+    gradients = world.inputs * (world.inputs @ world.snapshot - world.targets)[:, None]
+    largest = float(np.linalg.eigvalsh(np.cov(gradients.T))[-1])
+    sampler = SGLD(step_size=1e-3, inverse_temperature=50.0, localization=1.0)
+    found = Calibrated(Settled(sampler, Chains(batch_size=8)), 1.0, largest, 1.0, None, (), True)
+    assert found.plain_noise_ratio == pytest.approx(1e-3 * 50.0**2 * largest / 32)

@@ -159,3 +159,18 @@ def test_a_dump_with_traces_gives_it_again_for_any_ridge(tmp_path: Path) -> None
         open_traces(
             write_dump(tmp_path, replace(found, traces=None), step=8, epoch=0, train=samples[0], query=samples[1])
         )
+
+
+def test_the_rule_leaves_a_ridge_where_the_draws_span_few_directions() -> None:
+    """5 weights, 1000 train examples, 47 increments: min(n/25, K/4) = 11.75 directions are not there to be met."""
+    generator = torch.Generator().manual_seed(4)
+    draws = torch.randn(1, 48, WEIGHTS, generator=generator)
+    gradients = torch.randn(1000, WEIGHTS, generator=generator)
+    rows = ensemble_of(draws) @ gradients.mT
+    s = label_free_ridge(rows @ rows.mT, 1000)
+    w = torch.linalg.eigvalsh(rows @ rows.mT)[-WEIGHTS:]
+    assert float((w / (w + s)).sum()) == pytest.approx(WEIGHTS / 2, rel=1e-6)
+
+
+def ensemble_of(draws: Tensor) -> Tensor:
+    return torch.cat([chain.diff(dim=0) / 2**0.5 for chain in draws])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
 from bif_lightning.config import Chains
-from bif_lightning.curvature import Gradients, Spectrum, gradient_noise, hessian_spectrum
+from bif_lightning.curvature import Gradients, gradient_noise, hessian_spectrum
 from bif_lightning.data import Examples
 from bif_lightning.estimator import mean_of
 from bif_lightning.problem import Problem
@@ -50,16 +50,6 @@ def test_effective_dimension_and_trace_are_right_on_average() -> None:
         bound = 5 * np.sqrt(2 * (share**2).sum() / 100)
         assert found.effective_dimension(pull) == pytest.approx(share.sum(), abs=bound)
     assert found.trace == pytest.approx(h.sum(), abs=5 * np.sqrt(2 * (h**2).sum() / 100))
-
-
-def test_pull_for_inverts_the_effective_dimension() -> None:
-    spectrum = Spectrum(torch.tensor([-0.2, 0.0, 0.5, 2.0]), torch.tensor([3.0, 90.0, 5.0, 2.0]))
-    for dimension in (0.1, 1.0, 3.0, 6.5):
-        assert spectrum.effective_dimension(spectrum.pull_for(dimension)) == pytest.approx(dimension, rel=1e-5)
-    assert spectrum.pull_for(8.0) == 0  # only 7 eigenvalues are positive
-    assert (spectrum.smallest, spectrum.largest) == (pytest.approx(-0.2), 2.0)
-    with pytest.raises(ValueError, match="above 0"):
-        spectrum.pull_for(0.0)
 
 
 def test_a_networks_spectrum_is_that_of_its_dense_hessian() -> None:
