@@ -260,6 +260,19 @@ class Chains:
         return self.burn_in + self.thinning * self.num_draws
 
 
+def check_sampler(sampler: object) -> None:
+    """Refuse what is no sampler, such as a class in place of its settings.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if sampler is not None and sampler != "auto" and not isinstance(sampler, Sampler):
+        raise ValueError(
+            f"sampler is {sampler!r}; it must be 'auto', None, or settings such as Subspace(), Pairs(scale=0.01) or "
+            "SGLD(step_size=..., inverse_temperature=..., localization=...)"
+        )
+
+
 def check_together(sampler: Sampler, chains: Chains) -> None:
     """Refuse chains that a sampler cannot run as they are.
 

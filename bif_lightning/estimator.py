@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bif_lightning.basis import Surroundings, default_sampler, look_around
 from bif_lightning.calibration import settle
 from bif_lightning.chain import Plan
-from bif_lightning.config import Chains, Pairs, Sampler, Subspace, check_together
+from bif_lightning.config import Chains, Pairs, Sampler, Subspace, check_sampler, check_together
 from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, move
 from bif_lightning.matrices import Labels
 from bif_lightning.noise import GLOBAL, seed_global, stream_seed
@@ -121,6 +121,7 @@ def settled_sampler(
     settled: Settled | None = None,
 ) -> Settled:
     """The settings of this snapshot, given those of the run's first (see `calibration.settle`). Collective."""
+    check_sampler(sampler)
     if sampler is None:
         sampler = default_sampler(problem, chains)
     if isinstance(sampler, Pairs):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bif_lightning.basis import default_sampler
-from bif_lightning.config import Chains, Sampler
+from bif_lightning.config import Chains, Sampler, check_sampler
 from bif_lightning.describe import Describe
 from bif_lightning.problem import eagerly
 from bif_lightning.settled import Settled
@@ -41,7 +41,12 @@ class Wanted:
 def settings_of(
     request: Request, sampler: Sampler | Literal["auto"] | None, chains: Chains | None, budget: float | None
 ) -> dict[str, Any]:
-    """What all snapshots of a run must have in common, as plain values."""
+    """What all snapshots of a run must have in common, as plain values.
+
+    Raises:
+        ValueError: the sampler is none.
+    """
+    check_sampler(sampler)
     return {
         "sampler": sampler if sampler is None or sampler == "auto" else {type(sampler).__name__: asdict(sampler)},
         "chains": None if chains is None else asdict(chains),

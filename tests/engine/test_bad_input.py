@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
+import bif_lightning as bl
 import small_models as models
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.estimator import estimate
@@ -110,3 +111,11 @@ def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="no degree of freedom"):
         Chains(num_chains=1, num_draws=1, centring="pooled")
     Chains(num_chains=2, num_draws=1, centring="pooled")
+
+
+@pytest.mark.parametrize("sampler", ["sgld", SGLD, 3])
+def test_what_is_no_sampler_is_refused(sampler: object) -> None:
+    with pytest.raises(ValueError, match="it must be 'auto', None, or settings such as"):
+        estimate(models.seeded(models.mlp), models.cross_entropy, models.data(), sampler=sampler)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="it must be 'auto', None, or settings such as"):
+        bl.BIFCallback(train=[0, 1], sampler=sampler)  # type: ignore[arg-type]
