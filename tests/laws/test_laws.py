@@ -147,6 +147,7 @@ NOT_POSITIVE = st.one_of(st.floats(max_value=0), st.sampled_from([float("nan"), 
 NEGATIVE = st.one_of(
     st.floats(max_value=0, exclude_max=True), st.sampled_from([float("nan"), float("inf"), False, "1", None])
 )
+NOT_POSITIVE_OR_NONE = NOT_POSITIVE.filter(lambda value: value is not None)
 BELOW_ONE = st.one_of(st.integers(max_value=0), st.sampled_from([1.5, 2.0, True, "3", None]))
 BELOW_ZERO = st.one_of(st.integers(max_value=-1), st.sampled_from([0.5, False, "3", None]))
 NOT_DECAY = st.one_of(st.floats(min_value=1), st.floats(max_value=0, exclude_max=True), st.sampled_from([None, True]))
@@ -158,8 +159,8 @@ WRONG = {
     },
     Pairs: {"scale": NOT_POSITIVE},
     Subspace: {
-        "num_directions": BELOW_ONE, "inverse_temperature": NOT_POSITIVE, "span": NOT_POSITIVE,
-        "localization": NOT_POSITIVE.filter(lambda value: value is not None),
+        "num_directions": BELOW_ONE, "span": NOT_POSITIVE,
+        "inverse_temperature": NOT_POSITIVE_OR_NONE, "localization": NOT_POSITIVE_OR_NONE,
     },
     Chains: {
         "num_chains": BELOW_ONE, "num_draws": BELOW_ONE, "thinning": BELOW_ONE, "batch_size": BELOW_ONE,
