@@ -5,8 +5,11 @@ from .archive.read import open_samples as open_samples
 from .archive.read import open_traces as open_traces
 from .archive.read import top as top
 from .archive.read import trajectory as trajectory
+from .archive.stored_tokens import open_tokens as open_tokens
 from .archive.write import write_dump as write_dump
 from .archive.write import write_samples as write_samples
+from .attributing import attribute as attribute
+from .attributing import watch as watch
 from .callback import BIFCallback as BIFCallback
 from .conditioned import conditioned_influence as conditioned_influence
 from .config import SGLD as SGLD
@@ -14,6 +17,8 @@ from .config import Chains as Chains
 from .config import Pairs as Pairs
 from .config import Subspace as Subspace
 from .estimator import estimate as estimate
+from .language import causal_lm_loss as causal_lm_loss
+from .language import token_losses as token_losses
 from .observables import GroupMean as GroupMean
 from .observables import MetricValue as MetricValue
 from .observables import PerExample as PerExample
@@ -23,4 +28,7 @@ from .result import Verdict as Verdict
 from .samples import Samples as Samples
 from .sweep import Calibration as Calibration
 from .sweep import calibrate as calibrate
+from .tokens import TokenAxis as TokenAxis
+from .tokens import Tokens as Tokens
+from .trainer.replay import Attributed as Attributed
 from .verdict import judge as judge

@@ -7,13 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.config import SGLD, Chains, Sampler, Subspace
-from bif_lightning.gradients import (
-    column_gradients,
-    hessians_along,
-    seconds_to_look,
-    train_gradients,
-    why_no_gradients,
-)
+from bif_lightning.directional import hessians_along, seconds_for_hessians
+from bif_lightning.gradients import column_gradients, seconds_for_gradients, train_gradients, why_no_gradients
 from bif_lightning.linear import Linear
 from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
@@ -63,7 +58,11 @@ def seconds_for(problem: Problem, host: Host, sampler: Sampler, workers: int, pl
         return 0.0
     with placement.together("timing the gradients at the snapshot"):
         _check(problem)
-        return seconds_to_look(problem, host, min(count, problem.num_train), workers, placement.world_size)
+        found = seconds_for_gradients(problem, host, workers)
+        if isinstance(sampler, Subspace):
+            count = min(count, problem.num_train)
+            found += seconds_for_hessians(problem, host, count, workers, placement.world_size)
+        return found
 
 
 def directions_of(problem: Problem, host: Host, count: int, workers: int) -> Float[Tensor, "direction weight"]:
@@ -73,7 +72,7 @@ def directions_of(problem: Problem, host: Host, count: int, workers: int) -> Flo
         ValueError: the gradients cannot be held.
     """
     _check(problem)
-    return strongest_directions(train_gradients(problem, host, workers), count)
+    return strongest_directions(train_gradients(problem, host, workers), count, workers)
 
 
 def linear_of(problem: Problem, host: Host, sampler: Subspace, workers: int, placement: Placement) -> Linear:
@@ -88,7 +87,7 @@ def linear_of(problem: Problem, host: Host, sampler: Subspace, workers: int, pla
     with placement.together("the gradients at the snapshot"):
         _check(problem)
         train = train_gradients(problem, host, workers)
-        directions = strongest_directions(train, sampler.num_directions)
+        directions = strongest_directions(train, sampler.num_directions, workers)
         norm = max(host.norm(host.center), _LEAST_NORM)
         span = sampler.span * norm
         columns = column_gradients(problem, host, workers, train, directions, span)

@@ -19,7 +19,9 @@ import torch
 
 from bif_lightning.chain import Plan, Walker
 from bif_lightning.config import SGLD
-from bif_lightning.curvature import Gradients, hessian_spectrum, spread_rows
+from bif_lightning.curvature import hessian_spectrum
+from bif_lightning.data import spread_rows
+from bif_lightning.hessian import Hessian
 
 _CHAIN = -2  # the key of this walk in the noise; chains count from 0
 _STEPS = 8  # from w*, until the stiff directions have relaxed
@@ -28,9 +30,9 @@ _KEPT_BYTES = 1 << 29  # of gradients at once
 _LEAST_GRADIENTS = 4
 
 _SHARE = 0.02  # of a snapshot's passes, for the curvature
-_LANCZOS = 8  # steps, of two gradients each
+_LANCZOS = 8  # steps, of a product with the Hessian each: about two gradients
 _PASSES = 3  # forward passes that a gradient costs as much as
-_STEP = 1e-5  # of finite differences, in the norm of the weights
+_STEP = 1e-5  # of differences of gradients, where those are needed, in the norm of the weights
 _LEAST_ROWS, _MOST_ROWS = 32, 512
 
 
@@ -105,10 +107,12 @@ def llc_ratio(plan: Plan, llc: float) -> float:
     if not sampler.localization or not sampler.inverse_temperature:
         return math.nan
     rows = spread_rows(len(plan.problem.training), curvature_rows(plan))
-    gradients = Gradients(plan.problem, plan.host, rows=rows, chunk=plan.chains.batch_size, seed=plan.chains.seed)
+    hessian = Hessian.of_training(
+        plan.problem, plan.host, rows=rows, chunk=plan.chains.batch_size, key=plan.chains.seed
+    )
     # A longer step crosses kinks of ReLUs, which enter as curvature, in each of the many flat directions.
-    gradients.step = _STEP * max(plan.host.norm(plan.host.center), 1e-3)
-    spectrum = hessian_spectrum(gradients, probes=1, steps=_LANCZOS)
+    hessian.step = _STEP * max(plan.host.norm(plan.host.center), 1e-3)
+    spectrum = hessian_spectrum(hessian, probes=1, steps=_LANCZOS)
     return _against(llc, spectrum.effective_dimension(sampler.localization / sampler.inverse_temperature))
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from bif_lightning.plots import to_png
 from bif_lightning.sweep import Calibration, calibrate_problem
-from bif_lightning.trainer.offline import imported, load_weights, module_and_data, with_problem
+from bif_lightning.trainer.checkpoints import load_weights
+from bif_lightning.trainer.offline import imported, module_and_data, with_problem
 
 
 def calibrate_checkpoint(
@@ -39,7 +40,7 @@ def calibrate_checkpoint(
     module, loader = module_and_data(config, model, data)
     load_weights(module, checkpoint)
     loss = None if loss_fn is None else imported(loss_fn)
-    with _quietly():
+    with quietly():
         found = with_problem(
             module,
             loader,
@@ -76,7 +77,7 @@ def _show(done: int, total: int) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Generator[None]:
+def quietly() -> Generator[None]:
     """Without what a Trainer says of a fit that will not take place."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = [logging.getLogger(name) for name in names]

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.curvature import Gradients, gradient_noise, random_direction
+from bif_lightning.curvature import gradient_noise, random_direction
+from bif_lightning.hessian import Hessian
 from bif_lightning.pilot import Pilot, run_pilot, small_problem
 from bif_lightning.problem import Problem
 from bif_lightning.search import MOST_THINNING, STEP_FRACTION, WITHIN, Aim
@@ -91,14 +92,13 @@ class Calibrated:
 def largest_curvature(problem: Problem, host: Host, seed: int = 0) -> float:
     """λmax, the largest Hessian eigenvalue of the mean loss at the snapshot, by power iteration.
 
-    From gradients (see `curvature.Gradients`), so it works where a second backward pass does not. On at most 512
-    training examples, spread over the set. From below: the true value is not smaller, but for the examples left out and
-    the rounding of h. In nats per squared weight unit.
+    On at most 512 training examples, spread over the set. From below: the true value is not smaller, but for the
+    examples left out. In nats per squared weight unit.
     """
-    gradients = Gradients(problem, host, seed=seed)
+    hessian = Hessian.of_training(problem, host, key=seed)
     direction, curvature = random_direction(host, seed, 0), 0.0
     for _ in range(_ITERATIONS):
-        product = gradients.hessian(direction)
+        product = hessian.times(direction[None])[0]
         curvature = host.inner(product, direction)
         norm = host.norm(product)
         if norm == 0:
@@ -144,7 +144,7 @@ def find_settings(
             "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
         )
     settled = Settled(aim.best.sampler, chains or _chains_for(aim.best))
-    noise = gradient_noise(Gradients(problem, host, seed=seed)).largest
+    noise = gradient_noise(problem, host).largest
     sound = target / WITHIN <= aim.best.dimension <= target * WITHIN
     return Calibrated(settled, curvature, noise, target, aim.best, tuple(trials), sound)
 

@@ -16,13 +16,15 @@ from bif_lightning.placement import PeerFailedError
 from bif_lightning.result import Estimate
 from bif_lightning.settled import Settled
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
+from bif_lightning.token_texts import Decoder
 from bif_lightning.trainer.adapter import Request, check_request
 from bif_lightning.trainer.budget import budget_of
+from bif_lightning.trainer.failures import is_fatal, is_of_files, is_preemption
 from bif_lightning.trainer.interrupts import interrupts_wait
 from bif_lightning.trainer.losses import PerSample
 from bif_lightning.trainer.opening import Wanted, check_options, check_same, open_session, settings_of
 from bif_lightning.trainer.outputs import Precision
-from bif_lightning.trainer.session import Session, Verify, is_fatal, is_of_files, is_preemption
+from bif_lightning.trainer.session import Session, Verify
 from bif_lightning.trainer.support import check_trainer
 from bif_lightning.trainer.triggers import (
     Triggers,
@@ -59,8 +61,9 @@ class BIFCallback(pl.Callback):
             all examples fit into memory and no chains are given; else "auto".
         observables: further quantities of the query set, beside its losses.
         params: name patterns of the parameters to sample (weight-restricted influence); None for all.
-        loss_fn: (module, batch) -> Tensor[batch], or [batch, token] (summed over tokens). None derives the loss of
-            each example from `training_step` and proves it on examples, or refuses and says what to pass.
+        loss_fn: (module, batch) -> Tensor[batch], or [batch, token], or (losses, mask) of that shape with False for
+            tokens that have no loss (summed over tokens). None derives the loss of each example from `training_step`
+            and proves it on examples, or refuses and says what to pass.
         per_sample: of derived losses: "mean" is what `training_step` returns for an example alone; "sum" is that times
             its own divisor (tokens, class weight), which is its share in the objective of a batch.
         collate_fn: makes a batch of a list of examples; None for the training loader's own.
@@ -77,7 +80,11 @@ class BIFCallback(pl.Callback):
         on_error: "raise" stops training where a snapshot fails; "warn" goes on without that snapshot. A snapshot that
             changed the training stops it in either case.
         verify_restore: at which snapshots to check, by hashes, that training is as it was.
-        per_token, launch: reserved; only False and "inline" in this version.
+        per_token: also influence token by token, from losses of tokens that loss_fn returns: dumps keep them at every
+            draw, `bif_lightning.open_tokens` makes any block. sampler=None is "auto" then.
+        tokenizer: anything with decode([id, ...]) -> str, for the texts of tokens of examples with "input_ids".
+        launch: "inline" estimates while training waits. "snapshot" only writes the weights to a file, and training goes
+            on at once: `bif-lightning watch DIR` on spare devices makes the same dumps of them.
         allow_untested: run with strategies and precisions for which the promises were not shown, and with losses whose
             gradient is not that of finite differences.
 
@@ -115,6 +122,7 @@ class BIFCallback(pl.Callback):
         on_error: Literal["raise", "warn"] = "raise",
         verify_restore: Verify = "first",
         per_token: bool = False,
+        tokenizer: Decoder | None = None,
         launch: Literal["inline", "snapshot"] = "inline",
         allow_untested: bool = False,
     ) -> None:
@@ -124,16 +132,13 @@ class BIFCallback(pl.Callback):
         check_summaries(views, pairs)
         check_options(
             on_error=on_error, verify_restore=verify_restore, precision=precision, launch=launch, per_token=per_token,
-            per_sample=per_sample, own_loss=loss_fn is not None,
+            per_sample=per_sample, own_loss=loss_fn is not None, limited=budget is not None,
         )  # fmt: skip
         self.budget = budget_of(budget)
         self.triggers = Triggers(
-            every_n_train_steps=every_n_train_steps,
-            every_n_epochs=every_n_epochs,
-            at_steps=at_steps,
-            at_start=at_start,
-            at_end=at_end,
-        )
+            every_n_train_steps=every_n_train_steps, every_n_epochs=every_n_epochs, at_steps=at_steps,
+            at_start=at_start, at_end=at_end,
+        )  # fmt: skip
         self.request = Request(
             train=train,
             query=query,
@@ -144,31 +149,24 @@ class BIFCallback(pl.Callback):
             collate_fn=collate_fn,
             eval_batch_size=eval_batch_size,
             check_gradient=not allow_untested,
+            per_token=per_token,
         )
         self.wanted = Wanted(
-            chains=chains,
-            sampler=sampler,
-            describe=describe,
-            precision=precision,
+            chains=chains, sampler=sampler, describe=describe, tokenizer=tokenizer, precision=precision, pairs=pairs,
             views=views if log else (),
-            pairs=pairs,
-            store_traces=store_traces,
-            verify=verify_restore,
-            settings=settings_of(self.request, sampler, chains, budget),
-            budget=self.budget,
+            store_traces=store_traces, verify=verify_restore,
+            settings=settings_of(self.request, sampler, chains, budget), budget=self.budget, launch=launch,
             free_draws=self.budget.limited and chains is None and at_steps is None and not at_start,
-        )
-        self.dirpath, self.name, self.on_error = dirpath, name, on_error
-        self.allow_untested = allow_untested
+        )  # fmt: skip
+        self.dirpath, self.name, self.on_error, self.allow_untested = dirpath, name, on_error, allow_untested
         self.directory: Path | None = None
         self.latest: Estimate | None = None
         self._session: Session | None = None
-        self._seen = 0
+        self._seen, self._resumed = 0, False
         self._last: int | None = None
         self._settled: Settled | None = None
         self._data = dict[str, str]()
         self._owned: Path | None = None
-        self._resumed = False
 
     # -- hooks --------------------------------------------------------------------------------------------------
 

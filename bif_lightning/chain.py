@@ -18,6 +18,8 @@ from bif_lightning.problem import Minibatch, Problem
 from bif_lightning.recorder import Record, batch_lengths, is_paired
 from bif_lightning.result import Divergence
 from bif_lightning.sgld import Preconditioner, preconditioner_for, step_
+from bif_lightning.token_store import TokenStore
+from bif_lightning.token_values import TokenValues
 from bif_lightning.weights import Bound, Host, Weights
 
 _UNKNOWN = 1e-4
@@ -26,13 +28,17 @@ _UNKNOWN = 1e-4
 
 @dataclass(frozen=True)
 class Draw:
-    """The observables at one recorded state of a chain, and its distance from the snapshot."""
+    """The observables at one recorded state of a chain, and its distance from the snapshot.
+
+    `tokens` are the losses of single tokens of train and query examples, where they are asked for.
+    """
 
     index: int
     step: int
     train: Float[Tensor, " train"]
     columns: Float[Tensor, " column"]
     squared_distance: float
+    tokens: tuple[TokenValues, TokenValues] | None = None
 
     @property
     def loss(self) -> float:
@@ -52,6 +58,9 @@ class Plan:
         stochastic: the model or its data draws random numbers, from global generators to be keyed.
         directions: orthonormal rows, in whose span SGLD stays; None for all weights.
         linear: the closed form of `Subspace`, with the Gaussian posterior to draw from.
+        token_losses: losses of single tokens at the snapshot, of train and query examples; None where they are not
+            asked for.
+        tokens: where those at the draws go; None where they are not needed.
     """
 
     problem: Problem
@@ -65,6 +74,8 @@ class Plan:
     stochastic: bool = False
     directions: Tensor | None = None
     linear: Linear | None = None
+    token_losses: tuple[TokenValues, TokenValues] | None = None
+    tokens: TokenStore | None = None
 
 
 class Walker:
@@ -118,9 +129,13 @@ class Walker:
         # The same key at every draw: the model's own randomness must not count as covariance of the weights.
         self._key_global(0)
         self.weights.track(False)
-        train, columns = self.plan.problem.measure(self.bound)
+        problem, tokens = self.plan.problem, None
+        if self.plan.tokens is None:
+            train, columns = problem.measure(self.bound)
+        else:
+            train, columns, tokens = problem.measure_tokens(self.bound)
         self.weights.track(True)
-        return Draw(draw, step, train, columns, self.squared_distance())
+        return Draw(draw, step, train, columns, self.squared_distance(), tokens)
 
     def squared_distance(self) -> float:
         """‖w − w*‖²."""
@@ -202,6 +217,8 @@ def run_chain(plan: Plan, chain: int) -> Record | Divergence:
                 return _divergence(plan, chain, draw.index, draw.step, before, draw.loss, why)
             before = draw.loss
             record.push(draw.train, draw.columns)
+            if plan.tokens is not None and draw.tokens is not None:
+                plan.tokens.push(chain, draw.index, *draw.tokens)
             record.loss.append(before)
             record.distance.append(draw.squared_distance**0.5)
     except Exception:

@@ -1,13 +1,14 @@
 """The command `bif-lightning`. A command is a function: its signature and docstring are its arguments and help."""
 
 import inspect
-import json as json_format
-import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+
+from bif_lightning.terminal import as_json
 
 _ABOUT = """Bayesian influence of training examples on predictions, while a model trains.
 
@@ -16,11 +17,16 @@ A run is the folder that BIFCallback fills, by default <log_dir>/bif: one dump a
   bif-lightning show lightning_logs/version_0/bif              what is in a run, and can it be trusted?
   bif-lightning top lightning_logs/version_0/bif --query 3     which train examples help or hurt query 3?
   bif-lightning calibrate last.ckpt --config run.yaml          which sampler settings suit this model?
+  bif-lightning attribute checkpoints --config run.yaml --train 0:1000 --query 1000:1100
+                                                               influence at saved checkpoints, as such a run
+  bif-lightning watch lightning_logs/version_0/bif --config run.yaml
+                                                               dumps of the snapshots that a training leaves
 
 The sign: influence is -Cov of losses over the draws, negative = more weight on the train example lowers the
 query's loss = it helps. correlation is +Corr, in [-1, 1], positive = it helps.
 
-Exit status: 0 done, 1 the data is broken, 2 wrong arguments or paths."""
+eval "$(bif-lightning --print_completion shtab-bash)" completes commands and options in bash.
+Exit status: 0 done, 1 the data or a checkpoint is broken, 2 wrong arguments or paths."""
 
 
 def show_run(run: str, *, json: bool = False) -> None:
@@ -34,7 +40,7 @@ def show_run(run: str, *, json: bool = False) -> None:
     from bif_lightning.archive.read import open_run
 
     summary = report.summary(open_run(run), run)
-    print(_as_json(summary) if json else report.summary_text(summary))
+    print(as_json(summary) if json else report.summary_text(summary))
 
 
 def top_examples(
@@ -63,7 +69,7 @@ def top_examples(
     from bif_lightning.archive.read import open_run
 
     answer = report.extremes(open_run(run), query, k=k, step=step, by=by, observable=observable)
-    print(_as_json(answer) if json else report.extremes_text(answer))
+    print(as_json(answer) if json else report.extremes_text(answer))
 
 
 def calibrate_run(
@@ -96,11 +102,127 @@ def calibrate_run(
     found, answer = calibrate_checkpoint(
         checkpoint, config=config, model=model, data=data, loss_fn=loss, params=params, out=out, accelerator=accelerator
     )
-    print(_as_json(answer) if json else f"{found}\nWritten: {', '.join(answer['files'])}")
+    print(as_json(answer) if json else f"{found}\nWritten: {', '.join(answer['files'])}")
+
+
+def attribute_run(
+    checkpoints: str,
+    *,
+    train: str,
+    query: str | None = None,
+    config: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    loss: str | None = None,
+    params: Sequence[str] | None = None,
+    settings: str | None = None,
+    per_token: bool = False,
+    out: str = "attribution/bif",
+    accelerator: str = "auto",
+    devices: str = "1",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Estimate influence at saved checkpoints: the dumps and TensorBoard views that BIFCallback writes in training.
+
+    Dumps that are there are left as they are: the same command goes on where it was stopped. For several processes
+    start it with torchrun or srun, or give --devices and --strategy ddp.
+
+    Args:
+        checkpoints: a checkpoint, or a folder of them: Lightning's, state dicts (step=1000 in the name), sharded ones.
+        train: rows of the training data as FIRST:LAST (LAST not included), or the import path of a dataset.
+        query: the same for the queries; train x train if not given.
+        config: LightningCLI YAML, of which `model` and `data` are used.
+        model: import path of the LightningModule class, where no YAML says it.
+        data: import path of a LightningDataModule, DataLoader or dataset, or of a function that returns one.
+        loss: import path of a function (module, batch) -> loss of each example; from training_step if not given.
+        params: name patterns of the parameters to sample; all if not given.
+        settings: YAML with `sampler` and `chains`, as `bif-lightning calibrate` writes it; the default if not given.
+        per_token: losses of single tokens; needs --loss.
+        out: folder of the dumps; TensorBoard reads the folder above it.
+        accelerator: cpu, gpu, ... as of a Trainer.
+        devices: how many, or which, as of a Trainer.
+        num_nodes: as of a Trainer.
+        strategy: ddp, ... as of a Trainer.
+        precision: as the training had it.
+        dry_run: check everything and say what a checkpoint will take, but estimate and write nothing.
+        json: one JSON document instead of text.
+    """
+    from bif_lightning.attribute_command import Machine, Sources, attribute_checkpoints
+
+    done, answer = attribute_checkpoints(
+        checkpoints,
+        Sources(config=config, model=model, data=data, loss=loss, train=train, query=query),
+        Machine(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision),
+        params=params, settings=settings, per_token=per_token, out=out, dry_run=dry_run,
+    )  # fmt: skip
+    _show_attributed(done, answer, json)
+
+
+def watch_run(
+    run: str,
+    *,
+    config: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    train: str | None = None,
+    query: str | None = None,
+    loss: str | None = None,
+    idle: float | None = None,
+    accelerator: str = "auto",
+    devices: str = "1",
+    strategy: str = "auto",
+    precision: str = "32-true",
+    json: bool = False,
+) -> None:
+    """Turn the snapshots of BIFCallback(launch="snapshot") into dumps as they appear, until training ends.
+
+    Start one for each spare device, on any machine that sees the folder; they share the work.
+
+    Args:
+        run: folder of the callback; it holds the snapshots, and gets the dumps.
+        config: LightningCLI YAML, of which `model` and `data` are used.
+        model: import path of the LightningModule class, where no YAML says it.
+        data: import path of a LightningDataModule, DataLoader or dataset, or of a function that returns one.
+        train: import path of the dataset that the callback was given; not needed where it was given rows.
+        query: the same for the queries.
+        loss: import path of the loss_fn that the callback was given.
+        idle: stop after so many seconds without work; else at the end of the training.
+        accelerator: cpu, gpu, ... as of a Trainer.
+        devices: how many, or which, as of a Trainer.
+        strategy: ddp, ... as of a Trainer.
+        precision: as the training had it.
+        json: one JSON document instead of text.
+    """
+    from bif_lightning.attribute_command import Machine, Sources, watch_snapshots
+
+    sources = Sources(config=config, model=model, data=data, loss=loss, train=train, query=query)
+    machine = Machine(accelerator=accelerator, devices=devices, num_nodes=1, strategy=strategy, precision=precision)
+    done, answer = watch_snapshots(run, sources, machine, idle=idle)
+    _show_attributed(done, answer, json)
+
+
+def _show_attributed(done: Any, answer: Mapping[str, Any], json: bool) -> None:
+    print(as_json(answer) if json else str(done))
+    if done.failed:
+        raise IncompleteError(f"{len(done.failed)} checkpoints have no dump: {', '.join(done.failed)}")
+
+
+class IncompleteError(Exception):
+    """A command did what it could, and that was not all."""
 
 
 # No function is called as something in bif_lightning/__init__.pyi: jsonargparse would look that up, and import it.
-_COMMANDS: Mapping[str, Callable[..., None]] = {"show": show_run, "top": top_examples, "calibrate": calibrate_run}
+_COMMANDS: Mapping[str, Callable[..., None]] = {
+    "show": show_run,
+    "top": top_examples,
+    "calibrate": calibrate_run,
+    "attribute": attribute_run,
+    "watch": watch_run,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,14 +239,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + 13
         except KeyboardInterrupt:
             return 128 + 2
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IncompleteError) as error:
             print(f"bif-lightning: error: {_one_line(error)}", file=sys.stderr)
             return _status(error)
     return 0
 
 
 def _parser() -> Any:
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    set_parsing_settings(add_print_completion_argument=True)
 
     class Layout(DefaultHelpFormatter):
         def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -136,19 +260,26 @@ def _parser() -> Any:
         about = (inspect.getdoc(command) or "").partition("\n")[0]
         sub = ArgumentParser(description=about)
         parameters = inspect.signature(command).parameters
-        options: set[str | int] = {key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
-        sub.add_function_arguments(command, as_group=False, as_positional=True, skip=options)
-        sub.add_function_arguments(command, as_group=False, skip={"json", *(parameters.keys() - options)})
-        if "json" in options:
-            sub.add_argument("--json", action="store_true", help="one JSON document instead of text")
+        options = {key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+        flags = [key for key, each in parameters.items() if each.annotation is bool]
+        sub.add_function_arguments(command, as_group=False, as_positional=True, skip=set[str | int](options))
+        sub.add_function_arguments(command, as_group=False, skip={*flags, *(parameters.keys() - options)})
+        for flag in flags:
+            sub.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=_about(command, flag))
         subcommands.add_subcommand(name, sub, help=about)
     return parser
+
+
+def _about(command: Callable[..., None], argument: str) -> str:
+    """What the docstring says of an argument."""
+    words = re.search(rf"^ +{argument}: (.*)$", command.__doc__ or "", re.MULTILINE)
+    return "" if words is None else words.group(1)
 
 
 def _status(error: Exception) -> int:
     from bif_lightning.archive.read import UnreadableFileError
 
-    paths = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+    paths = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | PermissionError)
     arguments = isinstance(error, ValueError) and not isinstance(error, UnreadableFileError)
     return 2 if paths or arguments else 1
 
@@ -159,16 +290,3 @@ def _one_line(error: Exception) -> str:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"bif-lightning: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _as_json(value: object) -> str:
-    return json_format.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None stands for both."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,37 +1,29 @@
-"""The shape of the loss at the snapshot, from gradients only: Hessian spectrum, effective dimension, gradient noise.
+"""The shape of the loss at the snapshot: Hessian spectrum, effective dimension, gradient noise.
 
-Products with the Hessian H of the mean loss are finite differences of gradients,
-
-    H·v = (∇L(w* + h·v) − ∇L(w* − h·v)) / 2h,
-
-so that they work where a second backward pass does not, and for a model in shards. The spectrum comes from stochastic
-Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4)): for a random start z of d numbers,
-tr f(H) ≈ d·Σ_k τ_k·f(θ_k), with θ_k the Ritz values of a few Lanczos steps from z, and τ_k the squared first
-components of the eigenvectors of the tridiagonal matrix; averaged over starts.
+The spectrum comes from stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4)): for a
+random start z of d numbers, tr f(H) ≈ d·Σ_k τ_k·f(θ_k), with θ_k the Ritz values of a few Lanczos steps from z, and τ_k
+the squared first components of the eigenvectors of the tridiagonal matrix; averaged over starts.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.noise import GLOBAL, seed_global, stream_seed
-from bif_lightning.problem import Minibatch, Problem
-from bif_lightning.weights import Bound, Host, Weights
-
-EXAMPLES = 512
-"""Training examples behind the measurements, spread over the set; all of them where there are fewer."""
+from bif_lightning.data import spread_rows
+from bif_lightning.hessian import EXAMPLES, Hessian
+from bif_lightning.noise import stream_seed
+from bif_lightning.problem import Problem
+from bif_lightning.weights import Host
 
 PROBES, STEPS = 2, 16
-"""Random starts and Lanczos steps of the spectrum: 64 gradients of the mean loss in all."""
+"""Random starts and Lanczos steps of the spectrum."""
 
 GRADIENTS = 32
 """Minibatch gradients behind the noise."""
 
-_RELATIVE_STEP = 1e-3
 _KEPT_BYTES = 2**29
 _LEAST_GRADIENTS = 4
 _PROBE_KEY = -1
@@ -53,16 +45,6 @@ class Spectrum:
     def largest(self) -> float:
         """The largest eigenvalue, from below."""
         return float(self.values.max())
-
-    @property
-    def smallest(self) -> float:
-        """The smallest eigenvalue, from above; below 0 where the snapshot is no minimum."""
-        return float(self.values.min())
-
-    @property
-    def trace(self) -> float:
-        """The sum of all eigenvalues."""
-        return float(self.values @ self.counts)
 
     def effective_dimension(self, pull: float) -> float:
         """d_eff(λ) = tr H(H + λI)⁻¹, the number of directions that the loss holds more firmly than λ does.
@@ -86,77 +68,33 @@ class GradientNoise:
     trace: float
 
 
-class Gradients:
-    """Gradients of the mean loss of training examples, at and around the snapshot.
-
-    Args:
-        problem, host: whose loss, and whose snapshot.
-        rows: the training examples; None for `EXAMPLES` of them, spread over the set.
-        chunk: examples in one backward pass.
-        seed: of the model's own randomness, where it has any.
-    """
-
-    def __init__(
-        self, problem: Problem, host: Host, *, rows: Tensor | None = None, chunk: int = 64, seed: int = 0
-    ) -> None:
-        self.problem, self.host, self.seed = problem, host, seed
-        chosen = spread_rows(len(problem.training), EXAMPLES) if rows is None else rows
-        self.batches = [(problem.minibatch(part), len(part) / len(chosen)) for part in chosen.split(chunk)]
-        self.weights: Weights = host.weights()
-        self.bound: Bound = host.bind(self.weights)
-        self.step = _RELATIVE_STEP * max(host.norm(host.center), 1e-3)
-
-    def at(self, direction: Tensor, distance: float) -> Float[Tensor, " weight"]:
-        """∇L(w* + distance·direction)."""
-        with torch.no_grad():
-            torch.add(self.host.center, direction, alpha=distance, out=self.weights.flat)
-        return self._mean(self.batches)
-
-    def hessian(self, direction: Tensor) -> Float[Tensor, " weight"]:
-        """H·direction, for a direction of norm 1."""
-        return (self.at(direction, self.step) - self.at(direction, -self.step)) / (2 * self.step)
-
-    def _mean(self, batches: Sequence[tuple[Minibatch, float]]) -> Tensor:
-        if self.problem.stochastic:
-            seed_global(self.host.device, stream_seed(self.seed, GLOBAL))
-        scale = self.problem.loss_scale
-        while True:
-            self.weights.gradient.zero_()
-            for minibatch, share in batches:
-                self.problem.add_gradient(self.bound, minibatch, scale * share)
-            if scale <= 1 or math.isfinite(self.host.norm(self.weights.gradient)):
-                return self.weights.gradient / scale
-            scale /= 2
-
-
-def hessian_spectrum(gradients: Gradients, *, probes: int = PROBES, steps: int = STEPS) -> Spectrum:
+def hessian_spectrum(hessian: Hessian, *, probes: int = PROBES, steps: int = STEPS) -> Spectrum:
     """The spectrum of the Hessian of the mean loss at the snapshot, by stochastic Lanczos quadrature.
 
-    Costs 2·probes·steps gradients. The trace has a relative standard error of about √(2/(probes·d_eff)).
+    Costs probes·steps products with the Hessian. d_eff has a relative standard error of about √(2/(probes·d_eff)).
     """
-    host, seed = gradients.host, gradients.seed
+    host, seed = hessian.host, hessian.key
     size = host.layout.num_weights
     values, counts = list[Tensor](), list[Tensor]()
     for probe in range(probes):
-        diagonal, beside = _lanczos(gradients.hessian, random_direction(host, seed, probe), host, min(steps, size))
+        diagonal, beside = _lanczos(hessian, random_direction(host, seed, probe), host, min(steps, size))
         theta, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1))
         values.append(theta)
         counts.append(vectors[0].square() * (size / probes))
     return Spectrum(torch.cat(values), torch.cat(counts))
 
 
-def gradient_noise(gradients: Gradients) -> GradientNoise:
+def gradient_noise(problem: Problem, host: Host) -> GradientNoise:
     """λmax and trace of the covariance F of one example's gradient, from the Gram matrix of minibatch gradients.
 
     The largest eigenvalue of a sample covariance of G gradients is too large by about the mean of the others, which is
     subtracted.
     """
-    problem, host = gradients.problem, gradients.host
-    weights, bound = gradients.weights, gradients.bound
+    weights = host.weights()
+    bound = host.bind(weights)
     rows = spread_rows(len(problem.training), EXAMPLES)
     if len(rows) < _LEAST_GRADIENTS:
         return GradientNoise(math.nan, math.nan)
-    weights.flat.copy_(host.center)
     count = max(_LEAST_GRADIENTS, min(GRADIENTS, _KEPT_BYTES // (4 * host.layout.size), len(rows) // 2))
     # Neighbours in a sorted set are alike: deal the rows out, so that every part is a sample of the whole.
     parts = [rows[index::count] for index in range(count)]
@@ -173,11 +111,6 @@ def gradient_noise(gradients: Gradients) -> GradientNoise:
     return GradientNoise(max(top - (trace - top) / (count - 2), 0.0), trace)
 
 
-def spread_rows(size: int, count: int) -> Tensor:
-    """`count` of `size` positions, spread evenly; all where there are fewer."""
-    return torch.linspace(0, size - 1, min(count, size)).long().unique()
-
-
 def random_direction(host: Host, seed: int, probe: int) -> Float[Tensor, " weight"]:
     """A direction of norm 1, uniform over the sphere: one for each `probe`."""
     direction = torch.zeros_like(host.center)
@@ -188,7 +121,7 @@ def random_direction(host: Host, seed: int, probe: int) -> Float[Tensor, " weigh
 
 
 def _lanczos(
-    product: Callable[[Tensor], Tensor], start: Tensor, host: Host, steps: int
+    hessian: Hessian, start: Tensor, host: Host, steps: int
 ) -> tuple[Float[Tensor, " step"], Float[Tensor, " between"]]:
     """Diagonal and off-diagonal of the tridiagonal matrix of so many Lanczos steps; fewer where the space ends.
 
@@ -198,7 +131,7 @@ def _lanczos(
     kept = max(2, _KEPT_BYTES // (start.element_size() * max(len(start), 1)))
     basis, diagonal, beside = [start], list[float](), list[float]()
     while True:
-        vector = product(basis[-1])
+        vector = hessian.times(basis[-1][None])[0]
         diagonal.append(host.inner(vector, basis[-1]))
         length = host.norm(vector)
         for earlier in reversed(basis):

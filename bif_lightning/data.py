@@ -77,6 +77,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the set is kept stacked, so that a batch costs an index."""
+        return self._stacked is not None
+
     def collated(self, indices: Sequence[int]) -> Batch:
         """The batch of these rows, made by the collate function from the dataset's items."""
         with _READING:
@@ -135,6 +140,11 @@ class Examples:
     def _collates_to_rows_of(self, stacked: Batch, probe: Tensor) -> bool:
         """Also one by one: a collate function that pads to the longest of a batch gives other rows there."""
         return all(_same(_take(stacked, one), self.collated(cast(list[int], one.tolist()))) for one in probe.split(1))
+
+
+def spread_rows(size: int, count: int) -> Tensor:
+    """`count` of `size` positions, spread evenly; all where there are fewer."""
+    return torch.linspace(0, size - 1, min(count, size)).long().unique()
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

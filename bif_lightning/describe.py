@@ -15,7 +15,9 @@ from bif_lightning.samples import Samples
 Describe = Callable[[Any], Mapping[str, Any]]
 """Takes one item of a dataset, returns any of the keys in `DESCRIBE_KEYS`."""
 
-DESCRIBE_KEYS = ("id", "label", "label_name", "label_names", "text", "thumbnail")
+DESCRIBE_KEYS = ("id", "label", "label_name", "label_names", "text", "thumbnail", "tokens", "columns")
+
+_OF_ALL = ("label_name", "label_names", "tokens", "columns")  # keys that `_merge` leaves to others
 
 _Told = dict[str, Any]  # checked values of DESCRIBE_KEYS
 
@@ -47,7 +49,8 @@ def describe_samples(dataset: MapDataset, indices: Sequence[int], describe: Desc
         describe: called with each item `dataset[i]`; what it returns wins over what is found. Keys: "id"
             (anything with a unique str), "label" (class index), "label_name" (name of this item's class, along
             with "label"), "label_names" (names of all classes), "text", "thumbnail" (PNG bytes, a Pillow image,
-            or an array as above). None leaves a thing out.
+            or an array as above), "tokens" (texts of its tokens, which `token_texts` reads), "columns" (a dict of
+            name to number or text: whatever the examples may be sorted by). None leaves a thing out.
 
     Raises:
         IndexError: an index outside of the dataset.
@@ -74,6 +77,7 @@ def describe_samples(dataset: MapDataset, indices: Sequence[int], describe: Desc
         label_names=_label_names(labels, index, told, class_names(origin)),
         texts=_column([row.text for row in merged], ""),
         thumbnails=_column([row.thumbnail for row in merged], b""),
+        columns=_sortable([row.get("columns") or {} for row in told], index),
     )
 
 
@@ -146,6 +150,21 @@ def _thumbnail(value: Any) -> bytes | None:
     return None if shown is None else thumbnails.png(shown)
 
 
+def _named(value: Any) -> dict[str, float | str | None] | None:
+    if not isinstance(value, Mapping):
+        return None
+    named = {str(name): _sort_key(each) for name, each in cast(Mapping[Any, Any], value).items()}
+    return None if any(each is NotImplemented for each in named.values()) else named
+
+
+def _sort_key(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float | np.bool | np.integer | np.floating):
+        return float(value)
+    return NotImplemented
+
+
 _ACCEPT: Mapping[str, Callable[[Any], Any]] = {
     "id": _id,
     "label": whole_number,
@@ -153,19 +172,23 @@ _ACCEPT: Mapping[str, Callable[[Any], Any]] = {
     "label_names": _names,
     "text": _text,
     "thumbnail": _thumbnail,
+    "tokens": _names,
+    "columns": _named,
 }
 _NEED = {
     "label": "a whole number, the index of its class",
     "label_name": "a string",
     "label_names": "a list of strings, one for each class",
     "text": "a string",
+    "tokens": "a list of strings, one for each token",
     "thumbnail": "the bytes of a PNG, a Pillow image, or an array [H, W], [1 or 3, H, W] or [H, W, 1 or 3] of "
     "floats or uint8 with sides of 2 to 512",
+    "columns": "a dict of names, each with a number, a string or None",
 }
 
 
 def _merge(found: Fields, told: _Told) -> Fields:
-    own = {key: value for key, value in told.items() if key not in ("label_name", "label_names")}
+    own = {key: value for key, value in told.items() if key not in _OF_ALL}
     return replace(found, **own)
 
 
@@ -235,3 +258,21 @@ def _column(values: list[Any], missing: Any) -> tuple[Any, ...] | None:
     if all(value is None for value in values):
         return None
     return tuple(missing if value is None else value for value in values)
+
+
+def _sortable(rows: list[dict[str, float | str | None]], index: list[int]) -> dict[str, np.ndarray[Any, Any]] | None:
+    """The user's own columns: numbers as float64, NaN where there is none; texts, empty where there is none."""
+    columns: dict[str, np.ndarray[Any, Any]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values} - {type(None)}
+        if kinds == {float, str}:
+            place = next(i for i, value in zip(index, values, strict=True) if isinstance(value, str))
+            raise TypeError(
+                f"describe returned a string in the column {name!r} for index {place}, and numbers for others; "
+                "return numbers for all, or strings for all"
+            )
+        missing = "" if kinds == {str} else np.nan
+        filled = [missing if value is None else value for value in values]
+        columns[name] = np.array(filled, dtype=object if kinds == {str} else np.float64)
+    return columns or None

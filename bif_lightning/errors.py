@@ -1,6 +1,6 @@
 """How wide an error must be, so that value ± 1.96 standard errors holds the long-run value in 95 % of entries.
 
-The spread of K batches of draws (`influence.weighted_mean`) is short of that in four ways, each of which is measured:
+The spread of K batches of draws (`influence.weighted_mean`) is short of that in five ways, each of which is measured:
 
 - Batches remember one another. Their squared error lacks the factor f = 1 + 2·Σ_j (1 − j/K_c)·ρ_j, with ρ_j the
   autocorrelation of batches at lag j over all entries of a sample of the matrix (positive, decreasing part: Geyer
@@ -12,6 +12,9 @@ The spread of K batches of draws (`influence.weighted_mean`) is short of that in
   skewness in the coverage of a two-sided interval). The linearized correlation is not skewed.
 - Draws are centred about the mean of their own chain, not about the long-run mean, so that a covariance lacks the
   covariance of the chain means: a bias, estimated from their spread and added in quadrature (`Centre`).
+- For the same reason the batches spread as if the posterior were as narrow as a chain: their products of losses are too
+  small by √((1 + C_ii/s_i²)(1 + C_jj/s_j²)), with C the covariance of the chain means and s² the variances within.
+  Without this an estimate that is too small by chance, or by that bias, has an error that is too small as well.
 """
 
 import math
@@ -29,8 +32,9 @@ from bif_lightning.moments import Moments, merge
 NORMAL = 1.959963984540054
 """Two-sided 95 % quantile of a normal distribution: what users multiply a standard error by."""
 
-LEAST_DRAWS = 40.0
-"""Independent draws that a single chain must be worth: in fewer, nothing shows how far it could have gone."""
+LEAST_DRAWS = 100.0
+"""Independent draws that a single chain must be worth: in fewer, nothing shows how far it could have gone. The worth is
+itself estimated, and chains that overrate it are the ones that pass: at 40 their intervals held 91 %, at 100, 93 %."""
 
 _MEMORY = 1.15  # squared errors short by less are mended by the factor alone
 _LEAST_BATCHES = 8  # a t-quantile of fewer widens more than merging gains
@@ -45,7 +49,7 @@ class Reach:
     """What a spread of batches is to be multiplied by, of one kind of matrix.
 
     Attributes:
-        factor: √f·t/1.96; NaN where the draws are too few to tell.
+        factor: √f·t/1.96, of influence times the width that is lacking; NaN where the draws are too few to tell.
         draws: N_eff.
     """
 
@@ -96,7 +100,8 @@ def settled(parts: Moments, centring: Centring) -> Precision:
         memories = _memories(draws, chains, count)
         if max(memories) <= _MEMORY:
             break
-    reaches = [_reach(draws, kind, f, total) for kind, f in enumerate(memories)]
+    wide = _widened(draws, centre(parts, centring)), 1.0  # a correlation has no width
+    reaches = [_reach(draws, kind, f, total, wide[kind]) for kind, f in enumerate(memories)]
     if chains == 1 and min(reach.draws for reach in reaches) < LEAST_DRAWS:
         reaches = [Reach(math.nan, reach.draws) for reach in reaches]
     return Precision(count, *reaches)
@@ -158,7 +163,20 @@ def memory(lag: Sequence[float], chains: int) -> float:
     return f
 
 
-def _reach(draws: Products, kind: int, f: float, total: float) -> Reach:
+def _widened(draws: Products, lacking: "Centre") -> float:
+    """How much wider products of losses spread about the long-run means than about those that they are centred on:
+    √((1 + C_ii/s_i²)(1 + C_jj/s_j²)), the mean over examples of either side."""
+    wider = [
+        float((1 + lack / mean(variance, draws.share)).nan_to_num(nan=1.0, posinf=1.0).mean())
+        for lack, variance in (
+            (lacking.train_variance, draws.train_variance),
+            (lacking.column_variance, draws.column_variance),
+        )
+    ]
+    return math.sqrt(wider[0] * wider[1])
+
+
+def _reach(draws: Products, kind: int, f: float, total: float, wide: float) -> Reach:
     """Of influence (kind 0) or correlation (1)."""
     moved = _moved(draws)[kind]
     batches = len(moved)
@@ -169,7 +187,7 @@ def _reach(draws: Products, kind: int, f: float, total: float) -> Reach:
     # Of the product of two Gaussians, and of its part that moves a correlation: their variance in one draw.
     single = float((1 + corr.square() if kind == 0 else (1 - corr.square()).square()).sum())
     worth = min(single / squared_error, total) if squared_error > 0 else total
-    return Reach(math.sqrt(f) * quantile(max((batches - 1) / f, 1.0)) / NORMAL, worth)
+    return Reach(wide * math.sqrt(f) * quantile(max((batches - 1) / f, 1.0)) / NORMAL, worth)
 
 
 def quantile(degrees: float) -> float:
@@ -217,11 +235,16 @@ def centre(parts: Moments, centring: Centring) -> Centre:
     means = merged(parts, min(_CENTRE_PARTS, batches)) if single else merge(parts)
     train, columns = (each.reshape(-1, each.shape[-1]) for each in (means.train_mean, means.column_mean))
     train, columns = train - train.mean(0), columns - columns.mean(0)
-    degrees = max(len(train) - 1, 1)
-    scale = min(quantile(degrees) / NORMAL, _MOST_WIDENED) / degrees
-    if single or centring == "pooled":
-        scale /= len(train)
+    scale = centre_scale(chains, batches, centring)
     return Centre(scale * (train.mT @ columns), scale * train.square().sum(0), scale * columns.square().sum(0))
+
+
+def centre_scale(chains: int, batches: int, centring: Centring) -> float:
+    """What products of the deviations of chain means (of a single chain, of its quarters) are multiplied by."""
+    means = min(_CENTRE_PARTS, batches) if chains == 1 else chains
+    degrees = max(means - 1, 1)
+    scale = min(quantile(degrees) / NORMAL, _MOST_WIDENED) / degrees
+    return scale / means if chains == 1 or centring == "pooled" else scale
 
 
 def influence_error(

@@ -6,29 +6,38 @@ snapshot -> chains -> draws -> moments -> influence
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 from torch import Tensor, nn
 
 from bif_lightning.basis import Surroundings, default_sampler, look_around
 from bif_lightning.calibration import settle
 from bif_lightning.chain import Plan
 from bif_lightning.config import Chains, Pairs, Sampler, Subspace, check_sampler, check_together
-from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style, move
-from bif_lightning.matrices import Labels
+from bif_lightning.data import Collate, Examples, MapDataset, check_map_style
+from bif_lightning.matrices import Labels, labels_of
 from bif_lightning.noise import GLOBAL, seed_global, stream_seed
-from bif_lightning.observables import LossFn, Observable
+from bif_lightning.observables import LossFn, Observable, mean_of
 from bif_lightning.placement import Meeting, Placement
 from bif_lightning.problem import Problem
 from bif_lightning.recorder import Record, keeps_traces
 from bif_lightning.result import Divergence, Estimate
 from bif_lightning.settled import Settled
-from bif_lightning.stage import device_of, placement_of, ready_for
+from bif_lightning.stage import placement_of, ready_for, to_device_of
 from bif_lightning.summary import summarize
+from bif_lightning.token_summary import store_for
+from bif_lightning.token_values import present
 from bif_lightning.weights import Host
 from bif_lightning.workers import Progress, run_chains
+
+Outcome = Record | Divergence
+Exchange = Callable[
+    [Plan, Callable[[Sequence[int]], list[Outcome]], Sequence[int], int, Progress], list[Outcome] | None
+]
+"""(plan, runs some chains, this process's chains, how many at once, to be called while waiting) -> the outcomes of this
+process's chains, run here or elsewhere; None leaves the snapshot to another worker."""
 
 CHECKING_DRAWS = 8
 """Draws a chain of `Subspace`, where none are asked for: they check the closed form, and the matrices do without."""
@@ -54,6 +63,7 @@ def estimate(
     train_labels: Any = None,
     query_labels: Any = None,
     store_traces: bool = False,
+    per_token: bool = False,
     check_gradient: bool = True,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -64,7 +74,8 @@ def estimate(
 
     Args:
         model: any module with float32 or float64 parameters.
-        loss_fn: (module, batch) -> Tensor[batch], or [batch, token] (an example's loss is the sum of its tokens').
+        loss_fn: (module, batch) -> Tensor[batch], or [batch, token], or (losses, mask) of that shape, where the mask is
+            False for tokens that have no loss. An example's loss is the sum of its tokens'.
         train: the attribution set, n examples: rows.
         query: the query set, q examples: columns. None for train x train.
         sampler: how to draw: `SGLD`, `Pairs` or `Subspace`, with their settings; "auto" is SGLD with settings found by
@@ -78,6 +89,9 @@ def estimate(
         eval_batch_size: examples in a batch where losses are measured.
         train_labels, query_labels: class index of each example (−1 for none), for block means over labels.
         store_traces: keep every draw in the result.
+        per_token: also influence of every train token on every query token (`Estimate.tokens`); loss_fn has to return
+            the losses of tokens. With sampler=None this takes SGLD, whose draws know of every token all that they
+            know of its sequence.
         check_gradient: refuse a loss whose gradient is not that of finite differences (a straight-through estimator, a
             stopped gradient), whose chains sample from no posterior.
         progress: called with (steps done, steps in all).
@@ -92,11 +106,11 @@ def estimate(
     Under torch.distributed every rank calls this with the same arguments and gets the same result.
     """
     check_map_style(train, "train")
-    train_examples = Examples(train, collate_fn)
+    train_examples, losses = Examples(train, collate_fn), present(loss_fn)
     problem = Problem(
         module=model,
-        loss=loss_fn,
-        objective=lambda module, batch: mean_of(loss_fn(module, batch)),
+        loss=losses,
+        objective=lambda module, batch: mean_of(losses(module, batch)),
         train=train_examples,
         query=_examples(query, collate_fn, "query") or train_examples,
         training=_examples(training_data, collate_fn, "training_data") or train_examples,
@@ -105,13 +119,21 @@ def estimate(
         params=[params] if isinstance(params, str) else params,
         eval_batch_size=eval_batch_size,
         check_gradient=check_gradient,
+        tokens=loss_fn if per_token else None,
     )
-    labels = _labels(train_labels, query_labels, len(problem.train), len(problem.query))
-    settled = settled_sampler(problem, sampler, chains)
+    labels = labels_of(train_labels, query_labels, len(problem.train), len(problem.query))
+    settled = settled_sampler(problem, "auto" if per_token and sampler is None else sampler, chains)
     result = estimate_problem(
         problem, settled.sampler, settled.chains, labels=labels, store_traces=store_traces, progress=progress
     )
-    return cast(Estimate, result)  # since it is there on every rank
+    return with_reasons(cast(Estimate, result), settled)  # since it is there on every rank
+
+
+def with_reasons(result: Estimate, settled: Settled) -> Estimate:
+    """The estimate, with a note of how its settings were found if they were."""
+    if not settled.reasons:
+        return result
+    return replace(result, notes=(*result.notes, f"settings found at the first snapshot: {settled.reasons}"))
 
 
 def settled_sampler(
@@ -147,6 +169,7 @@ def estimate_problem(
     everywhere: bool = True,
     scratch: Path | None = None,
     progress: Progress | None = None,
+    exchange: Exchange | None = None,
 ) -> Estimate | None:
     """`estimate` for a problem that serves several snapshots. Collective.
 
@@ -155,6 +178,8 @@ def estimate_problem(
         placement: the ranks that share the work; None for those of the default process group.
         everywhere: every rank gets the result; else rank 0 alone does, and the others get None.
         scratch: folder for matrices that are too large for memory; None for the default of `tempfile`.
+        exchange: shares the chains with workers outside of the process group; None for all chains here. Where it leaves
+            the rest to another worker, there is no result.
     """
     started = time.perf_counter()
     placement = placement or placement_of(problem.module)
@@ -171,7 +196,12 @@ def estimate_problem(
                 store_traces=store_traces,
             )
             mine = placement.mine(chains.num_chains)
-            outcomes = run_chains(plan, mine, workers, threads, _beating(meeting, progress))
+            plan = replace(plan, tokens=store_for(plan, mine, scratch))
+            beat = _beating(meeting, progress)
+            run = partial(run_chains, plan, workers=workers, threads=threads, progress=beat)
+            outcomes = run(mine) if exchange is None else exchange(plan, run, mine, workers, beat)
+        if outcomes is None:
+            return None
         outcomes = placement.gather(outcomes)
         records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
         divergences = [outcome for outcome in outcomes if isinstance(outcome, Divergence)]
@@ -223,7 +253,11 @@ def plan_chains(
         raise ValueError("store_traces=True keeps every draw, Chains(storage='moments') keeps none; change one")
     if problem.stochastic:
         seed_global(host.device, stream_seed(chains.seed, GLOBAL))
-    train, columns = problem.measure(host.bind(host.weights(tracked=False)))
+    bound, tokens = host.bind(host.weights(tracked=False)), None
+    if problem.tokens is None:
+        train, columns = problem.measure(bound)
+    else:
+        train, columns, tokens = problem.measure_tokens(bound)
     _check_finite(train, "train losses")
     _check_finite(columns, "query losses and observables")
     item = host.center.element_size()
@@ -239,15 +273,8 @@ def plan_chains(
         stochastic=problem.stochastic,
         directions=surroundings.directions,
         linear=surroundings.linear,
+        token_losses=tokens,
     )
-
-
-def mean_of(losses: Tensor) -> Tensor:
-    """Mean over examples of their losses, [batch] or [batch, token] (an example's is the sum of its tokens')."""
-    if not isinstance(losses, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        found = type(losses).__name__
-        raise ValueError(f"loss_fn: {found} for a batch of examples; return one value for each example, [batch]")
-    return losses.sum(1).mean() if losses.dim() == 2 else losses.mean()
 
 
 def _check_finite(values: Tensor, what: str) -> None:
@@ -268,22 +295,3 @@ def _examples(dataset: MapDataset | None, collate: Collate | None, name: str) ->
         return None
     check_map_style(dataset, name)
     return Examples(dataset, collate)
-
-
-def _labels(train: Any, query: Any, train_size: int, query_size: int) -> Labels | None:
-    if train is None or query is None:
-        return None
-    of_train, of_query = np.asarray(train), np.asarray(query)
-    for values, size, name in ((of_train, train_size, "train"), (of_query, query_size, "query")):
-        if values.shape != (size,) or not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(
-                f"{name}_labels: shape {values.shape}, {values.dtype}; give one whole number for each of the "
-                f"{size} {name} examples, -1 for none"
-            )
-    return Labels(of_train, of_query)
-
-
-def to_device_of(model: nn.Module) -> Callable[[Batch], Batch]:
-    """What moves a batch to the model's device."""
-    device = device_of(model)
-    return lambda batch: batch if device.type == "cpu" else move(batch, device)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,3 +138,21 @@ def _shared(placement: Placement, own: list[Block], everywhere: bool) -> list[Bl
     if everywhere:
         parts = placement.from_first(parts)
     return sorted((block for part in parts or () for block in part), key=lambda block: block.rows.start)
+
+
+def labels_of(train: Any, query: Any, train_size: int, query_size: int) -> Labels | None:
+    """Class indices of both axes; None where either is missing.
+
+    Raises:
+        ValueError: not one whole number for each example.
+    """
+    if train is None or query is None:
+        return None
+    of_train, of_query = np.asarray(train), np.asarray(query)
+    for values, size, name in ((of_train, train_size, "train"), (of_query, query_size, "query")):
+        if values.shape != (size,) or not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(
+                f"{name}_labels: shape {values.shape}, {values.dtype}; give one whole number for each of the "
+                f"{size} {name} examples, -1 for none"
+            )
+    return Labels(of_train, of_query)

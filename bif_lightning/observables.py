@@ -13,9 +13,12 @@ from torchmetrics import Metric
 from bif_lightning.data import Batch
 from bif_lightning.placement import Split
 
-LossFn = Callable[[nn.Module, Batch], Tensor]
-"""(module, batch) -> the loss of each example, [batch], or of each token, [batch, token] (an example's loss is
-then the sum over its tokens)."""
+LossFn = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
+"""(module, batch) -> the loss of each example, [batch], or of each token, [batch, token], maybe with a mask of the same
+shape that is False where a token has none. An example's loss is then the sum over its tokens."""
+
+ExampleLoss = Callable[[nn.Module, Batch], Tensor]
+"""The same as one tensor, absent tokens 0."""
 
 Batches = Sequence[tuple[Batch, int]]
 """Batches of a fixed set, in order, each with its number of examples."""
@@ -182,11 +185,24 @@ def per_example(
         ValueError: it does not return one value, or one row of tokens, for each example.
     """
     own = batches.own if isinstance(batches, DividedBatches) else batches
-    values = [_rows(function(module, batch), count, name) for batch, count in own]
+    values = [checked_rows(function(module, batch), count, name) for batch, count in own]
     return torch.cat(batches.assembled(values) if isinstance(batches, DividedBatches) else values)
 
 
-def _rows(values: Any, count: int, name: str) -> Tensor:
+def mean_of(losses: Tensor) -> Tensor:
+    """Mean over examples of their losses, [batch] or [batch, token] (an example's is the sum of its tokens')."""
+    if not isinstance(losses, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = type(losses).__name__
+        raise ValueError(f"loss_fn: {found} for a batch of examples; return one value for each example, [batch]")
+    return losses.sum(1).mean() if losses.dim() == 2 else losses.mean()
+
+
+def checked_rows(values: Any, count: int, name: str) -> Float[Tensor, " example"]:
+    """A value for each example of a batch, tokens summed, in float32 or float64.
+
+    Raises:
+        ValueError: it is not one value, or one row of tokens, for each of them.
+    """
     if not isinstance(values, Tensor) or values.dim() == 0 or values.shape[0] != count or values.dim() > 2:
         found = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from bif_lightning.data import Batch, Examples, digest
 from bif_lightning.noise import DATA, seed_global, stream_seed
-from bif_lightning.observables import Batches, DividedBatches, LossFn, Observable, per_example
+from bif_lightning.observables import Batches, DividedBatches, ExampleLoss, LossFn, Observable, per_example
 from bif_lightning.placement import Placement, Split
+from bif_lightning.token_values import TokenValues, token_values
 from bif_lightning.weights import Bound, Host, Weights
 
 
@@ -45,10 +46,11 @@ class Problem:
         loss_scale: what losses are multiplied by before a backward pass in half precision, so that gradients do not
             vanish there; they are divided by it afterwards.
         check_gradient: compare the gradient with finite differences of the loss before the first chain.
+        tokens: losses of single tokens, of which `loss` has the sums; None where they are not asked for.
     """
 
     module: nn.Module
-    loss: LossFn
+    loss: ExampleLoss
     objective: Callable[[nn.Module, Batch], Tensor]
     train: Examples
     query: Examples
@@ -60,6 +62,7 @@ class Problem:
     split: Split = field(default_factory=Split)
     loss_scale: float = 1.0
     check_gradient: bool = True
+    tokens: LossFn | None = None
     twins: bool | None = field(default=None, init=False)
     """Whether twins of the module reproduce it; None until it was tried."""
     loaded: bool = field(default=False, init=False)
@@ -144,6 +147,24 @@ class Problem:
         with torch.no_grad():
             return bound.call(everything)
 
+    def measure_tokens(
+        self, bound: Bound
+    ) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"], tuple[TokenValues, TokenValues]]:
+        """What `measure` gives, with the losses of single tokens of train and query examples.
+
+        Raises:
+            ValueError: the loss function does not return losses of tokens.
+        """
+        function = self.tokens or self.loss
+
+        def everything(module: nn.Module) -> tuple[Tensor, Tensor, tuple[TokenValues, TokenValues]]:
+            train = token_values(function, module, self.train_batches)
+            query = train if self.query is self.train else token_values(function, module, self.query_batches)
+            return train.sums, self._columns(module, query.sums), (train, query)
+
+        with torch.no_grad():
+            return bound.call(everything)
+
     def measure_columns(self, bound: Bound) -> Float[Tensor, " column"]:
         """Query losses followed by the further observables alone, at the bound weights."""
         with torch.no_grad():
@@ -165,12 +186,17 @@ class Problem:
 
         bound.call(backward)
 
-    def gradient(self, host: Host, weights: Weights, bound: Bound, minibatch: Minibatch) -> None:
-        """Write the gradient of the mean loss of a minibatch, by the largest scale that does not overflow."""
+    def gradient(
+        self, host: Host, weights: Weights, bound: Bound, parts: Minibatch | Sequence[tuple[Minibatch, float]]
+    ) -> None:
+        """Write the gradient of the mean loss of a minibatch, or of the sum of such means, each with its share, by the
+        largest scale that does not overflow."""
+        shared = [(parts, 1.0)] if isinstance(parts, Minibatch) else parts
         scale = self.loss_scale
         while True:
             weights.gradient.zero_()
-            self.add_gradient(bound, minibatch, scale)
+            for minibatch, share in shared:
+                self.add_gradient(bound, minibatch, scale * share)
             if scale <= 1 or math.isfinite(host.norm(weights.gradient)):
                 break
             scale /= 2

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from bif_lightning.config import Chains, Sampler
+from bif_lightning.tokens import Tokens
 
 INFLUENCE_SIGN = (
     "influence = -Cov(train loss, observable) over the draws: what happens to the observable when the train "
@@ -181,6 +182,7 @@ class Estimate:
         top_stability: of each query, the share of its 10 most helpful and 10 most harmful train examples by one half of
             the draws that the other half finds too (of `Subspace`, by halves as for `score_agreement`); NaN for queries
             that were not compared (64 at most are). None where it was not computed.
+        tokens: influence token by token, where `per_token` asked for it; else None.
     """
 
     losses: Influence
@@ -204,6 +206,7 @@ class Estimate:
     traces: Traces | None = None
     notes: tuple[str, ...] = field(default=())
     top_stability: Float[np.ndarray, " query"] | None = None
+    tokens: Tokens | None = None
 
     @property
     def influence(self) -> Float32[np.ndarray, "train query"]:

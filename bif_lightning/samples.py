@@ -1,5 +1,6 @@
 """Who the train and query examples are: ids, labels, texts and thumbnails, for files, plots and tables."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,10 @@ class Samples:
         label_names: name of each class, by class index; None if unknown.
         texts: text of each example; None if there are none.
         thumbnails: PNG bytes of each example, b"" where it has none; None if there are none.
+        columns: further things to sort by, by name: a float64 array (NaN where unknown) or an object array of str, with
+            one entry for each example; None if there are none.
+        tokens: texts of the tokens of each example, which joined are its text; None if there are none.
+        token_ids: numbers of the same tokens in their vocabulary; None if unknown.
     """
 
     ids: tuple[str, ...]
@@ -25,6 +30,9 @@ class Samples:
     label_names: tuple[str, ...] | None = None
     texts: tuple[str, ...] | None = None
     thumbnails: tuple[bytes, ...] | None = None
+    columns: Mapping[str, np.ndarray] | None = None
+    tokens: tuple[tuple[str, ...], ...] | None = None
+    token_ids: tuple[Int[np.ndarray, " _"], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,12 +1,13 @@
 """The process made ready for chains, and put back as it was."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from bif_lightning.config import Chains
+from bif_lightning.data import Batch, move
 from bif_lightning.noise import unaltered_generators
 from bif_lightning.placement import Placement, current_placement
 from bif_lightning.probe import ready_host
@@ -24,6 +25,12 @@ def placement_of(module: nn.Module) -> Placement:
 def device_of(model: nn.Module) -> torch.device:
     """Device of the model's first parameter."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def to_device_of(model: nn.Module) -> Callable[[Batch], Batch]:
+    """What moves a batch to the model's device."""
+    device = device_of(model)
+    return lambda batch: batch if device.type == "cpu" else move(batch, device)
 
 
 @contextmanager

@@ -43,23 +43,26 @@ class Storage:
         budget: bytes that may lie in memory.
         directory: where the file goes, made where it is missing; None for the default of `tempfile`. A file system in
             memory saves nothing.
+        what: the arrays are, for messages.
 
     Raises:
         OSError: there is no room for the file (see `check_room`), or the folder cannot be written.
     """
 
-    def __init__(self, specs: Sequence[Spec], budget: int, directory: Path | None = None) -> None:
+    def __init__(
+        self, specs: Sequence[Spec], budget: int, directory: Path | None = None, what: str = "the matrices"
+    ) -> None:
         self._descriptor: int | None = None
-        self.directory = directory
+        self.directory, self._what = directory, what
         self._offsets = _offsets(specs)
         if sum(spec.nbytes for spec in specs) <= budget:
             self.arrays: tuple[np.ndarray, ...] = tuple(np.empty(spec.shape, spec.dtype) for spec in specs)
             return
-        check_room(self._offsets[-1], directory)
+        check_room(self._offsets[-1], directory, what)
         try:
             whole = self._open()
         except OSError as error:
-            raise _failed(error, self._offsets[-1], directory) from error
+            raise _failed(error, self._offsets[-1], directory, what) from error
         self.arrays = tuple(
             whole[offset : offset + spec.nbytes].view(spec.dtype).reshape(spec.shape)
             for spec, offset in zip(specs, self._offsets, strict=False)
@@ -79,7 +82,7 @@ class Storage:
         try:
             _write_all(self._descriptor, data, self._offsets[index] + rows.start * array.strides[0])
         except OSError as error:
-            raise _failed(error, self._offsets[-1], self.directory) from error
+            raise _failed(error, self._offsets[-1], self.directory, self._what) from error
 
     def close(self) -> None:
         """No more is written. The arrays stay, and the space of a file until the last of them is gone."""
@@ -100,7 +103,7 @@ class Storage:
             return np.memmap(file, np.uint8, "r+", shape=(size,)).view(np.ndarray)
 
 
-def check_room(nbytes: int, directory: Path | None = None) -> None:
+def check_room(nbytes: int, directory: Path | None = None, what: str = "the matrices") -> None:
     """Refuse a temporary file for which the disk has no room.
 
     Raises:
@@ -112,7 +115,7 @@ def check_room(nbytes: int, directory: Path | None = None) -> None:
     if nbytes > free:
         raise OSError(
             errno.ENOSPC,
-            f"the matrices need {_gigabytes(nbytes)} in a temporary file in {folder}, which has {_gigabytes(free)} "
+            f"{what} need {_gigabytes(nbytes)} in a temporary file in {folder}, which has {_gigabytes(free)} "
             f"free. {_REMEDY}",
         )
 
@@ -131,11 +134,11 @@ def _write_all(descriptor: int, data: memoryview, position: int) -> None:
         done += os.pwrite(descriptor, data[done:], position + done)
 
 
-def _failed(error: OSError, nbytes: int, directory: Path | None) -> OSError:
+def _failed(error: OSError, nbytes: int, directory: Path | None, what: str) -> OSError:
     reason = error.strerror or str(error)
     return OSError(
         error.errno or errno.EIO,
-        f"writing the matrices ({_gigabytes(nbytes)}) to a temporary file in {_folder(directory)} failed: {reason}. "
+        f"writing {what} ({_gigabytes(nbytes)}) to a temporary file in {_folder(directory)} failed: {reason}. "
         f"{_REMEDY}",
     )
 

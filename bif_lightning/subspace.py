@@ -5,17 +5,24 @@ All other directions feel the pull γ alone. It is the Laplace approximation of 
 with the Hessian restricted to where the examples' gradients lie.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_ROWS, _WEIGHTS = 128, 1 << 14  # of a matrix product
 _STEPS = 60  # of a bisection over 16 decades: further ones change no digit
 
 
-def strongest_directions(gradients: Float[Tensor, "example weight"], count: int) -> Float[Tensor, "direction weight"]:
+def strongest_directions(
+    gradients: Float[Tensor, "example weight"], count: int, workers: int = 1
+) -> Float[Tensor, "direction weight"]:
     """An orthonormal basis of the `count` leading right singular vectors of the gradients; fewer where their rank is.
+
+    Args:
+        workers: threads, which change no bit.
 
     Raises:
         ValueError: all of them are 0, or not finite.
@@ -23,7 +30,8 @@ def strongest_directions(gradients: Float[Tensor, "example weight"], count: int)
     By way of the examples' Gram matrix in float64 (n x n), then orthonormalized once more in the precision of the
     gradients (Cholesky QR), which the division by small singular values has cost.
     """
-    gram = gradients.double() @ gradients.mT.double() if len(gradients) < 256 else _gram(gradients)
+    few = len(gradients) < 256
+    gram = gradients.double() @ gradients.mT.double() if few else _gram(gradients, workers)
     values, vectors = torch.linalg.eigh(gram)
     known = values > values[-1] * gram.shape[0] * torch.finfo(gradients.dtype).eps
     keep = min(count, int(known.sum()))
@@ -34,16 +42,29 @@ def strongest_directions(gradients: Float[Tensor, "example weight"], count: int)
         )
     coefficients = vectors[:, -keep:].flip(1) / values[-keep:].flip(0).sqrt()
     rough = coefficients.mT.to(gradients) @ gradients
-    lower = torch.linalg.cholesky(_gram(rough))
+    lower = torch.linalg.cholesky(_gram(rough, workers))
     return torch.linalg.solve_triangular(lower.to(rough), rough, upper=False)
 
 
-def _gram(rows: Tensor) -> Float[Tensor, "row row"]:
+def _gram(rows: Float[Tensor, "row weight"], workers: int) -> Float[Tensor, "row row"]:
     """Inner products of all rows: products in the rows' precision, a slice of weights at a time, sums in float64."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part in rows.split(1 << 14, dim=1):
-        total += (part @ part.mT).double()
-    return total
+
+    def fill(start: int) -> None:
+        some, rest = slice(start, start + _ROWS), slice(start, None)
+        for part in rows.split(_WEIGHTS, dim=1):
+            total[some, rest] += (part[some] @ part[rest].mT).double()
+
+    starts = range(0, len(rows), _ROWS)
+    if workers == 1:
+        for start in starts:
+            fill(start)
+    else:
+        with ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+        ) as pool:
+            list(pool.map(fill, starts))
+    return total.triu() + total.triu(1).mT
 
 
 @dataclass(frozen=True)

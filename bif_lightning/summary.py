@@ -17,6 +17,10 @@ from bif_lightning.placement import Placement
 from bif_lightning.recorder import Record, batch_lengths, is_paired, moment_bytes, trace_bytes
 from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, Traces
 from bif_lightning.storage import MATRIX_BYTES
+from bif_lightning.token_matrices import MOST_BYTES
+from bif_lightning.token_store import token_bytes
+from bif_lightning.token_summary import IN_SPAN, tokens_of
+from bif_lightning.weights import Layout as WeightsLayout
 
 
 def summarize(
@@ -73,6 +77,7 @@ def summarize(
         matrix_bytes=matrix_bytes,
         scratch=scratch,
     )
+    tokens = tokens_of(plan, records, placement, everywhere=everywhere, scratch=scratch)
     if matrices is None:
         return None
     further = {o.name: part for o, part in zip(problem.observables, _further(plan, matrices), strict=True)}
@@ -103,14 +108,16 @@ def summarize(
         traces=_traces(plan, records) if store_traces else None,
         notes=_notes(plan, divergences),
         top_stability=matrices.stability(),
+        tokens=tokens,
     )
 
 
 def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> int:
     """Memory beyond the module and its activations, of a rank that keeps the matrices: the snapshot; of each chain
     under way its weights, gradient and preconditioner, and the gradient of one parameter before it is added; the
-    draws of all chains (traces, or moments); the matrices, unless they lie in a file; and the blocks of them that are
-    under way. The measures of bias, when no chain runs any more, may take the place of the chains' vectors."""
+    draws of all chains (traces, or moments), and those of tokens; the matrices, unless they lie in a file; and the
+    blocks of them that are under way. The measures of bias, when no chain runs any more, may take the place of the
+    chains' vectors."""
     item, layout = plan.host.center.element_size(), plan.host.layout
     largest = max(shape.numel() for shape in layout.shapes)
     vectors = 1 + max(workers * (2 + (2 if _is_preconditioned(plan.sampler) else 0)), vectors_held(plan))
@@ -124,7 +131,23 @@ def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> i
     if not held and isinstance(plan.sampler, Subspace):  # before they are there
         others = 0 if plan.problem.query is plan.problem.train else shape[1]
         gradients = (shape[0] + others + min(plan.sampler.num_directions, shape[0])) * layout.size * item
-    return (vectors * layout.size + workers * largest) * item + draws + matrices + gradients
+    tokens = 0
+    if plan.token_losses is not None and not held:
+        tokens = min(token_bytes(*plan.token_losses, plan.chains.num_chains, plan.chains.num_draws), MOST_BYTES)
+    weights = (vectors * layout.size + workers * largest) * item + rounded_bytes(layout, plan.sampler, workers)
+    return weights + draws + matrices + gradients + tokens
+
+
+def rounded_bytes(layout: WeightsLayout, sampler: Sampler, workers: int) -> int:
+    """Memory of what chains under way, and their anchors at the snapshot, hold in the precision of a module that
+    computes in less: weights to compute with, and their gradient."""
+    held = sum(
+        shape.numel() * dtype.itemsize
+        for shape, dtype in zip(layout.shapes, layout.dtypes, strict=True)
+        if dtype != layout.dtype
+    )
+    anchored = isinstance(sampler, SGLD) and sampler.gradient == "control_variate"
+    return 2 * held * workers * (2 if anchored else 1)
 
 
 def _is_preconditioned(sampler: Sampler) -> bool:
@@ -208,6 +231,8 @@ def _traces(plan: Plan, records: Sequence[Record]) -> Traces:
 
 def _notes(plan: Plan, divergences: Sequence[Divergence]) -> tuple[str, ...]:
     notes = [divergence.message for divergence in divergences]
+    if plan.token_losses is not None and plan.linear is not None:
+        notes.append(IN_SPAN)
     if plan.stochastic:
         notes.append(
             "the model (in evaluation mode) or the training data draws random numbers; chains ran one after the "

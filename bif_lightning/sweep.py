@@ -11,13 +11,13 @@ from torch import nn
 from bif_lightning.calibration import Calibrated, find_settings, stiffness
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data import Collate, Examples, MapDataset, check_map_style
-from bif_lightning.estimator import mean_of, to_device_of
-from bif_lightning.observables import LossFn
+from bif_lightning.observables import LossFn, mean_of
 from bif_lightning.pilot import CHAINS, DRAWS, Pilot, run_pilot, small_problem
 from bif_lightning.plots.sweep import Cell, sweep
 from bif_lightning.problem import Problem
 from bif_lightning.settled import Settled
-from bif_lightning.stage import placement_of, ready_for
+from bif_lightning.stage import placement_of, ready_for, to_device_of
+from bif_lightning.token_values import present
 from bif_lightning.weights import Host
 
 STEPS = (0.25, 1.0, 4.0, 8.0)
@@ -101,11 +101,11 @@ def calibrate(
         ValueError: bad input, a loss that is flat or not finite, or chains that run away with every setting.
     """
     check_map_style(train, "train")
-    examples = Examples(train, collate_fn)
+    examples, losses = Examples(train, collate_fn), present(loss_fn)
     problem = Problem(
         module=model,
-        loss=loss_fn,
-        objective=lambda module, batch: mean_of(loss_fn(module, batch)),
+        loss=losses,
+        objective=lambda module, batch: mean_of(losses(module, batch)),
         train=examples,
         query=examples,
         training=examples if training_data is None else Examples(training_data, collate_fn),

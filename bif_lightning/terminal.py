@@ -1,9 +1,11 @@
 """Text for a terminal: tables, numbers with their errors, and strings from data that cannot harm it."""
 
+import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 
 def plain(text: str, width: int = 60) -> str:
@@ -84,3 +86,17 @@ def with_error(value: float | None, error: float | None) -> str:
     # Decimal, as 10.0**power is 0 for the smallest powers.
     scaled, its_error = (Decimal(each).scaleb(-power) for each in (value, error))
     return f"({scaled:+.{decimals}f} ± {its_error:.{decimals}f})e{power}"
+
+
+def as_json(value: object) -> str:
+    """One JSON document, NaN and infinity as null."""
+    return json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None stands for both."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

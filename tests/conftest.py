@@ -8,16 +8,16 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The same cases in every run; `pytest --hypothesis-profile=default` looks for new ones.
-settings.register_profile("fixed", derandomize=True, deadline=None)
-settings.load_profile("fixed")
-
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from jaxtyping import install_import_hook
 
 # Before the package is first imported: every array annotation of it is checked at every call.
 install_import_hook("bif_lightning", "array_types.check_arrays")
+
+# The same cases in every run; `pytest --hypothesis-profile=default` looks for new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

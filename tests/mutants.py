@@ -238,9 +238,27 @@ MUTANTS = [
     ),
     mutant(
         "second derivative of one group",
-        "gradients.py",
+        "directional.py",
         ("of_group, own, workers)", "of_group, [0] * len(own), workers)"),
         tests=(SUBSPACE,),
+    ),
+    mutant(
+        "others stand for themselves",
+        "directional.py",
+        ("(self.others[first::count], self.weight)", "(self.others[first::count], 1.0)"),
+        tests=("exact/test_directional.py",),
+    ),
+    mutant(
+        "half a second derivative",
+        "hessian.py",
+        ('endswith("::Error")', 'endswith("::Other")'),
+        tests=("exact/test_hessian.py",),
+    ),
+    mutant(
+        "errors as narrow as a chain",
+        "errors.py",
+        ("wide = _widened(draws, centre(parts, centring)), 1.0", "wide = 1.0, 1.0"),
+        tests=("exact/test_errors.py",),
     ),
     mutant(
         "merge forgets the shift of means",

@@ -321,3 +321,31 @@ def test_quiet_on_good_data(digits: datasets.Dataset) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         describe_samples(digits, [0, 1])
+
+
+def test_a_description_gives_columns_to_sort_by() -> None:
+    told = [
+        {"columns": {"hardness": np.float32(0.5), "source": "web"}},
+        {},
+        {"columns": {"hardness": None, "new": True}},
+    ]
+    columns = describe_samples([(f"text {i}", i) for i in range(3)], [2, 0, 1], lambda item: told[item[1]]).columns
+    assert columns is not None
+    assert list(columns) == ["hardness", "new", "source"]
+    np.testing.assert_array_equal(columns["hardness"], [np.nan, 0.5, np.nan])
+    np.testing.assert_array_equal(columns["new"], [1.0, np.nan, np.nan])
+    assert columns["source"].tolist() == ["", "web", ""]
+    assert describe_samples([("a", 0)], [0]).columns is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (["hardness"], "it must be a dict of names"),
+        ({"x": [1, 2]}, "it must be a dict of names"),
+        ({"x": "a"}, "strings for all"),
+    ],
+)
+def test_columns_that_cannot_be_sorted_are_refused(columns: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        describe_samples([("a", 0), ("b", 1)], [0, 1], lambda item: {"columns": columns if item[1] else {"x": 1}})

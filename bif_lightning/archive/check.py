@@ -9,6 +9,7 @@ from bif_lightning.archive.samples_file import check_samples
 from bif_lightning.archive.sampling import LOSS
 from bif_lightning.result import Estimate, Influence
 from bif_lightning.samples import Samples
+from bif_lightning.tokens import Tokens
 
 _TAKEN = (LOSS, "label")
 _NAME = re.compile(r"[^\W\d][\w.\- ]*")
@@ -75,12 +76,21 @@ def _arrays(estimate: Estimate) -> Expected:
         yield "traces.train", estimate.traces.train, (chains, draws, train)
         for name, values in estimate.traces.columns.items():
             yield f"traces.columns[{name!r}]", values, (chains, draws, widths[name])
+    if estimate.tokens is not None:
+        yield from _tokens(estimate.tokens, train, query)
     means = estimate.label_means
     if means is not None:
         block = (len(means.train_labels), len(means.query_labels))
         for part in ("influence", "correlation"):
             yield f"label_means.{part}", getattr(means, part), block
             yield f"label_means.{part}_standard_error", getattr(means, f"{part}_standard_error"), block
+
+
+def _tokens(tokens: Tokens, train: int, query: int) -> Expected:
+    for side, axis, size in (("train", tokens.train, train), ("query", tokens.query, query)):
+        yield f"sequences of tokens.{side}", np.empty(axis.num_sequences), (size,)
+        for name in ("position", "snapshot_loss", "loss", "std"):
+            yield f"tokens.{side}.{name}", getattr(axis, name), (len(axis),)
 
 
 def _matrices(name: str, influence: Influence, train: int, width: int) -> Expected:

@@ -11,6 +11,7 @@ import numpy as np
 from bif_lightning.archive import matrices, sampling
 from bif_lightning.archive.samples_file import SIDES, digest, string
 from bif_lightning.archive.schema import DUMP, SAMPLES_FILE, VERSION, Content, Variable
+from bif_lightning.archive.tokens import token_variables
 from bif_lightning.result import Estimate
 from bif_lightning.samples import Samples
 from bif_lightning.verdict import judge
@@ -81,6 +82,8 @@ def _variables(estimate: Estimate, train: Samples, query: Samples) -> Iterator[V
         yield from sampling.divergences(estimate.divergences)
     if estimate.traces is not None:
         yield from sampling.traces(estimate, estimate.traces)
+    if estimate.tokens is not None:
+        yield from token_variables(estimate, estimate.tokens)
     yield from sampling.cost(estimate)
 
 

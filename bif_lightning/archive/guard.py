@@ -14,6 +14,10 @@ from bif_lightning.archive.schema import VERSION
 # gzip reaches 1032:1 at most; a dataset that declares far more than it stores is made of fill values.
 _MOST_EXPANSION = 1200
 _MOST_CHUNK_BYTES = 1 << 26
+_MOST_RANK = 4
+_MOST_ATTRIBUTE_BYTES = 1 << 16
+# Deflate, shuffle and Fletcher-32, which SPEC.md allows: every further decoder is one more that a file can attack.
+_FILTERS = {1, 2, 3}
 
 
 class UnreadableFileError(ValueError):
@@ -49,18 +53,34 @@ def _open(path: str | os.PathLike[str]) -> h5py.File:
     return h5py.File(path, "r")
 
 
+def attribute(node: h5py.File | h5py.Group | h5py.Dataset, name: str) -> Any:
+    """The value of an attribute, or None where there is none. Its size is looked at before it is read.
+
+    Raises:
+        UnreadableFileError: it is larger than 64 KiB.
+    """
+    key = name.encode()
+    if not h5py.h5a.exists(node.id, key):
+        return None
+    size = h5py.h5a.get_info(node.id, key).data_size
+    if size > _MOST_ATTRIBUTE_BYTES:
+        raise UnreadableFileError(f"{node.file.filename}: the attribute {name} of {node.name} has {size:,} bytes")
+    attrs: Any = node.attrs
+    return attrs[name]
+
+
 def _check_schema(file: h5py.File, path: Path, schema: str) -> None:
-    found = file.attrs.get("schema")
+    found = attribute(file, "schema")
     if found != schema:
         raise UnreadableFileError(f"{path} is no {schema} file (its schema is {found!r})")
-    version = str(file.attrs.get("schema_version"))
+    version = str(attribute(file, "schema_version"))
     major = version.partition(".")[0]
     known = VERSION.partition(".")[0]
     if not major.isdecimal():
         raise UnreadableFileError(f"{path} has the schema version {version!r}, which is no number")
     if int(major) > int(known):
         raise UnreadableFileError(
-            f"{path} was written by {file.attrs.get('creator', 'an unknown program')} (schema {version}); "
+            f"{path} was written by {attribute(file, 'creator') or 'an unknown program'} (schema {version}); "
             f"this reader knows {known}.x: upgrade bif_lightning"
         )
 
@@ -72,6 +92,25 @@ def find(file: h5py.File, path: str) -> h5py.Dataset | None:
         UnreadableFileError: a step of the path is a soft or external link, or the data lies in another file, or
             it declares more values than it can hold.
     """
+    node = _node(file, path)
+    if node is None:
+        return None
+    if not isinstance(node, h5py.Dataset):
+        raise UnreadableFileError(f"{file.filename}: {path} is no dataset")
+    _check_storage(file, path, node)
+    return node
+
+
+def present(file: h5py.File, path: str) -> bool:
+    """Whether there is a dataset or group at a path.
+
+    Raises:
+        UnreadableFileError: a step of the path is a soft or external link.
+    """
+    return _node(file, path) is not None
+
+
+def _node(file: h5py.File, path: str) -> Any:
     node: Any = file
     for part in path.split("/"):
         link = node.get(part, getlink=True)
@@ -80,9 +119,6 @@ def find(file: h5py.File, path: str) -> h5py.Dataset | None:
         if not isinstance(link, h5py.HardLink):
             raise UnreadableFileError(f"{file.filename}: {path} is a link to elsewhere, which is not followed")
         node = node[part]
-    if not isinstance(node, h5py.Dataset):
-        raise UnreadableFileError(f"{file.filename}: {path} is no dataset")
-    _check_storage(file, path, node)
     return node
 
 
@@ -110,6 +146,15 @@ def require(file: h5py.File, path: str) -> h5py.Dataset:
 def _check_storage(file: h5py.File, path: str, dataset: h5py.Dataset) -> None:
     if dataset.is_virtual or dataset.external:
         raise UnreadableFileError(f"{file.filename}: the data of {path} lies in another file, which is not read")
+    if dataset.ndim > _MOST_RANK:
+        raise UnreadableFileError(f"{file.filename}: {path} has {dataset.ndim} axes; {_MOST_RANK} is the most")
+    plan = dataset.id.get_create_plist()
+    filters = {plan.get_filter(each)[0] for each in range(plan.get_nfilters())}
+    if not filters <= _FILTERS:
+        raise UnreadableFileError(
+            f"{file.filename}: {path} is stored with filter {min(filters - _FILTERS)}; only gzip, shuffle and "
+            "Fletcher-32 are read"
+        )
     item = dataset.dtype.itemsize
     chunk = item
     for size in dataset.chunks or ():

@@ -13,6 +13,7 @@ import numpy as np
 from bif_lightning.archive.guard import (
     SkippedDumpWarning,
     UnreadableFileError,
+    attribute,
     find,
     members,
     open_file,
@@ -22,7 +23,7 @@ from bif_lightning.archive.samples_file import SIDES
 from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, DUMP, DUMP_NAME, PARTICULARS
 from bif_lightning.archive.stored_samples import strings
 
-_MOST_ATTRIBUTE_BYTES = 1 << 16
+_REQUIRED = ("global_step", "epoch", "samples_sha256")
 _PARTS = ("id", "index", "label")
 
 Axes = dict[str, tuple[str, np.ndarray]]
@@ -127,8 +128,8 @@ def read_index(path: Path, known: Sequence[Index] = ()) -> Index:
 
 
 def _index(file: h5py.File, path: Path, known: Sequence[Index]) -> Index:
-    attrs: Any = file.attrs
-    missing = [name for name in ("global_step", "epoch", "samples_sha256") if name not in attrs]
+    attrs: Any = {name: attribute(file, name) for name in (*_REQUIRED, "schema_version", "verdict")}
+    missing = [name for name in _REQUIRED if attrs[name] is None]
     if missing:
         raise UnreadableFileError(f"it lacks the attribute {', '.join(missing)}")
     samples = str(attrs["samples_sha256"])
@@ -148,7 +149,7 @@ def _index(file: h5py.File, path: Path, known: Sequence[Index]) -> Index:
         divergences=_texts(file, "divergences/message"),
         notes=tuple(map(str, json.loads(_text(file, "notes_json") or "[]"))),
         settings=_text(file, "settings_json"),
-        verdict=str(attrs.get("verdict", "")),
+        verdict=str(attrs["verdict"] or ""),
         reason=_text(file, "chains/verdict"),
     )
 
@@ -170,9 +171,8 @@ def _check(index: Index) -> None:
 def _metrics(file: h5py.File) -> dict[str, float]:
     if not isinstance(file.get("metrics", getlink=True), h5py.HardLink):
         return {}
-    attrs: Any = file["metrics"].attrs
-    small = [name for name in attrs if attrs.get_id(name).get_storage_size() <= _MOST_ATTRIBUTE_BYTES]
-    return {name: float(attrs[name]) for name in small}
+    group: Any = file["metrics"]
+    return {name: float(attribute(group, name)) for name in group.attrs}
 
 
 def _scalars(file: h5py.File) -> dict[str, float]:
@@ -229,7 +229,8 @@ def _others(file: h5py.File) -> Axes:
     for side in SIDES:
         _add(axes, file, f"labels/{side}_label", f"labels/{side}_label")
         _add(axes, file, f"labels/{side}_label_name", f"labels/{side}_label")
-    for name in file.attrs.get("observables", ()):
+    names = attribute(file, "observables")
+    for name in () if names is None else names:
         _add(axes, file, f"{name}_column", f"{name}_column")
     return axes
 
@@ -264,6 +265,6 @@ def _described(file: h5py.File, names: Iterable[str]) -> dict[str, Field]:
         group = f"{name.rpartition('/')[0]}/".lstrip("/")
         dims = tuple(group + str(scale[0].name).rpartition("/")[2] for scale in scales)
         words = ("units", "long_name", "sign")
-        attrs = {word: str(dataset.attrs[word]) for word in words if word in dataset.attrs}
+        attrs = {word: str(value) for word in words if (value := attribute(dataset, word)) is not None}
         fields[name] = Field(dims=dims, shape=dataset.shape, dtype=dataset.dtype, attrs=attrs)
     return fields

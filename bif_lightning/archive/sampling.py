@@ -37,7 +37,8 @@ def chains(estimate: Estimate) -> Iterator[Variable]:
 def stability(values: np.ndarray) -> Variable:
     """How alike two halves of the draws find the extremes of each query."""
     words = (
-        "share of the 10 most helpful and 10 most harmful train examples by half of the draws that the rest finds too"
+        "share of the 10 most helpful and 10 most harmful train examples by half of the draws (of Subspace: of the "
+        "examples behind its curvature) that the rest finds too"
     )
     return real("top_stability", values, "1", words, ("query",))
 

@@ -4,13 +4,13 @@ import difflib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bif_lightning.archive.bands import simultaneous
 from bif_lightning.archive.guard import SkippedDumpWarning, UnreadableFileError
 from bif_lightning.archive.matrices import class_name
 from bif_lightning.archive.sampling import LOSS
@@ -113,18 +113,6 @@ def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity
             "band_high": value + wide * error,
         }
     )
-
-
-def simultaneous(steps: int) -> float:
-    """How many standard errors make a band that holds all of so many steps at once, with 95 %.
-
-    Šidák: a level of 0.95^(1/steps) for each. For normal errors that is enough whatever their dependence (Šidák 1967),
-    and snapshots with common random numbers have some.
-
-    >>> round(simultaneous(1), 2), round(simultaneous(20), 2)
-    (1.96, 3.02)
-    """
-    return NormalDist().inv_cdf((1 + 0.95 ** (1 / max(steps, 1))) / 2)
 
 
 def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:

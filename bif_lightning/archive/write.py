@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import h5py
+import numpy as np
 
 from bif_lightning.archive.atomic import replace_whole
 from bif_lightning.archive.atomic import sweep_temporaries as sweep_temporaries
@@ -150,7 +151,7 @@ def _write_variable(file: h5py.File, variable: Variable) -> None:
         options: dict[str, Any] = {"chunks": chunks, "shuffle": True, "fletcher32": True}
         options |= {"compression": "gzip", "compression_opts": 1}
         dataset = file.create_dataset(variable.path, values.shape, values.dtype, **options)
-        _write_bands(dataset, variable, chunks[0])
+        _write_bands(dataset, variable, chunks)
     else:
         dataset = file.create_dataset(variable.path, data=values)
     dataset.attrs["long_name"] = variable.long_name
@@ -164,11 +165,14 @@ def _write_variable(file: h5py.File, variable: Variable) -> None:
         dataset.dims[axis].attach_scale(_scale(file, variable.path, dim))
 
 
-def _write_bands(dataset: h5py.Dataset, variable: Variable, height: int) -> None:
-    """Write so many rows at a time, a row of chunks: a large array is never copied, and no chunk compressed twice."""
-    for start in range(0, len(variable.values), height):
-        band = variable.values[start : start + height]
-        dataset[start : start + height] = round_to_10_bits(band) if variable.rounded else band
+def _write_bands(dataset: h5py.Dataset, variable: Variable, chunks: tuple[int, ...]) -> None:
+    """Write a row of chunks at a time: a large array is never copied, and no chunk compressed twice."""
+    axis = max(variable.values.ndim - 2, 0)  # chunks are 1 along all axes before
+    for outer in np.ndindex(variable.values.shape[:axis]):
+        for start in range(0, variable.values.shape[axis], chunks[axis]):
+            here = (*outer, slice(start, start + chunks[axis]))
+            band = variable.values[here]
+            dataset[here] = round_to_10_bits(band) if variable.rounded else band
 
 
 def _scale(file: h5py.File, path: str, dim: str) -> h5py.Dataset:

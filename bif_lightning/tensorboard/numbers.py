@@ -20,8 +20,8 @@ DESCRIPTIONS = {
     "bif/ess": "Effective number of independent draws behind the mean train loss.",
     "bif/drift": "Second-half minus first-half mean loss of the chains, in standard errors; beyond ±2 they still move.",
     "bif/score_agreement": (
-        "Median over queries of the rank correlation between the influence found by one half of the chains and by "
-        "the other, -1 to 1. Monte Carlo agreement only: a bias agrees with itself."
+        "Median over queries of the rank correlation between the influence found by one half of the chains (of "
+        "Subspace: of the examples behind its curvature) and by the other, -1 to 1. A bias agrees with itself."
     ),
     "bif/noise_ratio": (
         "Variance that minibatches give a step of SGLD, in that of its own noise, where it is largest: above 1 the "
@@ -36,7 +36,7 @@ DESCRIPTIONS = {
     ),
     "bif/top_stability": (
         "Median over queries of the share of their 10 most helpful and 10 most harmful train examples by half of the "
-        "draws that the other half finds too, 0 to 1."
+        "draws (of Subspace: of the examples behind its curvature) that the other half finds too, 0 to 1."
     ),
     "bif/snapshot_loss": "Mean train loss at the snapshot, nats.",
     "bif/diverged_chains": "Chains that left the posterior and were left out.",

@@ -24,6 +24,7 @@ grey. Agreement between chains cannot show a bias that all of them share.
 
 | where | what |
 |---|---|
+| **Influence**, a tab of its own | each matrix: move through training, zoom, click a pair to see it evolve |
 | Scalars, `bif/` | is the sampling sound (`rhat`, `ess`, `drift`), how complex is the model (`llc`), and more |
 | Custom Scalars | median and 5 % to 95 % of all correlations; same label and other labels; named pairs with a band |
 | Images, `bif/heatmap` | correlation of every train example with every query, ordered by label |
@@ -35,7 +36,8 @@ grey. Agreement between chains cannot show a bias that all of them share.
 | Histograms and Distributions, `bif/correlations` | the spread of all correlations |
 
 **See every step.** TensorBoard keeps 10 images a tag, chosen at random. Start it with
-`tensorboard --logdir DIR --samples_per_plugin images=1000` to keep all of them. Set *Smoothing* to 0: a smoothed
+`tensorboard --logdir DIR --samples_per_plugin images=1000` to keep all of them. The Influence tab reads the dumps
+themselves, and so has all. Set *Smoothing* to 0: a smoothed
 curve hides the changes that influence is measured for.
 """
 
@@ -69,7 +71,8 @@ def top_table(estimate: Estimate, column: int, train: Samples, query: Samples, k
     stable = None if estimate.top_stability is None else float(estimate.top_stability[column])
     if stable is not None and not math.isnan(stable):
         lines.append(
-            f"Of the 10 most helpful and 10 most harmful by half of the draws, the rest finds {stable:.0%} too."
+            "Of the 10 most helpful and 10 most harmful by half of the draws (of Subspace: of the examples behind its "
+            f"curvature), the rest finds {stable:.0%} too."
         )
     return "\n".join([*lines, "", verdict_text(estimate)])
 

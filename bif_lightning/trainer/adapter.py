@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from bif_lightning.data import Batch, Collate, Examples, MapDataset, check_map_style
-from bif_lightning.estimator import mean_of
-from bif_lightning.observables import LossFn, Observable
+from bif_lightning.observables import ExampleLoss, LossFn, Observable, mean_of
 from bif_lightning.placement import Split, current_placement
 from bif_lightning.problem import Problem, evaluating
 from bif_lightning.shards import is_sharded
+from bif_lightning.token_values import by_token, present
 from bif_lightning.trainer.capture import Step, scalar_loss
 from bif_lightning.trainer.collectives import collectives_in, refuse_collectives
 from bif_lightning.trainer.losses import DerivedLoss, PerSample, check_user_loss, derive_loss
@@ -40,6 +40,7 @@ class Request:
     collate_fn: Collate | None
     eval_batch_size: int
     check_gradient: bool
+    per_token: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,7 @@ def attribution_of(trainer: Any, module: nn.Module, request: Request) -> Attribu
         eval_batch_size=batch_size or request.eval_batch_size,
         split=split_of(trainer) if is_sharded(module) else Split(),
         check_gradient=request.check_gradient,
+        tokens=losses.tokens,
     )
     return Attribution(
         problem=problem, train=train, query=query, around=around, loss=losses.words, derived=losses.derived
@@ -186,12 +188,13 @@ def _precision_contexts(trainer: Any) -> tuple[Callable[[], Any], Callable[[], A
 
 @dataclass(frozen=True)
 class _Losses:
-    """The loss of each example, the mean loss of a batch, and how they were found."""
+    """The loss of each example, the mean loss of a batch, how they were found, and the losses of single tokens."""
 
-    each: LossFn
+    each: ExampleLoss
     mean: Callable[[nn.Module, Batch], Tensor]
     words: str
     derived: DerivedLoss | None = None
+    tokens: LossFn | None = None
 
 
 def _losses(
@@ -213,9 +216,14 @@ def _losses(
     with around(), evaluating(module):
         if request.loss_fn is not None:
             given = _in_precision(request.loss_fn, per_call)
-            check_user_loss(given, module, batch_of, rows)
-            _check_collectives(given, module, batch_of(rows))
-            return _Losses(given, lambda m, batch: mean_of(given(m, batch)), "loss_fn")
+            each = present(given)
+            check_user_loss(each, module, batch_of, rows)
+            _check_collectives(each, module, batch_of(rows))
+            if request.per_token:
+                with torch.no_grad():
+                    by_token(given(module, batch_of(rows)), len(rows))
+            tokens = given if request.per_token else None
+            return _Losses(each, lambda m, batch: mean_of(each(m, batch)), "loss_fn", tokens=tokens)
         if not getattr(module, "automatic_optimization", True):
             raise MisconfigurationException(
                 "the module optimizes by hand (automatic_optimization = False), so that calling its training_step "

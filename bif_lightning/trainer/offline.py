@@ -1,20 +1,17 @@
 """A problem from a LightningModule, a checkpoint and training data, without a training run."""
 
 import importlib
-import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from bif_lightning.curvature import spread_rows
+from bif_lightning.data import spread_rows
 from bif_lightning.observables import LossFn
 from bif_lightning.pilot import EXAMPLES
 from bif_lightning.problem import Problem
@@ -65,18 +62,39 @@ def with_problem(
         with found.around():
             results.append(work(found.problem))
 
-    trainer = pl.Trainer(
-        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[_At(at_start)],
+    at_fit_start(quiet_trainer(accelerator), module, data, at_start)
+    return results[0]
+
+
+def quiet_trainer(accelerator: str = "auto", logger: Any = False) -> pl.Trainer:
+    """A Trainer on one device that shows and writes nothing of its own."""
+    return pl.Trainer(
+        accelerator=accelerator, devices=1, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0,
     )  # fmt: skip
+
+
+def at_fit_start(trainer: pl.Trainer, module: pl.LightningModule, data: Any, call: Callable[[Any, Any], None]) -> None:
+    """Begin a fit of this module on this data, call a function with trainer and module, and end it: nothing is trained.
+
+    Args:
+        data: a DataLoader, or a LightningDataModule.
+
+    Raises:
+        ValueError: the module or the data cannot serve, with the reason.
+    """
+    callback = _At(call)
+    cast(Any, trainer).callbacks.append(callback)
     by_module = isinstance(data, pl.LightningDataModule)
     loaders: dict[str, Any] = {"datamodule": data} if by_module else {"train_dataloaders": data}
     try:
         trainer.fit(module, **loaders)
     except _FoundError:
-        return results[0]
+        return
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    finally:
+        cast(Any, trainer).callbacks.remove(callback)
     raise ValueError("the training data is empty: no first batch came")
 
 
@@ -100,26 +118,6 @@ def _request(trainer: Any, loss_fn: LossFn | None, params: Sequence[str] | None)
     )
 
 
-def load_weights(module: nn.Module, checkpoint: str) -> None:
-    """Load the weights of a Lightning checkpoint, or a plain state dict. Nothing but tensors and plain values is read.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it is no checkpoint, or of another module.
-    """
-    try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise ValueError(f"{checkpoint} cannot be read as a checkpoint with weights_only=True: {error}") from error
-    state = cast(Any, found.get("state_dict", found) if isinstance(found, Mapping) else found)
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{checkpoint} holds a {type(state).__name__}, not a state dict")
-    try:
-        module.load_state_dict(cast(Any, state))
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint} does not fit {type(module).__name__}: {error}") from error
-
-
 def module_and_data(config: str | None, model: str | None, data: str | None) -> tuple[pl.LightningModule, Any]:
     """The module and its training data, by import path or from a LightningCLI configuration.
 
@@ -133,7 +131,7 @@ def module_and_data(config: str | None, model: str | None, data: str | None) -> 
         ValueError: something is missing, or is none of these.
     """
     sys.path.insert(0, "")  # as `python -m` does
-    written: Mapping[str, Any] = {} if config is None else _yaml(config)
+    written: Mapping[str, Any] = {} if config is None else yaml_of(config)
     module = _made(written.get("model"), model, pl.LightningModule, "model")
     if data is None or written.get("data") is not None:
         return module, _made(written.get("data"), data, pl.LightningDataModule, "data")
@@ -155,7 +153,7 @@ def imported(path: str) -> Any:
         ) from error
 
 
-def _yaml(path: str) -> Mapping[str, Any]:
+def yaml_of(path: str) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text())
     except yaml.YAMLError as error:

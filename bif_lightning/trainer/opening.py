@@ -14,11 +14,13 @@ from bif_lightning.problem import eagerly
 from bif_lightning.settled import Settled
 from bif_lightning.shards import reshard
 from bif_lightning.stage import placement_of
-from bif_lightning.trainer.adapter import Request, attribution_of, data_of
+from bif_lightning.token_texts import Decoder
+from bif_lightning.trainer.adapter import Attribution, Request, attribution_of, data_of, is_indices
 from bif_lightning.trainer.budget import Budget
 from bif_lightning.trainer.guard import training_guard
 from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
 from bif_lightning.trainer.session import Session, Verify
+from bif_lightning.trainer.snapshots import Left, check_no_snapshots, reopen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Wanted:
     chains: Chains | None
     sampler: Sampler | Literal["auto"] | None
     describe: Describe | None
+    tokenizer: Decoder | None
     precision: Precision
     views: Sequence[str]
     pairs: Sequence[tuple[str, str]]
@@ -36,6 +39,7 @@ class Wanted:
     settings: Mapping[str, Any]
     budget: Budget
     free_draws: bool
+    launch: Literal["inline", "snapshot"] = "inline"
 
 
 def settings_of(
@@ -54,7 +58,7 @@ def settings_of(
         "params": list(request.params or ()),
         "per_sample": request.per_sample,
         "loss_fn": request.loss_fn is not None,
-    }
+    } | ({"per_token": True} if request.per_token else {})
 
 
 def open_session(
@@ -86,6 +90,8 @@ def open_session(
     with placement.together("looking at the folder"):
         if first and fresh and directory is not None:
             check_unused(directory)
+            if wanted.launch == "snapshot":
+                check_no_snapshots(directory)
     reshard(module)
     datasets = [request.train, request.query, *data_of(trainer)]
     with (
@@ -98,6 +104,7 @@ def open_session(
             directory=directory,
             attribution=attribution,
             describe=wanted.describe,
+            tokenizer=wanted.tokenizer,
             precision=wanted.precision,
             views=() if trainer.fast_dev_run else wanted.views,
             pairs=wanted.pairs,
@@ -108,18 +115,47 @@ def open_session(
     with placement.together("making the folder"):
         if first:
             outputs.open()
+            if wanted.launch == "snapshot" and directory is not None:
+                reopen(directory)
+                _left(request, wanted, outputs).write(directory)
     chains = _tiny(wanted.chains or Chains()) if trainer.fast_dev_run else wanted.chains
     return Session(
         attribution=attribution,
         outputs=outputs,
-        sampler=default_sampler(attribution.problem, chains) if wanted.sampler is None else wanted.sampler,
+        sampler=_sampler(attribution, wanted, chains),
         chains=chains,
         store_traces=wanted.store_traces,
         verify=wanted.verify,
         settled=settled,
         budget=wanted.budget,
+        launch=wanted.launch,
         free_draws=wanted.free_draws and not trainer.fast_dev_run,
     )
+
+
+def _left(request: Request, wanted: Wanted, outputs: Outputs) -> Left:
+    options = {
+        "per_sample": request.per_sample,
+        "eval_batch_size": request.eval_batch_size,
+        "per_token": request.per_token,
+        "allow_untested": not request.check_gradient,
+        "precision": wanted.precision,
+        "store_traces": wanted.store_traces,
+        "views": list(wanted.views),
+        "pairs": [list(pair) for pair in wanted.pairs],
+    }
+    return Left(wanted.settings, outputs.fingerprints, _rows(request.train), _rows(request.query), options)
+
+
+def _rows(data: Any) -> list[int] | None:
+    return [int(i) for i in data] if data is not None and is_indices(data) else None
+
+
+def _sampler(attribution: Attribution, wanted: Wanted, chains: Chains | None) -> Sampler | Literal["auto"]:
+    if wanted.sampler is not None:
+        return wanted.sampler
+    # The closed form knows of single tokens only what lies within the span of its directions.
+    return "auto" if attribution.problem.tokens else default_sampler(attribution.problem, chains)
 
 
 def _tiny(chains: Chains) -> Chains:
@@ -154,6 +190,7 @@ def check_options(
     per_token: bool,
     per_sample: str,
     own_loss: bool,
+    limited: bool = False,
 ) -> None:
     """Refuse options that are none, or do not go together.
 
@@ -163,9 +200,21 @@ def check_options(
     check_choice("on_error", on_error, ("raise", "warn"))
     check_choice("verify_restore", verify_restore, ("first", "always", "never"))
     check_choice("precision", precision, ("full", "10bit"))
-    check_choice("launch", launch, ("inline",))
-    check_choice("per_token", per_token, (False,))
+    check_choice("launch", launch, ("inline", "snapshot"))
+    check_choice("per_token", per_token, (False, True))
     check_choice("per_sample", per_sample, ("mean", "sum"))
+    if per_token and not own_loss:
+        raise MisconfigurationException(
+            "per_token=True needs the losses of tokens, which training_step does not give: pass a loss_fn, "
+            "(module, batch) -> losses [batch, token], or (losses, mask). For a causal language model "
+            "bif_lightning.causal_lm_loss is one, or lambda module, batch: causal_lm_loss(module.model, batch) where "
+            "the module holds it by that name"
+        )
+    if limited and launch == "snapshot":
+        raise MisconfigurationException(
+            "budget is about the time that estimates take from training, and launch='snapshot' leaves them to others: "
+            "leave the budget out"
+        )
     if own_loss and per_sample != "mean":
         raise MisconfigurationException(
             "per_sample='sum' is about losses derived from training_step, and a loss_fn is given: return from it the "

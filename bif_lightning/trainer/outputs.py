@@ -18,7 +18,9 @@ from bif_lightning.matrices import Labels
 from bif_lightning.result import Estimate
 from bif_lightning.samples import Samples
 from bif_lightning.tensorboard.summaries import VIEWS, scalars, write_summaries
+from bif_lightning.token_texts import Decoder, with_tokens
 from bif_lightning.trainer.adapter import Attribution
+from bif_lightning.trainer.moment import Moment
 
 Precision = Literal["full", "10bit"]
 
@@ -29,6 +31,7 @@ class Outputs:
 
     Attributes:
         directory: of the dumps; None writes nothing (a fast_dev_run).
+        tokenizer: makes the texts of tokens.
         precision: of the matrices in the dumps.
         views: of TensorBoard to write; none where logging is off.
         pairs: (train id, query id) to follow as curves of their own.
@@ -37,6 +40,7 @@ class Outputs:
     directory: Path | None
     attribution: Attribution
     describe: Describe | None
+    tokenizer: Decoder | None
     precision: Precision
     views: Sequence[str] = VIEWS
     pairs: Sequence[tuple[str, str]] = ()
@@ -44,13 +48,19 @@ class Outputs:
     introduced: bool = False
 
     def __post_init__(self) -> None:
-        self.train: Samples = describe_samples(*self.attribution.train, self.describe)
+        self.train: Samples = self._described(*self.attribution.train)
         same = self.attribution.problem.query is self.attribution.problem.train
-        self.query: Samples = self.train if same else describe_samples(*self.attribution.query, self.describe)
+        self.query: Samples = self.train if same else self._described(*self.attribution.query)
         problem = self.attribution.problem
         named = {"train": problem.train, "query": problem.query, "training": problem.training}
         # Type, length and a hash of some examples. Here, inside the guard, since it reads the datasets.
         self.fingerprints = {name: _fingerprint(examples) for name, examples in named.items()}
+
+    def _described(self, dataset: Any, indices: Sequence[int]) -> Samples:
+        samples = describe_samples(dataset, indices, self.describe)
+        if self.attribution.problem.tokens is None:
+            return samples
+        return with_tokens(samples, dataset, indices, self.describe, self.tokenizer)
 
     @property
     def labels(self) -> Labels | None:
@@ -70,24 +80,24 @@ class Outputs:
             write_samples(self.directory, self.train, self.query)
             sweep_temporaries(self.directory)
 
-    def write(self, trainer: Any, module: Any, estimate: Estimate) -> Path | None:
-        """Write the dump of this snapshot."""
+    def write(self, moment: Moment, estimate: Estimate) -> Path | None:
+        """Write the dump of the snapshot of this moment."""
         if self.directory is None:
             return None
         return write_dump(
             self.directory,
             estimate,
-            step=trainer.global_step,
-            epoch=trainer.current_epoch,
+            step=moment.step,
+            epoch=moment.epoch,
             train=self.train,
             query=self.query,
-            metrics=metrics_of(trainer),
-            hyperparameters=dict(getattr(module, "hparams", {})),
+            metrics=moment.metrics,
+            hyperparameters=moment.hyperparameters,
             provenance={**provenance(), **self.settings, "loss": self.attribution.loss, "data": self.fingerprints},
             precision=self.precision,
         )
 
-    def log(self, trainer: Any, estimate: Estimate) -> None:
+    def log(self, trainer: Any, moment: Moment, estimate: Estimate) -> None:
         """Send the numbers to every logger, and the views to those that write for TensorBoard."""
         if not self.views:
             return
@@ -97,7 +107,7 @@ class Outputs:
                 write_summaries(
                     experiment,
                     estimate,
-                    step=trainer.global_step,
+                    step=moment.step,
                     train=self.train,
                     query=self.query,
                     pairs=self.pairs,
@@ -105,7 +115,7 @@ class Outputs:
                     introduce=not self.introduced,
                 )
             else:
-                logger.log_metrics(scalars(estimate, self.train, self.query), step=trainer.global_step)
+                logger.log_metrics(scalars(estimate, self.train, self.query), step=moment.step)
         self.introduced = True
 
 
@@ -121,15 +131,6 @@ def check_unused(directory: Path) -> None:
             f"{directory} holds {len(dumps)} dumps of another run ({dumps[0]} ...), and steps of two runs must not "
             "mix; choose another dirpath, resume that run from its checkpoint, or remove the folder"
         )
-
-
-def metrics_of(trainer: Any) -> dict[str, float]:
-    """What the training logged last, such as the validation loss.
-
-    `trainer.callback_metrics` would compute metrics that training has not asked for yet, and keep the results.
-    """
-    logged = trainer._logger_connector._callback_metrics
-    return {name: float(value) for name, value in logged.items() if value.numel() == 1}
 
 
 def _fingerprint(examples: Examples) -> str:

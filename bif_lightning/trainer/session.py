@@ -1,7 +1,8 @@
 """One fit of one Trainer: what is attributed, the settled sampler, and how a snapshot is taken."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,20 +10,22 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from bif_lightning.calibration import LEAST_DRAWS, provisional
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
-from bif_lightning.estimator import estimate_problem, settled_sampler
+from bif_lightning.estimator import Exchange, estimate_problem, settled_sampler, with_reasons
 from bif_lightning.forecast import Forecast, forecast
 from bif_lightning.noise import unaltered_generators
-from bif_lightning.placement import OutOfStepError, PeerFailedError
 from bif_lightning.result import Estimate
 from bif_lightning.settled import Settled, with_draws
 from bif_lightning.shards import reshard
 from bif_lightning.stage import placement_of
 from bif_lightning.trainer.adapter import Attribution
 from bif_lightning.trainer.budget import MOST_DRAWS, Budget, draws_for
+from bif_lightning.trainer.failures import PreemptedError, TrainingDisturbedError
 from bif_lightning.trainer.fingerprint import difference, fingerprint
 from bif_lightning.trainer.guard import iterators, training_guard
+from bif_lightning.trainer.moment import Moment, now
 from bif_lightning.trainer.outputs import Outputs
 from bif_lightning.trainer.progress import progress_of
+from bif_lightning.trainer.snapshots import write_end, write_snapshot
 from bif_lightning.trainer.support import loss_scale_of
 from bif_lightning.trainer.triggers import share_done
 from bif_lightning.verdict import judge
@@ -30,14 +33,6 @@ from bif_lightning.workers import Progress
 
 Verify = Literal["first", "always", "never"]
 _DRAWS = LEAST_DRAWS, MOST_DRAWS
-
-
-class TrainingDisturbedError(RuntimeError):
-    """A snapshot left something of the training other than it was."""
-
-
-class PreemptedError(RuntimeError):
-    """The job is asked to end: the snapshot under way is given up, so that training can save itself in time."""
 
 
 @dataclass
@@ -52,6 +47,7 @@ class Session:
         verify: at which snapshots to check that training is bitwise as it was.
         settled: the settings that the first snapshot settled on; None before.
         budget: what snapshots may take.
+        launch: whether an estimate follows each snapshot here, or others make it of the snapshot's file.
         free_draws: the budget chooses the number of draws, at the first snapshot.
         expected: what a snapshot was forecast to take.
     """
@@ -65,15 +61,20 @@ class Session:
     settled: Settled | None
     budget: Budget
     free_draws: bool
+    launch: Literal["inline", "snapshot"] = "inline"
     expected: Forecast | None = None
     taken: int = 0
     _skipped_at: int | None = None
 
-    def announce(self, trainer: Any, module: Any) -> Forecast:
+    def announce(self, trainer: Any, module: Any) -> Forecast | None:
         """Check the sampler, and say what a snapshot will take; warn of what no guard can put back.
 
         What "auto" will find is not known before the first snapshot; the forecast is for settings that cost as much.
         """
+        if self.launch == "snapshot":
+            folder = self.outputs.directory
+            say(trainer, f"BIF: snapshots in {folder}; for their dumps run: bif-lightning watch {folder}")
+            return None
         problem = self.attribution.problem
         if open_iterators := iterators(trainer, module):
             rank_zero_warn(
@@ -89,16 +90,13 @@ class Session:
             else:
                 found = settled_sampler(problem, self.sampler, self.chains, self.settled)
             self.expected = self._forecast(found)
-        unknown = self.sampler == "auto" and self.settled is None
+        free = self.free_draws and isinstance(found.sampler, SGLD)
+        unknown = self.settled is None and (free or self.sampler == "auto")
         say(
             trainer,
             f"BIF: {problem.num_train} train x {len(problem.query)} query examples (loss: {self.attribution.loss}), "
             f"{found.chains.num_chains} chains of {found.chains.num_steps} steps: {self.expected}"
-            + (
-                ", to be settled at the first one"
-                if unknown or (self.free_draws and self.settled is None and isinstance(found.sampler, SGLD))
-                else ""
-            )
+            + (", to be settled at the first one" if unknown else "")
             + (f"; dumps in {self.outputs.directory}" if self.outputs.directory else "; nothing is written"),
         )
         return self.expected
@@ -136,7 +134,9 @@ class Session:
         return False
 
     def close(self, trainer: Any) -> None:
-        """Say what became of the budget."""
+        """Say what became of the budget; tell those who wait for snapshots that there are no more."""
+        if self.launch == "snapshot" and self.outputs.directory is not None and trainer.is_global_zero:
+            write_end(self.outputs.directory, trainer.global_step)
         if self.budget.limited:
             say(trainer, f"BIF: {self.budget}")
 
@@ -180,8 +180,14 @@ class Session:
             )
         return settled
 
-    def snapshot(self, trainer: Any, module: Any) -> Estimate | None:
+    def snapshot(
+        self, trainer: Any, module: Any, moment: Moment | None = None, exchange: Exchange | None = None
+    ) -> Estimate | None:
         """Take the present weights as a snapshot, estimate, and write. All ranks do, or none; rank 0 gets the result.
+
+        Args:
+            moment: when in training these weights are from; None for the present.
+            exchange: shares the chains with other workers.
 
         Raises:
             TrainingDisturbedError: training is not bitwise as it was.
@@ -189,18 +195,23 @@ class Session:
             ChainsDivergedError, ValueError, OSError: see `estimate` and `archive.write_dump`.
             PeerFailedError: another rank raised one of these.
         """
-        placement, step = placement_of(module), trainer.global_step
+        moment = moment or now(trainer, module)
+        placement, step = placement_of(module), moment.step
         reshard(module)  # an epoch may end with gathered weights, which the first pass of a chain would free
         check = self.verify == "always" or (self.verify == "first" and self.taken == 0)
         before = fingerprint(trainer, module) if check else None
-        with placement.together(f"the snapshot at step {step}"):
-            result = self._estimate(trainer, module, step)
+        if self.launch == "snapshot":
+            self._keep(trainer, module, moment)
+            result = None
+        else:
+            with placement.together(f"the snapshot at step {step}"):
+                result = self._estimate(trainer, module, moment, exchange)
         path = None
         with placement.together(f"writing the dump of step {step}"):
             if result is not None:
                 with unaltered_generators(trainer.strategy.root_device):  # loggers and plots are others' code
-                    path = self.outputs.write(trainer, module, result)
-                    self.outputs.log(trainer, result)
+                    path = self.outputs.write(moment, result)
+                    self.outputs.log(trainer, moment, result)
             self.taken += 1
             if before is not None:
                 _check_untouched(difference(before, fingerprint(trainer, module)), step)
@@ -208,32 +219,39 @@ class Session:
             _report(trainer, step, result, path)
         return result
 
-    def _estimate(self, trainer: Any, module: Any, step: int) -> Estimate | None:
+    def _keep(self, trainer: Any, module: Any, moment: Moment) -> None:
+        started, directory = time.perf_counter(), self.outputs.directory
+        if directory is None:  # a fast_dev_run
+            return
+        with self._guarded(trainer, module):
+            path = write_snapshot(directory, module, moment, placement_of(module))
+        say(trainer, f"BIF step {moment.step}: weights kept, {time.perf_counter() - started:.2g} s -> {path.name}")
+
+    def _estimate(self, trainer: Any, module: Any, moment: Moment, exchange: Exchange | None) -> Estimate | None:
         problem, derived = self.attribution.problem, self.attribution.derived
-        problem.loss_scale = loss_scale_of(trainer)
+        problem.loss_scale = moment.loss_scale
         if derived is not None:
             derived.refreeze()
         with (
             self._guarded(trainer, module),
             self.attribution.around(),
-            progress_of(trainer, f"BIF step {step}") as show,
+            progress_of(trainer, f"BIF step {moment.step}") as show,
         ):
             settled = self._settle(trainer)
             result = estimate_problem(
                 problem,
                 settled.sampler,
                 settled.chains,
-                snapshot=step,
+                snapshot=moment.step,
                 labels=self.outputs.labels,
                 store_traces=self.store_traces,
                 everywhere=False,
                 scratch=self.outputs.directory,
                 progress=_until_asked_to_end(trainer, show),
+                exchange=exchange,
             )
         self.settled = self.settled or settled
-        if result is None or not settled.reasons:
-            return result
-        return replace(result, notes=(*result.notes, f"settings found at the first snapshot: {settled.reasons}"))
+        return None if result is None else with_reasons(result, settled)
 
     def _guarded(self, trainer: Any, module: Any) -> Any:
         return training_guard(trainer, module, self.attribution.datasets)
@@ -259,8 +277,8 @@ def _check_untouched(changed: list[str], step: int) -> None:
     if changed:
         raise TrainingDisturbedError(
             f"the snapshot at step {step} changed {', '.join(changed)} of the training, which it must not. The step "
-            "uses state that the guard does not know; pass a loss_fn that does not touch it, or take snapshots of "
-            "saved checkpoints with bif_lightning.estimate. verify_restore='never' skips this check"
+            "uses state that the guard does not know; pass a loss_fn that does not touch it, or look at "
+            "saved checkpoints, with bif_lightning.attribute. verify_restore='never' skips this check"
         )
 
 
@@ -277,22 +295,3 @@ def _report(trainer: Any, step: int, result: Estimate, path: Path | None) -> Non
         say(trainer, f"BIF step {step} is {verdict}")
     for divergence in result.divergences:
         rank_zero_warn(f"step {step}: {divergence.message}. It is left out of the matrix.")
-
-
-def is_preemption(error: Exception) -> bool:
-    """Whether a snapshot ended because the job is asked to end, on this rank or another."""
-    return PreemptedError.__name__ in _names(error)
-
-
-def is_fatal(error: Exception) -> bool:
-    """Whether training cannot go on after this error of a snapshot, on this rank or another."""
-    return not _names(error).isdisjoint({TrainingDisturbedError.__name__, OutOfStepError.__name__})
-
-
-def is_of_files(error: Exception) -> bool:
-    """Whether an error, of this rank or another, is about files."""
-    return isinstance(error, OSError) or _names(error) <= {cls.__name__ for cls in (OSError, *OSError.__subclasses__())}
-
-
-def _names(error: Exception) -> frozenset[str]:
-    return error.kinds if isinstance(error, PeerFailedError) else frozenset({type(error).__name__})

@@ -39,9 +39,10 @@ def check_trainer(trainer: Any, *, allow_untested: bool) -> None:
     if why is not None:
         raise MisconfigurationException(
             f"BIFCallback was not shown to leave training untouched with {kinds[0]} on {trainer.world_size} processes: "
-            f"{why}. Attribute its checkpoints instead: load one, consolidated, into the plain module, and call "
-            "bif_lightning.estimate(module, loss_fn, train, query). Or train with strategy='ddp' or "
-            "ModelParallelStrategy (FSDP2), or pass allow_untested=True and check the result"
+            f"{why}. Attribute its checkpoints instead, consolidated or in shards of torch.distributed.checkpoint: "
+            "bif_lightning.attribute(module, checkpoints, train, query), or the command bif-lightning attribute. Or "
+            "train with strategy='ddp' or ModelParallelStrategy (FSDP2), or pass allow_untested=True, and check the "
+            "result"
         )
     if str(trainer.precision) not in PRECISIONS:
         raise MisconfigurationException(

@@ -8,6 +8,9 @@ import numpy as np
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans, Traces
 from bif_lightning.samples import Samples
+from bif_lightning.token_matrices import Held, Widths
+from bif_lightning.token_products import Drawn, Law, Linearized
+from bif_lightning.tokens import TokenAxis, Tokens, blocks_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -21,7 +24,32 @@ def make_samples(side: str, size: int, *, classes: Sequence[str] = (), texts: bo
         label_names=tuple(classes) or None,
         texts=tuple(f"text {row} 日本" for row in range(size)) if texts else None,
         thumbnails=tuple(PNG + bytes([row]) * row for row in range(size)) if texts else None,
+        columns=make_columns(size) if texts else None,
+        tokens=tuple(tuple(f" ü{row}" * (s % 2) for s in range(row % 4)) for row in range(size)) if texts else None,
+        token_ids=tuple(np.arange(row % 4) * 7 for row in range(size)) if texts else None,
     )
+
+
+def make_columns(size: int) -> dict[str, np.ndarray]:
+    """A column of numbers and one of texts, to sort by."""
+    hardness = np.where(np.arange(size) % 3, np.arange(size) % 4 / 4, np.nan)
+    return {"hardness": hardness, "source": np.array([f"web-ü{row % 2}" for row in range(size)], dtype=object)}
+
+
+def make_tokens(rng, n: int, q: int, chains: int, draws: int, *, closed_form=False) -> Tokens:
+    """Tokens 1, 2, ... of sequences of 0, 1, 2 and 3 tokens."""
+    axes, values = {}, []
+    for side, size in (("train", n), ("query", q)):
+        sequence = np.array([row for row in range(size) for _ in range(1, row % 4)], np.int64)
+        position = np.array([s for row in range(size) for s in range(1, row % 4)], np.int64)
+        numbers = {name: abs(rng.normal(size=len(sequence))) for name in ("snapshot_loss", "loss", "std")}
+        axes[side] = TokenAxis(sequence=sequence, position=position, num_sequences=size, **numbers)
+        shape = (3, len(sequence)) if closed_form else (chains, draws, len(sequence))
+        values.append(Held(rng.normal(size=shape).astype(np.float32)))
+    law: Law = Drawn(chains, (draws - draws // 2, draws // 2), "chain", 0.75)
+    if closed_form:
+        law = Linearized(abs(rng.normal(size=3)), rng.normal(size=(2, 3, 3)))
+    return Tokens(**axes, blocks=blocks_of(law, Widths(1.25, 40.5, 1.5), *values))
 
 
 def make_influence(
@@ -138,4 +166,4 @@ def make_full(rng, n: int = 7, q: int = 4):
     stability = np.where(np.arange(q) < 3, 0.5, np.nan)
     diagnostics = replace(estimate.diagnostics, noise_ratio=0.5, llc_ratio=1.25, control_agreement=0.25)
     estimate = replace(estimate, top_stability=stability, diagnostics=diagnostics, effective_dimension=6.5)
-    return train, query, estimate
+    return train, query, replace(estimate, tokens=make_tokens(rng, n, q, 2, estimate.loss_trace.shape[1]))

@@ -12,8 +12,15 @@ import numpy as np
 
 from archive_examples import make_full
 from bif_lightning.archive.schema import VERSION
+from bif_lightning.archive.stored_tokens import open_tokens
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.verdict import judge
+
+
+def token_correlation(folder: Path) -> list[list[float | None]]:
+    """Of all tokens; None where a loss never varied."""
+    values = open_tokens(next(folder.glob("step=*.h5"))).correlation()["value"].values
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]
 
 
 def main() -> None:
@@ -37,11 +44,13 @@ def main() -> None:
             "control_agreement": estimate.diagnostics.control_agreement,
         },
         "verdict": judge(estimate).word,
+        "token_correlation": token_correlation(folder),
         "accuracy_influence": estimate.observables["accuracy"].influence.tolist(),
         "label_correlation": estimate.label_means.correlation.tolist(),
         "loss_trace": estimate.loss_trace.tolist(),
         "train_id": list(train.ids),
         "query_text": list(query.texts),
+        "query_source": query.columns["source"].tolist(),
     }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 

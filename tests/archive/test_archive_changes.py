@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from archive_examples import make_estimate, make_samples
-from bif_lightning.archive.changes import changes, found_changes
+from bif_lightning.archive.bands import found_changes, simultaneous
+from bif_lightning.archive.changes import changes
 from bif_lightning.archive.read import open_run, trajectory
-from bif_lightning.archive.tables import simultaneous
 from bif_lightning.archive.write import write_dump, write_samples
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bif_lightning.archive.read import by_label, open_run, open_samples, top
 from bif_lightning.archive.schema import VERSION
+from bif_lightning.archive.stored_tokens import open_tokens
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
 
@@ -30,6 +31,11 @@ def test_golden_files_are_read(folder):
     assert list(train.ids) == expected["train_id"]
     assert list(query.texts) == expected["query_text"]
     assert train.thumbnails[0].startswith(b"\x89PNG")
+    if "query_source" in expected:
+        assert query.columns["source"].tolist() == expected["query_source"]
+    if "token_correlation" in expected:
+        found = open_tokens(next(folder.glob("step=*.h5"))).correlation()["value"]
+        np.testing.assert_allclose(found, np.array(expected["token_correlation"], float), rtol=1e-6)
     if "conditioned" in expected:
         np.testing.assert_allclose(run.conditioned[0], expected["conditioned"], rtol=1e-7)
         np.testing.assert_allclose(run.accuracy_conditioned[0], expected["accuracy_conditioned"], rtol=1e-7)

@@ -27,10 +27,16 @@ from bif_lightning.verdict import judge
 
 
 def same_samples(a: Samples, b: Samples) -> bool:
-    return all(
-        np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
-        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
-    )
+    def same(x: object, y: object) -> bool:
+        if isinstance(x, dict) and isinstance(y, dict):
+            return x.keys() == y.keys() and all(same(x[name], y[name]) for name in x)
+        if isinstance(x, tuple) and isinstance(y, tuple):
+            return len(x) == len(y) and all(same(*pair) for pair in zip(x, y, strict=True))
+        if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+            return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
+        return x == y
+
+    return all(same(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
 
 
 def test_every_part_comes_back(tmp_path, rng):
@@ -134,7 +140,7 @@ def test_opens_in_xarray_without_this_package_or_a_warning(tmp_path, rng):
             assert dump.correlation.sel(train=2).train_id == train.ids[2]
             np.testing.assert_array_equal(dump.influence, estimate.influence)
         with xr.open_datatree(path) as tree:
-            groups = ("plot", "chains", "labels", "overview", "traces", "divergences", "cost", "metrics")
+            groups = ("plot", "chains", "labels", "overview", "traces", "divergences", "cost", "metrics", "tokens")
             assert set(tree.children) == set(groups) - {"metrics"}
             assert tree["traces/train_loss"].dims == ("chain", "draw", "train")
             np.testing.assert_array_equal(tree["plot/correlation"], estimate.correlation)

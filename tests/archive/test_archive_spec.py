@@ -1,6 +1,7 @@
 """SPEC.md and the files agree both ways: what the tables promise is there, and nothing else is."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import bif_lightning
-from archive_examples import make_estimate, make_full, make_samples
+from archive_examples import make_estimate, make_full, make_samples, make_tokens
 from bif_lightning.archive.schema import VERSION
 from bif_lightning.archive.write import write_dump, write_samples
 
@@ -26,6 +27,7 @@ def table(section: int) -> list[list[str]]:
 def expand(row: list[str]) -> list[list[str]]:
     """A row with a placeholder becomes one row for each thing it stands for."""
     joined = "|".join(row)
+    joined = joined.replace("<number>", "hardness").replace("<text>", "source")
     if "<side>" in joined:
         return [joined.replace("<side>", side).split("|") for side in ("train", "query")]
     if "<observable>" in joined:
@@ -40,8 +42,8 @@ def expand(row: list[str]) -> list[list[str]]:
     return [row]
 
 
-def promised(section: int, presence: str | None = None) -> dict[str, tuple[str, str, str]]:
-    rows = [each for row in table(section) for each in expand(row) if presence in (None, row[4])]
+def promised(section: int, presence: str | None = None, but: str = "") -> dict[str, tuple[str, str, str]]:
+    rows = [each for row in table(section) for each in expand(row) if presence in (None, row[4]) and row[4] != but]
     assert rows
     return {name: (dtype, dims, units) for name, dtype, dims, units, *_ in rows}
 
@@ -103,7 +105,18 @@ def bare(tmp_path, rng):
 
 
 def test_full_dump_is_the_table(full):
-    assert found(full) == promised(5)
+    assert found(full) == promised(5, but="tokens in closed form")
+
+
+def test_tokens_in_closed_form_are_the_table(tmp_path, rng):
+    train, query, estimate = make_full(rng)
+    estimate = replace(estimate, tokens=make_tokens(rng, len(train), len(query), 2, 5, closed_form=True))
+    path = write_dump(tmp_path, estimate, step=1, epoch=0, train=train, query=query)
+    tokens = {name for name in found(path) if name.startswith("tokens/")}
+    expected = promised(5, but="tokens of draws")
+    assert {name: each for name, each in found(path).items() if name in tokens} == {
+        name: each for name, each in expected.items() if name.startswith("tokens/")
+    }
 
 
 def test_bare_dump_is_the_part_that_is_always_there(bare):
@@ -143,17 +156,36 @@ def test_words_of_every_dataset(full):
         file.visititems(check)
 
 
-def test_the_last_version_lists_what_it_added(full):
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_version_1_1_lists_what_it_added():
     """By what the 1.0 golden dump lacks: each name stands in the paragraph on 1.1, and no other does."""
-    old = Path(__file__).parent / "golden" / "1.0" / "step=000000300.h5"
+    old, new = (GOLDEN / version / "step=000000300.h5" for version in ("1.0", "1.1"))
     words = SPEC.partition("- 1.1 added")[2].partition("- 1.0 was")[0]
     listed = set(re.findall(r"`([^`]+)`", words)) - {"kind", "settings_json", "verdict"}
-    new = {
+    added = {
         name.replace("accuracy_", "<observable>_").replace("margin_", "<observable>_")
-        for name in set(found(full)) - set(found(old))
+        for name in set(found(new)) - set(found(old))
     }
-    assert {name for name in new if not name.endswith(("_standard_error", "_json"))} == listed
-    assert {name for _, name in attributes(full)} - {name for _, name in attributes(old)} == {"verdict"}
+    assert {name for name in added if not name.endswith(("_standard_error", "_json"))} == listed
+    assert {name for _, name in attributes(new)} - {name for _, name in attributes(old)} == {"verdict"}
+
+
+def test_the_last_version_lists_what_it_added(full, tmp_path):
+    """By what the golden files of 1.1 lack: further groups of a dump, and further datasets of the samples file."""
+    words = SPEC.partition("- 1.2 added")[2].partition("- 1.1 added")[0]
+    listed = set(re.findall(r"`([^`]+)`", words))
+    dump = {name for name in found(full) if not name.endswith("_json")}
+    dump -= set(found(GOLDEN / "1.1" / "step=000000300.h5"))
+    samples = write_samples(
+        tmp_path, *(make_samples(side, 4, classes=("a",), texts=True) for side in ("train", "query"))
+    )
+    further = set(found(samples)) - set(found(GOLDEN / "1.1" / "samples.h5"))
+    named = {name.replace("train/", "<side>/").replace("query/", "<side>/") for name in further}
+    named = {name.replace("hardness", "<number>").replace("source", "<text>") for name in named}
+    assert {name.partition("/")[0] for name in dump} | named == listed
+    assert attributes(full) == attributes(GOLDEN / "1.1" / "step=000000300.h5")
 
 
 def test_version_is_the_one_described():

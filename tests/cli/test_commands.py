@@ -228,3 +228,11 @@ def test_a_reader_that_leaves_is_no_error(run: Path) -> None:
         done = subprocess.run([*COMMAND, "show", str(run)], stdout=pipe, stderr=subprocess.PIPE, text=True)
     assert done.stderr == ""
     assert done.returncode == 141
+
+
+def test_the_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--print_completion", "shtab-bash"])
+    assert end.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("show", "attribute", "--dry-run"))

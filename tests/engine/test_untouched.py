@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,12 +100,13 @@ class Interrupt:
 def test_after_an_error_from_progress(name: str, error: type[BaseException], threads: int) -> None:
     module, progress, threads_before = models.seeded(ALL[name]), Interrupt(error), torch.get_num_threads()
     torch.set_num_threads(threads)
+    chains = replace(CHAINS, num_draws=100)  # on a busy machine another thread makes some steps before it hears
     try:
         with untouched(module), pytest.raises(error, match="from progress"):
-            estimate(module, cross_entropy, models.data(), sampler=SAMPLER, chains=CHAINS, progress=progress)
+            estimate(module, cross_entropy, models.data(), sampler=SAMPLER, chains=chains, progress=progress)
     finally:
         torch.set_num_threads(threads_before)
-    assert progress.calls <= 8, "the other chains stop at their next step"
+    assert progress.calls < 150, "the other chains stop soon, and not after all of their 300 steps"
 
 
 class Failing:

@@ -160,6 +160,22 @@ def test_draws_that_repeat_one_another_are_worth_fewer_and_are_merged() -> None:
     assert got.correlation.draws == pytest.approx(4800 * (1 - 0.98**2) / (1 + 0.98**2), rel=0.3)
 
 
+def test_chains_that_stand_apart_have_wider_errors() -> None:
+    """Draws are the same about the means of their chains, and products of losses wider about the long-run means:
+    √((1 + C_ii/s_i²)(1 + C_jj/s_j²)) times. The errors of correlations, which have no width, stay."""
+    draws = walk(4, 400, 0.0, np.random.default_rng(1))
+    apart = draws + np.random.default_rng(2).normal(size=(4, 1, 1)) * np.linspace(0.5, 1.5, draws.shape[-1])
+    together = draws - draws.mean(1, keepdims=True)
+    parts, narrow = (moments(each[..., :20], each[..., 20:], [100] * 4) for each in (apart, together))
+    found, before, lacking = settled(parts, "chain"), settled(narrow, "chain"), centre(parts, "chain")
+    within = draws.var(1).mean(0) * 400 / 399
+    sides = (lacking.train_variance.numpy(), within[:20]), (lacking.column_variance.numpy(), within[20:])
+    wider = math.prod(float(np.mean(1 + lack / variance)) for lack, variance in sides)
+    assert wider > 1.5
+    assert found.influence.factor / before.influence.factor == pytest.approx(math.sqrt(wider), rel=1e-6)
+    assert found.correlation.factor == pytest.approx(before.correlation.factor, rel=1e-9)
+
+
 def test_a_single_chain_that_is_too_short_has_no_error() -> None:
     rng = np.random.default_rng(1)
     long, short = walk(1, 400, 0.0, rng), walk(1, 400, 0.98, rng)

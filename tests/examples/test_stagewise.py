@@ -57,6 +57,7 @@ def test_strong_pull_leaves_the_product_of_gradients(stagewise: ModuleType, monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_sign_flips_outside_its_band_where_closed_form_and_retraining_flip(
     stagewise: ModuleType, tmp_path: Path
 ) -> None:

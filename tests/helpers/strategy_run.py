@@ -29,7 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, Dataset
 
-from bif_lightning import SGLD, BIFCallback, Chains
+from bif_lightning import SGLD, BIFCallback, Chains, attribute
 from bif_lightning.shards import reshard
 from bif_lightning.trainer.fingerprint import fingerprint
 
@@ -188,6 +188,21 @@ def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[
     }
 
 
+def attributed(folder: Path, case: dict[str, Any], world_size: int) -> Any:
+    """Attribute checkpoints as one rank; what became of them."""
+    torch.set_num_threads(1)
+    kind = case.get("strategy", "ddp")
+    module = MODULES[kind]() if kind in MODULES else Net(case.get("norm", True))
+    trainer = L.Trainer(
+        accelerator="cpu", devices=world_size, strategy=strategy_of(kind, world_size), logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    return attribute(
+        module, case["attribute"], Points(12, seed=1), Points(5, seed=2), data=DataLoader(Points(), batch_size=4),
+        dirpath=folder / "bif", trainer=trainer, sampler=SAMPLER, chains=CHAINS, log=False,
+    )  # fmt: skip
+
+
 def extras(case: dict[str, Any], rank: int) -> dict[str, Any]:
     """Options that cannot be written as JSON: losses that fail on some ranks."""
     trouble = case.get("trouble")
@@ -220,6 +235,9 @@ def main() -> None:
     case = json.loads(case_text)
     outcome: Any
     try:
+        if "attribute" in case:
+            Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(attributed(Path(folder), case, int(world_size))))
+            return
         runs = [{**case, "bif": False}, case] if case.get("compare") else [case]
         outcome = [fit(Path(folder), run, int(rank), int(world_size)) for run in runs]
     except (Exception, SystemExit) as error:

@@ -79,16 +79,17 @@ def check(shares: np.ndarray, least: float = LEAST, most: float = MOST) -> None:
     assert shares.mean() - SURE * error < most
 
 
-CASES = [
-    (4, 100, 0),  # measured over 400 estimates: influence 0.954, correlation 0.949
+CASES = [  # measured over 200 estimates: influence, correlation
+    (4, 100, 0),  # 0.956, 0.946
     (4, 100, 5),
-    (4, 100, 20),
+    (4, 100, 20),  # 0.946, 0.952
     (15, 100, 5),
-    (15, 100, 20),
-    (30, 100, 20),
-    (4, 400, 20),
-    (2, 200, 5),
+    (15, 100, 20),  # 0.952, 0.962
+    (30, 100, 20),  # 0.959, 0.970
+    (4, 400, 20),  # 0.946, 0.951
+    (2, 200, 5),  # 0.951, 0.946
     (1, 1000, 20),
+    (1, 400, 5),
 ]
 
 
@@ -105,10 +106,11 @@ def test_intervals_hold_the_long_run_value_of_many_estimates(num_chains: int, nu
         check(shares)
 
 
-def test_one_chain_of_few_memories_has_no_errors() -> None:
-    """Five memories of its slowest mode: nothing in it shows how far it could have gone."""
-    shares = held(Chains(num_chains=1, num_draws=100), 20, 60)
-    assert np.isnan(shares["influence"]).mean() > 0.85
+@pytest.mark.parametrize("memory", [5, 20])
+def test_one_chain_of_few_memories_has_no_errors(memory: float) -> None:
+    """Nothing in it shows how far it could have gone."""
+    shares = held(Chains(num_chains=1, num_draws=100), memory, 60)
+    assert np.isnan(shares["influence"]).mean() > 0.95
 
 
 def test_pooled_centring_lacks_less() -> None:

@@ -1,0 +1,145 @@
+"""Who works on what, among processes that share nothing but a folder: claims that a dead worker does not keep.
+
+A claim is a file, which its holder rewrites every few seconds. A worker that finds it unchanged for `patience` seconds
+*of its own clock* takes it over, so that clocks which disagree do no harm; a holder on the same machine whose process
+is gone is found out at once. Two workers may in the worst case hold one claim (a holder that was stopped for longer
+than `patience`, and goes on): so what they do under it must come to the same, and be written whole (`archive.atomic`).
+Claims save work; they are not what makes results right.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, cast
+
+PATIENCE = 60.0
+"""Seconds without a sign of life after which a claim may be taken over."""
+
+_BEATS = 6
+
+
+class Claims:
+    """Claims of one worker in one folder.
+
+    Args:
+        folder: made where it is missing; common to all workers.
+        patience: see above; the same for all workers.
+    """
+
+    def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
+        self.folder, self.patience = folder, patience
+        self._me = {"host": _host(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
+        self._seen = dict[str, tuple[str, float]]()  # what another's claim said, and when by our clock it said it first
+
+    @contextlib.contextmanager
+    def claimed(self, name: str) -> Generator[bool]:
+        """Whether this worker holds the claim while the block runs; it is let go of afterwards.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        path = self.folder / f"{name}.claim"
+        if not self._take(path):
+            yield False
+            return
+        over = threading.Event()
+        beating = threading.Thread(target=self._beat, args=(path, over), daemon=True)
+        beating.start()
+        try:
+            yield True
+        finally:
+            over.set()
+            beating.join()
+            if self._mine(path):
+                path.unlink(missing_ok=True)
+
+    def _take(self, path: Path) -> bool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            if not self._abandoned(path):
+                return False
+            self._write(path, 0)
+            return self._mine(path)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(self._text(0))
+        self._seen.pop(path.name, None)
+        return True
+
+    def _abandoned(self, path: Path) -> bool:
+        text = _read(path)
+        if text is None:  # let go of just now
+            return False
+        holder = _parsed(text)
+        if holder.get("host") == self._me["host"] and not _is_alive(holder.get("pid")):
+            return True
+        said, since = self._seen.get(path.name, (None, 0.0))
+        if said != text:
+            self._seen[path.name] = text, time.monotonic()
+            return False
+        return time.monotonic() - since > self.patience
+
+    def _beat(self, path: Path, over: threading.Event) -> None:
+        beat = 0
+        while not over.wait(self.patience / _BEATS):
+            beat += 1
+            # A claim that another took over is not taken back: that one works now.
+            with contextlib.suppress(OSError):
+                if self._mine(path):
+                    self._write(path, beat)
+
+    def _mine(self, path: Path) -> bool:
+        text = _read(path)
+        return text is not None and _parsed(text).get("nonce") == self._me["nonce"]
+
+    def _write(self, path: Path, beat: int) -> None:
+        temporary = path.with_name(f".{path.name}.{self._me['nonce']}.tmp")
+        temporary.write_text(self._text(beat))
+        os.replace(temporary, path)
+
+    def _text(self, beat: int) -> str:
+        return json.dumps({**self._me, "beat": beat})
+
+
+def _host() -> str:
+    """This machine, and in it the container, where process numbers have a meaning of their own."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return f"{socket.gethostname()} {space}"
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """What a claim says; nothing where its holder was killed while writing it."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def _is_alive(pid: Any) -> bool:
+    if not isinstance(pid, int):
+        return True  # unknown: patience decides
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

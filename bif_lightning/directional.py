@@ -1,0 +1,208 @@
+"""The curvature of the mean loss along directions, measured on the training examples that carry it.
+
+Where a network has learned, few examples hold nearly all of the curvature: under a softmax an example has about as much
+of it as its label lacks of probability 1. So all are looked at first, by forward passes along a few random directions z
+of the span, of norm about 1,
+
+    c_i² = mean over z of ((l_i(w* + h·z) + l_i(w* − h·z) − 2·l_i(w*))/h²)²  ≈  E (zᵀH_i z)²,
+
+and the Hessian is taken of the fewest that hold 99 % of Σ c_i. Where these are too many, it is taken of the most curved
+ones and of a spread of the others, each of which then stands for several.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bif_lightning.curvature import random_direction
+from bif_lightning.data import spread_rows
+from bif_lightning.gradients import seconds, side_by_side
+from bif_lightning.hessian import Hessian, Part
+from bif_lightning.noise import DATA, GLOBAL, seed_global, stream_seed
+from bif_lightning.observables import checked_rows
+from bif_lightning.placement import Placement
+from bif_lightning.problem import Problem
+from bif_lightning.weights import Bound, Host, Weights
+
+EXAMPLES = 1024
+"""Training examples of which the Hessian is taken, at most."""
+
+POOL = 4096
+"""Training examples that are looked at first, spread over the set; `EXAMPLES` where they are not in memory."""
+
+GROUPS = 8
+"""Groups of the examples, whose curvatures give the standard errors of the closed form."""
+
+HELD = 0.99
+"""Share of the curvature that the examples are to hold."""
+
+_FEW = 512  # so many are all taken, which costs little
+_LEAST = 2  # examples a direction
+_PROBES = 4
+_TIMED = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The training examples of which the Hessian is taken.
+
+    Attributes:
+        certain: positions of those that stand for themselves, ascending.
+        others: positions of those that stand for several, ascending.
+        weight: how many each of these stands for.
+        pool: how many all of them stand for.
+    """
+
+    certain: Int[Tensor, " example"]
+    others: Int[Tensor, " other"]
+    weight: float
+    pool: int
+
+    def groups(self) -> list[list[tuple[Tensor, float]]]:
+        """Rows and the share of their mean loss, group by group; the mean over groups is that of all.
+
+        Neighbours are apart: data is often sorted.
+        """
+        count = min(GROUPS, len(self.certain) + len(self.others))
+        found = list[list[tuple[Tensor, float]]]()
+        for first in range(count):
+            parts = ((self.certain[first::count], 1.0), (self.others[first::count], self.weight))
+            found.append([(rows, count * len(rows) * each / self.pool) for rows, each in parts if len(rows)])
+        return found
+
+
+def choose(curvature: Float[Tensor, " pool"], rows: Int[Tensor, " pool"], least: int) -> Sample:
+    """The examples to take, by how curved each is.
+
+    Args:
+        curvature: c_i ≥ 0; where it tells nothing (zero, or not finite) all count alike.
+        rows: their positions in the training data.
+        least: take at least so many, where there are.
+    """
+    none, size = rows[:0], len(rows)
+    if size <= max(_FEW, least):
+        return Sample(rows, none, 1.0, size)
+    order = curvature.argsort(descending=True, stable=True)
+    held = curvature[order].double().cumsum(0)
+    if not 0 < float(held[-1]) < math.inf:
+        others = rows[spread_rows(size, EXAMPLES)]
+        return Sample(none, others, size / len(others), size)
+    needed = max(least, int((held < HELD * held[-1]).sum()) + 1)
+    if needed <= EXAMPLES:
+        return Sample(rows[order[:needed].sort().values], none, 1.0, size)
+    certain = EXAMPLES if size <= EXAMPLES else EXAMPLES * 3 // 4
+    rest = order[certain:].sort().values
+    others = rest[spread_rows(len(rest), EXAMPLES - certain)] if len(rest) else rest
+    return Sample(rows[order[:certain].sort().values], rows[others], len(rest) / max(len(others), 1), size)
+
+
+def hessians_along(
+    problem: Problem,
+    host: Host,
+    directions: Float[Tensor, "direction weight"],
+    span: float,
+    workers: int,
+    placement: Placement,
+) -> Float[Tensor, "group direction direction"]:
+    """Q·H_g·Qᵀ of the mean loss of each group of training examples; their mean is that of all. Collective.
+
+    Args:
+        directions: Q, orthonormal rows.
+        span: h, in weight units.
+        workers: threads.
+        placement: the ranks, which share the groups.
+    """
+    with placement.together("the curvature at the snapshot"):
+        found = curved_sample(problem, host, directions, span, workers)
+    groups = placement.from_first(found).groups()
+    with placement.together("the curvature at the snapshot"):
+
+        def of_group(weights: Weights, bound: Bound, group: int) -> Tensor:
+            parts = _parts(problem, groups[group])
+            hessian = Hessian(problem, host, parts, step=span, weights=weights, bound=bound)
+            return hessian.times(directions, lambda products: products @ directions.mT)
+
+        own = range(placement.rank, len(groups), placement.world_size)
+        found = [each.cpu() for each in side_by_side(host, of_group, own, workers)]
+    everyone = placement.everywhere(found)
+    ordered = [everyone[group % placement.world_size][group // placement.world_size] for group in range(len(groups))]
+    return torch.stack(ordered).to(directions.device)
+
+
+def _parts(problem: Problem, group: Sequence[tuple[Tensor, float]]) -> list[Part]:
+    return [(problem.minibatch(rows), share) for rows, share in group]
+
+
+def curved_sample(
+    problem: Problem, host: Host, directions: Float[Tensor, "direction weight"], span: float, workers: int
+) -> Sample:
+    """Look at the training examples, and choose those of which the Hessian is taken. Arguments as `hessians_along`."""
+    size, least = len(problem.training), _LEAST * len(directions)
+    rows = spread_rows(size, POOL if problem.training.in_memory else EXAMPLES)
+    curvature = torch.zeros(len(rows))
+    if len(rows) > max(_FEW, least):
+        chunks = rows.split(problem.eval_batch_size)
+        generator = torch.Generator().manual_seed(stream_seed(DATA))
+        mixed = torch.randn(_PROBES, len(directions), generator=generator) / math.sqrt(len(directions))
+        probes = mixed.to(directions) @ directions
+        try:
+            found = side_by_side(
+                host, partial(_curvature, problem, host, chunks, probes, span), range(len(chunks)), workers
+            )
+            curvature = torch.cat(found)
+        except Exception:
+            # Only losses of the train set are known to be had one by one; of the training data the mean is enough.
+            curvature.zero_()
+    return choose(curvature, rows, least)
+
+
+def _curvature(
+    problem: Problem,
+    host: Host,
+    chunks: Sequence[Tensor],
+    probes: Tensor,
+    span: float,
+    weights: Weights,
+    bound: Bound,
+    chunk: int,
+) -> Tensor:
+    """c of the examples of one chunk, on the CPU."""
+    rows = chunks[chunk]
+    batch = problem.minibatch(rows).batch
+
+    def losses(direction: Tensor, step: float) -> Tensor:
+        with torch.no_grad():
+            torch.add(host.center, direction, alpha=step, out=weights.flat)
+            if problem.stochastic:
+                seed_global(host.device, stream_seed(GLOBAL))
+            found = bound.call(lambda module: problem.loss(module, batch))
+        return checked_rows(found, len(rows), "loss_fn").double().cpu()
+
+    center = losses(probes[0], 0.0)
+    bent = [losses(probe, span) + losses(probe, -span) - 2 * center for probe in probes]
+    with torch.no_grad():
+        weights.flat.copy_(host.center)
+    return (torch.stack(bent) / span**2).square().mean(0).sqrt()
+
+
+def seconds_for_hessians(problem: Problem, host: Host, count: int, workers: int, ranks: int) -> float:
+    """About how long the Hessians along `count` directions take, by a few of them.
+
+    Args:
+        workers, ranks: threads of each rank, and how many ranks share the groups.
+    """
+    some = torch.stack([random_direction(host, 0, probe) for probe in range(_TIMED)])
+    span = 0.005 * max(host.norm(host.center), 1e-3)
+    started = time.perf_counter()
+    groups = curved_sample(problem, host, some, span, workers).groups()
+    looking = time.perf_counter() - started
+    group = Hessian(problem, host, _parts(problem, groups[0]), step=span)
+    few, more = (seconds(partial(group.times, some[:n])) for n in (1, _TIMED))
+    each = max(more - few, 0.0) / (_TIMED - 1)
+    return looking + len(groups) * (few + count * each) / (workers * ranks)

@@ -1,0 +1,197 @@
+"""Saved weights: which checkpoints there are, when in training they were written, and how they get into a module."""
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+
+from bif_lightning.trainer.moment import Moment
+
+_STEP = re.compile(r"step=(\d+)")
+_SUFFIXES = (".ckpt", ".pt", ".pth")
+_SHARDS, ABOUT_SHARDS = ".metadata", "meta.pt"
+_WEIGHTS = ("state_dict.", "model.")
+"""What the names of weights begin with in a folder of shards: of ModelParallelStrategy, of FSDPStrategy."""
+
+
+class UnreadableCheckpointError(ValueError):
+    """A checkpoint that is damaged, gone, or no checkpoint; others may be sound."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint of a training run.
+
+    Attributes:
+        path: a file, or the folder of a sharded checkpoint.
+        moment: when in training it was written.
+    """
+
+    path: Path
+    moment: Moment
+
+    @property
+    def step(self) -> int:
+        """Global training step."""
+        return self.moment.step
+
+
+def find_checkpoints(paths: Iterable[str | Path]) -> list[Path]:
+    """Checkpoints among files and folders (of which all that lies below), each once, in the order of their names.
+
+    Raises:
+        FileNotFoundError: a path that is not there, or nothing that could be a checkpoint.
+    """
+    paths = [Path(path) for path in paths]
+    found = dict[Path, None]()
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there; give checkpoints, or folders of them")
+        inside = sorted(path.rglob("*")) if path.is_dir() and not _is_sharded(path) else [path]
+        found |= {each.resolve(): None for each in inside if each == path or _may_be(each)}
+    if not found:
+        names = ", ".join(str(path) for path in paths) or "no path"
+        raise FileNotFoundError(
+            f"no checkpoint in {names}: none ends in {', '.join(_SUFFIXES)}, and no folder holds a sharded one"
+        )
+    return list(found)
+
+
+def _may_be(path: Path) -> bool:
+    shard = _is_sharded(path.parent)
+    return not path.name.startswith(".") and not shard and (_is_sharded(path) or path.suffix in _SUFFIXES)
+
+
+def _is_sharded(path: Path) -> bool:
+    return (path / _SHARDS).is_file()
+
+
+def look_at(path: Path) -> Saved:
+    """When a checkpoint was written, without its weights where they can be left on disk.
+
+    Raises:
+        UnreadableCheckpointError: it cannot be read, or does not say its step.
+    """
+    about = _load(path / ABOUT_SHARDS if _is_sharded(path) else path)
+    step = about.get("global_step")
+    if step is None and (named := _STEP.search(path.name)):
+        step = int(named.group(1))
+    if not isinstance(step, int):
+        raise UnreadableCheckpointError(
+            f"{path} does not say at which training step it was written: it has no global_step, as Lightning's "
+            "checkpoints have; rename it so that the name holds step=1000, say"
+        )
+    scaler = about.get("MixedPrecision") or {}
+    moment = Moment(
+        step=step,
+        epoch=int(about.get("epoch") or 0),
+        metrics=about.get("metrics") or {},
+        hyperparameters=dict(about.get("hyper_parameters") or {}),
+        loss_scale=float(about.get("loss_scale") or scaler.get("scale") or 1.0),
+    )
+    return Saved(path, moment)
+
+
+def in_order(found: Iterable[Saved]) -> list[Saved]:
+    """By training step.
+
+    Raises:
+        ValueError: two of one step, which a run cannot hold.
+    """
+    ordered = sorted(found, key=lambda saved: saved.step)
+    for one, other in pairwise(ordered):
+        if one.step == other.step:
+            raise ValueError(
+                f"{one.path} and {other.path} are both of step {one.step}; a run has one snapshot a step: name the "
+                "checkpoints one by one, or leave `last.ckpt` out"
+            )
+    return ordered
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Load the weights and buffers of a checkpoint of Lightning, a plain state dict, or a sharded checkpoint, which may
+    come from another number of ranks. Nothing but tensors and plain values is read (`weights_only=True`). Collective
+    where the module is sharded.
+
+    Raises:
+        OSError: there is no such file.
+        UnreadableCheckpointError: it is no checkpoint.
+        ValueError: it is of another module; the message names the keys.
+    """
+    path = Path(path)
+    if _is_sharded(path):
+        _load_shards(module, path)
+        return
+    found = _load(path)
+    state = found.get("state_dict", found)
+    if not isinstance(state, Mapping):
+        raise UnreadableCheckpointError(f"{path} holds a {type(state).__name__} where its state dict should be")
+    _fill(module, cast(Mapping[str, Any], state), path)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    own = module.state_dict()
+    _check_keys(module, own, state, path)
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.shape != own[name].shape:
+            raise ValueError(
+                f"{path} does not fit {type(module).__name__}: {name} has shape {tuple(value.shape)} there and "
+                f"{tuple(own[name].shape)} in the module; give the module its arguments of then"
+            )
+    module.load_state_dict(dict(state))
+
+
+def _check_keys(module: nn.Module, own: Iterable[str], theirs: Iterable[str], path: Path) -> None:
+    missing, surplus = sorted(set(own) - set(theirs)), sorted(set(theirs) - set(own))
+    if missing or surplus:
+        raise ValueError(
+            f"{path} does not fit {type(module).__name__}: {_some('it lacks', missing)}{_some('it has', surplus)}"
+            "give the module that wrote it"
+        )
+
+
+def _some(verb: str, names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{verb} {', '.join(names[:3])}{more}; " if names else ""
+
+
+def _load_shards(module: nn.Module, path: Path) -> None:
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    prefix = next((each for each in _WEIGHTS if any(name.startswith(each) for name in stored)), _WEIGHTS[0])
+    own = module.state_dict()
+    _check_keys(module, own, [name.removeprefix(prefix) for name in stored if name.startswith(prefix)], path)
+    together = torch.distributed.is_initialized()
+    load_shards({prefix[:-1]: own}, checkpoint_id=path, no_dist=not together)
+    module.load_state_dict(own)
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        found = _read(path)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+        why = " ".join(str(error).split())
+        raise UnreadableCheckpointError(
+            f"{path} cannot be read as a checkpoint with weights_only=True: {why or type(error).__name__}"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise UnreadableCheckpointError(f"{path} holds a {type(found).__name__}, not a checkpoint or state dict")
+    return cast(Mapping[str, Any], found)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads what is looked at
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,95 @@
+"""Claims: one holder at a time, and none that is dead; whatever the clocks say."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bif_lightning import claims as claims_module
+from bif_lightning.claims import Claims
+
+
+def test_one_holds_it_and_lets_it_go(tmp_path: Path) -> None:
+    one, other = Claims(tmp_path), Claims(tmp_path)
+    with one.claimed("a") as mine, other.claimed("a") as theirs, other.claimed("b") as another:
+        assert (mine, theirs, another) == (True, False, True)
+    assert list(tmp_path.iterdir()) == []
+    with other.claimed("a") as theirs:
+        assert theirs
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bif_lightning.claims import Claims
+with Claims(Path(sys.argv[1])).claimed("a"):
+    time.sleep(600)
+"""
+
+
+def wait_for(path: Path) -> None:
+    ends = time.monotonic() + 60
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_a_killed_holder_on_this_machine_is_found_out_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)])
+    wait_for(tmp_path / "a.claim")
+    with Claims(tmp_path).claimed("a") as mine:
+        assert not mine
+    process.kill()
+    process.wait()
+    with Claims(tmp_path).claimed("a") as mine:
+        assert mine
+
+
+def test_silence_by_the_observers_clock_ends_a_claim_of_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's times are in the year 2100, or 1970: nobody looks at them."""
+    monkeypatch.setattr(claims_module, "_host", lambda: "elsewhere")
+    gone = Claims(tmp_path, patience=0.5)
+    (tmp_path / "a.claim").write_text(gone._text(3))
+    monkeypatch.undo()
+    here = Claims(tmp_path, patience=0.5)
+    for when in (4_102_444_800, 0):
+        os.utime(tmp_path / "a.claim", (when, when))
+        with here.claimed("a") as mine:
+            assert not mine
+    time.sleep(0.3)
+    (tmp_path / "a.claim").write_text(gone._text(4))  # a sign of life
+    with here.claimed("a") as mine:
+        assert not mine
+    time.sleep(0.7)
+    with here.claimed("a") as mine:
+        assert mine
+
+
+def test_a_holder_shows_life_and_a_claim_taken_over_is_not_taken_back(tmp_path: Path) -> None:
+    one = Claims(tmp_path, patience=0.3)
+    path = tmp_path / "a.claim"
+    with one.claimed("a"):
+        first = path.read_text()
+        time.sleep(0.5)
+        assert path.read_text() != first
+        other = Claims(tmp_path, patience=0.3)
+        other._write(path, 0)  # as if this holder had been stopped for long
+        time.sleep(0.3)
+        assert path.read_text() == other._text(0)
+    assert path.read_text() == other._text(0), "let go of by its holder alone"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "nothing"])
+def test_a_holder_killed_while_writing_leaves_no_riddle(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.claim").write_text(text)
+    here = Claims(tmp_path, patience=0.2)
+    with here.claimed("a") as mine:
+        assert not mine
+    time.sleep(0.3)
+    with here.claimed("a") as mine:
+        assert mine

@@ -1,0 +1,167 @@
+"""`launch="snapshot"` and `watch`: training only writes weights, and workers make of them its dumps."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+
+import bif_lightning as bl
+from bif_lightning.trainer.snapshots import FOLDER, snapshot_path
+from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, points, train
+
+SETTINGS: dict[str, Any] = {"sampler": SAMPLER, "chains": CHAINS}
+WORKER = """
+import sys
+import bif_lightning as bl
+from offline_run import Net, points
+from torch.utils.data import DataLoader
+done = bl.watch(Net(), sys.argv[1], data=DataLoader(points(), batch_size=8), idle=20)
+print(len(done.written), len(done.failed))
+"""
+
+
+def watch(directory: Path, **more: Any) -> bl.Attributed:
+    return bl.watch(Net(), directory, data=DataLoader(points(), batch_size=8), **more)
+
+
+def worker(directory: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(directory)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SETTINGS, {}, {"sampler": "auto"}, SETTINGS | {"params": "net.0.*", "store_traces": True, "precision": "10bit"}],
+    ids=["SGLD", "default", "auto", "options"],
+)
+def test_the_dumps_are_those_of_the_callback(tmp_path: Path, settings: dict[str, Any]) -> None:
+    inline = train(tmp_path / "inline", **settings)
+    later = train(tmp_path / "later", launch="snapshot", **settings)
+    assert [path.name for path in sorted(later.glob("step=*.h5"))] == []
+    assert len(list((later / FOLDER).glob("step=*.ckpt"))) == len(STEPS)
+    done = watch(later)
+    assert done.written == tuple(STEPS)
+    assert_same_dumps(inline, later)
+
+
+def test_training_is_untouched_and_the_snapshot_is_small(tmp_path: Path) -> None:
+    """Weights, buffers and a few numbers: no optimizer, no generator states."""
+    plain, kept = (
+        train(tmp_path / name, launch=launch, **SETTINGS) for name, launch in (("a", "inline"), ("b", "snapshot"))
+    )
+    for step in STEPS:
+        one, other = (
+            torch.load(folder.parent / "saved" / f"at-{step}.ckpt", weights_only=True) for folder in (plain, kept)
+        )
+        for name, value in one["state_dict"].items():
+            assert torch.equal(value, other["state_dict"][name])
+        found = torch.load(snapshot_path(kept, step), weights_only=True)
+        assert set(found) == {"global_step", "epoch", "hyper_parameters", "metrics", "loss_scale", "state_dict"}
+        assert set(found["state_dict"]) == set(one["state_dict"])
+        assert found["metrics"].keys() == {"loss"}
+
+
+def test_dumps_follow_the_training_while_it_runs(tmp_path: Path) -> None:
+    """A worker in a thread's place: it starts before the first snapshot, and ends with the training."""
+    directory = tmp_path / "bif"
+    first = threading.Event()
+    later = subprocess.Popen(
+        [sys.executable, "-c", "from offline_run import *; import sys; from pathlib import Path;"
+         "train(Path(sys.argv[1]), launch='snapshot', sampler=SAMPLER, chains=CHAINS)", str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
+    )  # fmt: skip
+    while not (directory / "attribution.json").exists():
+        assert later.poll() is None
+        first.wait(0.1)
+    done = watch(directory)
+    assert later.wait(60) == 0
+    assert done.written == tuple(STEPS)
+
+
+def test_two_workers_share_the_work(tmp_path: Path) -> None:
+    directory = train(tmp_path / "later", launch="snapshot", **SETTINGS)
+    pair = [worker(directory) for _ in range(2)]
+    written = [tuple(int(n) for n in each.communicate(timeout=120)[0].split()[-2:]) for each in pair]
+    assert sum(count for count, _ in written) == len(STEPS)
+    assert sum(failed for _, failed in written) == 0
+    assert_same_dumps(train(tmp_path / "inline", **SETTINGS), directory)
+
+
+def killed_at_random(directory: Path, kills: int, seed: int) -> int:
+    """Start workers and kill each after a random time; how many were still running."""
+    chance, running = random.Random(seed), 0
+    for _ in range(kills):
+        one = worker(directory)
+        time.sleep(chance.uniform(0.5, 9.0))
+        running += one.poll() is None
+        one.send_signal(signal.SIGKILL)
+        one.communicate()
+    return running
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1500)
+def test_workers_killed_at_random_lose_and_double_nothing(tmp_path: Path, kills: int) -> None:
+    inline, directory = (train(tmp_path / name, launch=name, **SETTINGS) for name in ("inline", "snapshot"))
+    for number in range(kills):
+        killed_at_random(directory, 1, number)
+        if number % 5 == 4:  # else all would be done after the first few
+            for dump in list(directory.glob("step=*.h5"))[:2]:
+                dump.unlink()
+    watch(directory)
+    assert_same_dumps(inline, directory)
+    assert not list((directory / "claims").glob("*.claim"))
+    assert not list(directory.glob("chains/*/*"))
+
+
+def test_bad_snapshots_are_named_and_the_others_done(tmp_path: Path) -> None:
+    directory = train(tmp_path, launch="snapshot", **SETTINGS)
+    whole = snapshot_path(directory, 5).read_bytes()
+    snapshot_path(directory, 5).write_bytes(whole[: len(whole) // 2])
+    torch.save({"global_step": 6, "state_dict": Net(width=9).state_dict()}, snapshot_path(directory, 6))
+    done = watch(directory)
+    assert done.written == (2, 8)
+    reasons = {Path(path).name: why for path, why in done.failed.items()}
+    assert "cannot be read" in reasons["step=000000005.ckpt"]
+    assert "net.0.weight has shape (9, 4) there and (5, 4)" in reasons["step=000000006.ckpt"]
+
+
+def test_a_snapshot_removed_under_a_worker_is_not_there_and_no_more(tmp_path: Path) -> None:
+    directory = train(tmp_path, launch="snapshot", **SETTINGS)
+
+    class Remove(Net):
+        """Removes the last snapshot once the first is being worked on."""
+
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            snapshot_path(directory, 8).unlink(missing_ok=True)
+            return super().load_state_dict(*args, **kwargs)
+
+    done = bl.watch(Remove(), directory, data=DataLoader(points(), batch_size=8))
+    assert done.written == (2, 5)
+
+
+def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no BIFCallback"):
+        watch(tmp_path)
+    with pytest.raises(MisconfigurationException, match="leave the budget out"):
+        train(tmp_path, launch="snapshot", budget=0.1)
+    directory = train(tmp_path, launch="snapshot", **SETTINGS)
+    with pytest.raises(MisconfigurationException, match="holds 3 snapshots of another run"):
+        train(tmp_path, launch="snapshot", **SETTINGS)
+    with pytest.raises(ValueError, match="other settings"):
+        watch(directory, chains=bl.Chains(num_chains=1, num_draws=6, batch_size=8))
+    with pytest.raises(ValueError, match="every_n_epochs says when"):
+        watch(directory, every_n_epochs=1)
