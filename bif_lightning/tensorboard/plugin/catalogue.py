@@ -1,0 +1,141 @@
+"""The list of runs that the page starts from: what the scan found, and what a reader says of each dump."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock, Thread
+from typing import Any
+
+from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.readers import Readers
+from bif_lightning.tensorboard.plugin.scan import Run
+from bif_lightning.tensorboard.plugin.wire import Question
+
+_BATCH = 25
+_SECONDS = 0.03  # and one question a run, ...
+_MOST_SECONDS = 1.0  # ... but not for so many runs
+_PAUSE = 1.0  # what the page asks first should find the readers idle
+_EMPTY = {
+    "num_train": 0, "num_query": 0, "matrices": [], "observables": [], "own_columns": [], "kind": "unknown",
+    "parameters_text": "unknown", "sort_columns": {"train": [], "query": []}, "has": {},
+}  # fmt: skip
+
+
+class Catalogue:
+    """Remembers what was read of each dump, so that a new list reads new dumps alone.
+
+    Args:
+        readers: that read.
+    """
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+        self._lines: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._descriptions: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+        self._careful: set[str] = set()
+        self._lock, self._filling = Lock(), Lock()
+
+    def listed(self, runs: Mapping[str, Run]) -> dict[str, Any]:
+        """The answer to `runs`. Dumps that take long to look at have no verdict yet; they are read after the answer."""
+        with self._lock:
+            now = time.monotonic()
+            notes = [] if runs else ["No influence dumps yet: they appear here once BIFCallback has taken a snapshot."]
+            found = [self._run(run, now) for run in runs.values()]
+            self._forget(runs)
+            late = [run for run in runs.values() if self._missing(run)]
+            if late and not self._filling.locked():
+                Thread(target=self._fill, args=(late,), daemon=True).start()
+        return {"runs": found, "notes": notes}
+
+    def _fill(self, runs: Sequence[Run]) -> None:
+        with self._filling:
+            time.sleep(_PAUSE)
+            for run in runs:
+                self._read_lines(run, math.inf)
+
+    def verdicts(self, run: Run) -> dict[int, str | None]:
+        """The verdict of each step that was looked at."""
+        return {step: self._line(run, step).get("verdict") for step in run.dumps}
+
+    def trouble(self, run: Run, step: int) -> str | None:
+        """Why the dump of a step cannot be read, where that is known: then no reader need break its teeth again."""
+        return self._line(run, step).get("why") if step in run.dumps else None
+
+    def _line(self, run: Run, step: int) -> Mapping[str, Any]:
+        return self._lines.get((str(run.folder), run.dumps[step].token), {})
+
+    def _run(self, run: Run, started: float) -> dict[str, Any]:
+        if time.monotonic() < started + _MOST_SECONDS:
+            self._read_lines(run, started + _SECONDS)
+        lines = {step: self._line(run, step) for step in run.dumps}
+        good = [step for step in run.dumps if "why" not in lines[step]]
+        problems = [{"file": run.dumps[step].name, "why": lines[step]["why"]} for step in run.dumps if step not in good]
+        problems += [{"file": name, "why": "it is no plain file, and is not opened"} for name in run.odd]
+        steps = [{"step": step, "token": run.dumps[step].token, **_shown(lines[step])} for step in good]
+        described = self._description(run, [step for step in good if lines[step]])
+        if why := described.get("why"):
+            problems.append({"file": "samples.h5", "why": why})
+        return {
+            "run": run.name,
+            "path": run.name,
+            **{name: described.get(name, default) for name, default in _EMPTY.items()},
+            "steps": steps,
+            "samples_token": run.samples_token,
+            "problems": problems,
+        }
+
+    def _read_lines(self, run: Run, end: float) -> None:
+        """Look at dumps, the latest first, until it is so late; at those of one question at least."""
+        missing = self._missing(run)
+        while missing:
+            folder = str(run.folder)
+            batch = missing[: 1 if folder in self._careful else _BATCH]
+            answer = self._readers.ask(Question("dump_lines", run.place(batch), Parameters({})))
+            if "Retry-After" in answer.headers:
+                return
+            value = json.loads(answer.body)
+            if answer.status == 200:
+                self._keep(run, value["lines"])
+            elif folder in self._careful:
+                self._keep(run, [{"step": batch[0], "why": value["error"]}])
+            else:
+                # One of them hangs or breaks a reader: asked one by one, it does not hide the others.
+                self._careful.add(folder)
+                batch = []
+            missing = missing[len(batch) :]
+            if time.monotonic() > end:
+                return
+
+    def _missing(self, run: Run) -> list[int]:
+        """Steps that were not looked at, the latest first, which the page shows first."""
+        return [step for step in reversed(list(run.dumps)) if not self._line(run, step)]
+
+    def _keep(self, run: Run, lines: Iterable[Mapping[str, Any]]) -> None:
+        for line in lines:
+            self._lines[str(run.folder), run.dumps[line["step"]].token] = line
+
+    def _description(self, run: Run, good: list[int]) -> Mapping[str, Any]:
+        """Of the last dump that was looked at."""
+        if not good:
+            return {}
+        key = (str(run.folder), run.dumps[good[-1]].token, run.samples_token)
+        if key not in self._descriptions:
+            answer = self._readers.ask(
+                Question("description", run.place(good[-1:]), Parameters({"step": str(good[-1])}))
+            )
+            value = json.loads(answer.body)
+            if answer.status == 503:
+                return {"why": value["error"]}
+            self._descriptions[key] = value if answer.status == 200 else {"why": value["error"]}
+        return self._descriptions[key]
+
+    def _forget(self, runs: Mapping[str, Run]) -> None:
+        """What was replaced or is gone."""
+        tokens = {(str(run.folder), dump.token) for run in runs.values() for dump in run.dumps.values()}
+        self._lines = {key: line for key, line in self._lines.items() if key in tokens}
+        self._descriptions = {key: value for key, value in self._descriptions.items() if key[:2] in tokens}
+
+
+def _shown(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: line.get(name) for name in ("epoch", "verdict", "verdict_text", "created")}

@@ -1,0 +1,144 @@
+"""Tables to take away: what a view shows as CSV, with ids, labels, values and standard errors."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bif_lightning.samples import Samples
+from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
+from bif_lightning.tensorboard.plugin.compare import pair_of, rank_agreement
+from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of, label_word
+from bif_lightning.tensorboard.plugin.matrix import cells, matrix_of, shape_of
+from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.tops import top_lists
+from bif_lightning.tensorboard.plugin.views import class_means, ordered, window_of
+
+_MOST_CELLS = 1 << 18
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def as_csv(head: Sequence[str], rows: Iterable[Sequence[Any]], name: str) -> Answer:
+    """A table to download. A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    out = io.StringIO()
+    table = csv.writer(out)
+    table.writerow([_cell(each) for each in head])
+    table.writerows([_cell(each) for each in row] for row in rows)
+    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+    return Answer(out.getvalue().encode("utf-8", "replace"), kind="text/csv; charset=utf-8", headers=headers)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{value}" if value.lstrip(" \n").startswith(_FORMULA) or value.startswith("\n") else value
+    return "" if value is None or value != value else value
+
+
+def export_top(place: Place, parameters: Parameters) -> Answer:
+    """The lists of the cards."""
+    step, matrix = place.step(parameters), matrix_of(parameters)
+    lists = top_lists(place, step, matrix, parameters)
+    side = "train" if parameters.has("query") else "query"
+    who = None if side == "query" and matrix.observable else examples_of(place).side(side)
+    head = [
+        "step",
+        "effect",
+        "rank",
+        side,
+        "id",
+        "label",
+        "value",
+        "standard_error",
+        "clear",
+        "rank_since",
+        "value_since",
+    ]
+    numbers = ("value", "standard_error", "clear", "rank_since", "value_since")
+    rows = [
+        [step, effect, card["rank"], card["row"], *_who(who, card["row"]), *(card[name] for name in numbers)]
+        for effect in ("helps", "hurts", "lowers", "raises")
+        for card in lists.get(effect, ())
+    ]
+    return as_csv(head, rows, f"influence_top_step_{step}")
+
+
+def _who(of: Samples | None, row: int) -> tuple[str | None, str | None]:
+    return (None, None) if of is None else (of.ids[row], label_word(of, row))
+
+
+def export_window(place: Place, parameters: Parameters) -> Answer:
+    """Every entry of a window, a line each, not pooled.
+
+    Raises:
+        RefusedError: 400, the window has more than 262,144 entries.
+    """
+    step, matrix = place.step(parameters), matrix_of(parameters)
+    shape = shape_of(place, step, matrix)
+    window = window_of(parameters, *ordered(place, matrix, parameters))
+    if len(window.rows) * len(window.columns) > _MOST_CELLS:
+        entries = len(window.rows) * len(window.columns)
+        raise RefusedError(
+            400, f"The window has {entries:,} entries; zoom in to at most {_MOST_CELLS:,} and export again."
+        )
+    values, errors = (cells(place, step, name, window.rows, window.columns) for name in (matrix.name, matrix.error))
+    of = examples_of(place)
+    queries = of.query if shape[1] == len(of.query) else None
+    head = [
+        "step",
+        "train",
+        "train_id",
+        "train_label",
+        "query",
+        "query_id",
+        "query_label",
+        matrix.name,
+        "standard_error",
+    ]
+    rows = (
+        [step, train, *_who(of.train, train), query, *_who(queries, query), value, error]
+        for train, line, line_errors in zip(window.rows.tolist(), values.tolist(), errors.tolist(), strict=True)
+        for query, value, error in zip(window.columns.tolist(), line, line_errors, strict=True)
+    )
+    return as_csv(head, rows, f"influence_window_step_{step}")
+
+
+def export_classes(place: Place, parameters: Parameters) -> Answer:
+    """Every block of a class of train examples and a class of queries, a line each."""
+    step, matrix = place.step(parameters), matrix_of(parameters)
+    found = class_means(place, step, matrix)
+    head = ["step", "train_label", "train_name", "query_label", "query_name", matrix.name, "standard_error", "count"]
+    sides = [list(zip(found[f"{side}_label"].tolist(), found[f"{side}_name"], strict=True)) for side in SIDES]
+    numbers = [found[name].ravel().tolist() for name in ("value", "standard_error", "count")]
+    pairs = [(step, *train, *query) for train in sides[0] for query in sides[1]]
+    return as_csv(
+        head, ([*pair, *row] for pair, *row in zip(pairs, *numbers, strict=True)), f"influence_classes_step_{step}"
+    )
+
+
+def export_compare_ranks(here: Place, there: Place, parameters: Parameters) -> Answer:
+    """Rank correlation of each query between two dumps, a line each."""
+    pair = pair_of(here, there, parameters)
+    queries, agreement = rank_agreement(pair, len(pair.common.columns))
+    of = examples_of(here).query
+    who = None if pair.matrix.observable else of
+    rows = (
+        [query, *_who(who, query), value] for query, value in zip(queries.tolist(), agreement.tolist(), strict=True)
+    )
+    return as_csv(["query", "id", "label", "rank_correlation"], rows, "influence_compare_ranks")
+
+
+def trajectory_csv(found: Mapping[str, Any]) -> Answer:
+    """A trajectory, a line for each step."""
+    head = ["steps", "value", "standard_error", "low", "high", "verdict"]
+    changes = {change["step"]: change["kind"] for change in found["changes"]}
+    columns = [found[name] for name in head]
+    rows = [[*row, changes.get(row[0])] for row in zip(*columns, strict=True)]
+    return as_csv(["step", *head[1:], "change"], rows, "influence_trajectory")
+
+
+def trust_csv(found: Mapping[str, Any]) -> Answer:
+    """The diagnostics, a line for each step."""
+    columns = {name: values for name, values in found.items() if isinstance(values, list)} | found["metrics"]
+    head = ["step" if name == "steps" else name for name in columns]
+    return as_csv(head, zip(*columns.values(), strict=True), "influence_trust")

@@ -1,0 +1,105 @@
+"""The matrices of a dump, and their cells."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bif_lightning.archive.cells import read_cells
+from bif_lightning.archive.guard import UnreadableFileError
+from bif_lightning.tensorboard.plugin.answers import RefusedError
+from bif_lightning.tensorboard.plugin.memory import Memory
+from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.place import QUANTITIES, Place, head, token
+
+WHOLE_CELLS = 1 << 24
+"""Matrices of at most so many cells are read whole and remembered."""
+
+_MATRICES = Memory(256 << 20)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Which matrix of a dump: of the query losses, or of an observable.
+
+    Attributes:
+        quantity: correlation, influence or conditioned.
+        observable: its name; empty for the losses of the queries.
+    """
+
+    quantity: str
+    observable: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its dataset."""
+        return f"{self.observable}_{self.quantity}" if self.observable else self.quantity
+
+    @property
+    def error(self) -> str:
+        """Name of the dataset of its standard errors."""
+        return f"{self.name}_standard_error"
+
+    @property
+    def helps(self) -> int:
+        """The sign with which a value helps, or lowers the observable."""
+        return 1 if self.quantity == "correlation" else -1
+
+
+def matrix_of(parameters: Parameters) -> Matrix:
+    """The matrix that a request asks for: `correlation`, or `margin:correlation` of an observable.
+
+    Raises:
+        RefusedError: 400, it is none of the three quantities.
+    """
+    observable, _, quantity = parameters.text("matrix").rpartition(":")
+    if quantity not in QUANTITIES or "/" in observable:
+        raise RefusedError(
+            400, f"matrix is {parameters.text('matrix')[:80]!r}; it must be one of {', '.join(QUANTITIES)}."
+        )
+    return Matrix(quantity, observable)
+
+
+def shape_of(place: Place, step: int, matrix: Matrix) -> tuple[int, int]:
+    """Rows and columns of a matrix.
+
+    Raises:
+        RefusedError: 404, the dump has no such matrix.
+    """
+    shape = head(place, step).shapes.get(matrix.name)
+    if shape is None:
+        raise RefusedError(404, f"The dump of step {step} has no {matrix.name}; choose another matrix or step.")
+    return shape[0], shape[1]
+
+
+def cells(
+    place: Place, step: int, name: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+) -> np.ndarray:
+    """Rows and columns of a matrix by the name of its dataset; None takes all.
+
+    Raises:
+        RefusedError: 400, so many cells at once are not read.
+        UnreadableFileError: see `read_cells`.
+    """
+    path = place.dump(step)
+    key = (str(path), token(path), name)
+    found = _MATRICES.get(key)
+    if found is not None:
+        chosen = found if rows is None else found[rows]
+        return chosen if columns is None else chosen[:, columns]
+    (values,) = cells_of(place, step, (name,), rows, columns)
+    if rows is None and columns is None and values.size <= WHOLE_CELLS:
+        _MATRICES.put(key, values, values.nbytes)
+    return values
+
+
+def cells_of(
+    place: Place, step: int, names: Sequence[str], rows: np.ndarray | None, columns: np.ndarray | None
+) -> list[np.ndarray]:
+    """The same of several matrices in one reading; none is remembered."""
+    try:
+        return read_cells(place.dump(step), names, rows, columns)
+    except UnreadableFileError:
+        raise
+    except ValueError as error:
+        raise RefusedError(400, f"{error}.") from error

@@ -1,0 +1,93 @@
+"""The files of one run, as a reader may open them, and what it remembers of them."""
+
+import os
+import stat
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from bif_lightning.archive.pick import Picked, pick
+from bif_lightning.archive.schema import DUMP, SAMPLES_FILE
+from bif_lightning.tensorboard.plugin.answers import RefusedError
+from bif_lightning.tensorboard.plugin.memory import Memory
+from bif_lightning.tensorboard.plugin.parameters import Parameters
+
+Kept = TypeVar("Kept")
+
+QUANTITIES = ("correlation", "influence", "conditioned")
+_ATTRS = ("verdict", "observables")
+_SMALL = Memory(64 << 20)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run: its folder, and the name of the dump of each step, as the scan of the log folder found them."""
+
+    folder: Path
+    files: Mapping[int, str]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a dump, ascending."""
+        return sorted(self.files)
+
+    def dump(self, step: int) -> Path:
+        """The dump of a step.
+
+        Raises:
+            RefusedError: 404, there is none; or it is no regular file, a link for example.
+        """
+        name = self.files.get(step)
+        if name is None:
+            raise RefusedError(404, f"There is no dump of step {step} in this run; reload to see which there are.")
+        return regular(self.folder / name)
+
+    def samples(self) -> Path | None:
+        """The samples file, if the run has one."""
+        path = self.folder / SAMPLES_FILE
+        return regular(path) if os.path.lexists(path) else None
+
+    def step(self, parameters: Parameters, name: str = "step") -> int:
+        """The step that a request asks for."""
+        return parameters.number(name, 0, 10**15)
+
+
+def regular(path: Path) -> Path:
+    """The same path.
+
+    Raises:
+        RefusedError: 404 where there is no file, 422 where it is a link, a pipe or anything else that is no plain file.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError as error:
+        raise RefusedError(404, f"{path.name} is not there any more; reload to see which dumps are.") from error
+    if not stat.S_ISREG(mode):
+        raise RefusedError(422, f"{path.name} is no plain file, and is not opened.")
+    return path
+
+
+def token(path: Path) -> str:
+    """What changes whenever a file is replaced: inode, time and size."""
+    found = os.stat(path, follow_symlinks=False)
+    return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def head(place: Place, step: int) -> Picked:
+    """What a dump says of itself, and the shapes of its matrices."""
+    path = place.dump(step)
+    return remembered(
+        ("head", str(path), token(path)),
+        lambda: pick(path, DUMP, attrs=_ATTRS, names=("chains/verdict", "settings_json"), matrices=QUANTITIES),
+    )
+
+
+def has(place: Place, step: int, name: str) -> bool:
+    """Whether the dump of a step has a dataset or group."""
+    return name in pick(place.dump(step), DUMP, asked=(name,)).present
+
+
+def remembered(key: Hashable, make: Callable[[], Kept], size: Callable[[Kept], int] = lambda _: 1 << 16) -> Kept:
+    """A small thing, made once; `size` guesses its bytes."""
+    return _SMALL.once(key, make, size)

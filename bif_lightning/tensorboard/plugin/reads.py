@@ -1,0 +1,68 @@
+"""Every question that is answered from files: a function of the run and the parameters, without any process."""
+
+from collections.abc import Callable, Mapping
+
+from bif_lightning.archive.guard import UnreadableFileError
+from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
+from bif_lightning.tensorboard.plugin.compare import compare, compare_ranks
+from bif_lightning.tensorboard.plugin.entries import cell
+from bif_lightning.tensorboard.plugin.examples import samples, text, thumbnail
+from bif_lightning.tensorboard.plugin.exports import export_classes, export_compare_ranks, export_top, export_window
+from bif_lightning.tensorboard.plugin.orders import order
+from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.runs import description, dump_lines
+from bif_lightning.tensorboard.plugin.tokens import tokens
+from bif_lightning.tensorboard.plugin.tops import top
+from bif_lightning.tensorboard.plugin.trajectories import trajectory_points
+from bif_lightning.tensorboard.plugin.trust import chains, trust_points
+from bif_lightning.tensorboard.plugin.views import classes, view
+
+OF_ONE: Mapping[str, Callable[[Place, Parameters], Answer]] = {
+    "cell": cell,
+    "chains": chains,
+    "classes": classes,
+    "description": description,
+    "dump_lines": dump_lines,
+    "export_classes": export_classes,
+    "export_top": export_top,
+    "export_window": export_window,
+    "order": order,
+    "samples": samples,
+    "text": text,
+    "thumbnail": thumbnail,
+    "tokens": tokens,
+    "top": top,
+    "trajectory_points": trajectory_points,
+    "trust_points": trust_points,
+    "view": view,
+}
+OF_TWO: Mapping[str, Callable[[Place, Place, Parameters], Answer]] = {
+    "compare": compare,
+    "compare_ranks": compare_ranks,
+    "export_compare_ranks": export_compare_ranks,
+}
+
+
+def read(name: str, here: Place, there: Place | None, parameters: Parameters) -> Answer:
+    """The answer to one question; what cannot be answered is an answer too, and nothing is raised.
+
+    Args:
+        name: of the question.
+        here: the run that it is asked of.
+        there: the other run, where two are compared.
+        parameters: of the request.
+    """
+    try:
+        if there is not None:
+            return OF_TWO[name](here, there, parameters)
+        return OF_ONE[name](here, parameters)
+    except RefusedError as refusal:
+        return refusal.answer()
+    except (UnreadableFileError, OSError) as error:
+        return RefusedError(422, f"The file cannot be read: {error}.").answer()
+    except MemoryError:
+        return RefusedError(503, "This takes more memory than a reader may have; ask for less at once.").answer()
+    # A file of unknown origin can break any rule that a reader takes for granted.
+    except Exception as error:
+        return RefusedError(422, f"The file cannot be understood ({type(error).__name__}: {error}).").answer()

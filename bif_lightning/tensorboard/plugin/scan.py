@@ -1,0 +1,118 @@
+"""Finds the runs below a log folder by the names of their files; no file is opened."""
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from bif_lightning.archive.schema import DUMP_NAME, SAMPLES_FILE
+from bif_lightning.tensorboard.plugin.place import Place
+
+SECONDS = 5.0
+"""A scan is kept for so long: TensorBoard asks at every reload, of every plugin."""
+_MOST_RUNS = 10_000
+_MOST_DEPTH = 12
+
+
+@dataclass(frozen=True)
+class Dump:
+    """A file of a run: its name, and a token that changes whenever it is replaced."""
+
+    name: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with dumps.
+
+    Attributes:
+        name: its path below the log folder, "." for that itself, with forward slashes.
+        folder: its path.
+        dumps: by step, ascending.
+        samples_token: of the samples file; empty where there is none.
+        odd: names like that of a dump which are no plain files: links, pipes, folders.
+    """
+
+    name: str
+    folder: Path
+    dumps: Mapping[int, Dump]
+    samples_token: str
+    odd: tuple[str, ...]
+
+    def place(self, steps: list[int] | None = None) -> Place:
+        """Its files, or those of some steps, for a reader."""
+        chosen = self.dumps if steps is None else steps
+        return Place(self.folder, {step: self.dumps[step].name for step in chosen})
+
+
+class Scan:
+    """The runs below a folder, as they were at most some seconds ago.
+
+    Args:
+        folder: the log folder; links below it are not followed.
+        seconds: after which it is looked at again.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], seconds: float = SECONDS) -> None:
+        self._folder = Path(os.path.realpath(folder))
+        self._seconds = seconds
+        self._found: dict[str, Run] = {}
+        self._until = -1.0
+        self._lock = Lock()
+
+    def runs(self) -> Mapping[str, Run]:
+        """By name, in the order of their names."""
+        # While one request looks at a slow disk, the others are told what was there before.
+        if time.monotonic() > self._until and self._lock.acquire(blocking=self._until < 0):
+            try:
+                if time.monotonic() > self._until:
+                    self._found = dict(sorted((run.name, run) for run in _runs(self._folder)))
+                    self._until = time.monotonic() + self._seconds
+            finally:
+                self._lock.release()
+        return self._found
+
+
+def _runs(top: Path) -> Iterator[Run]:
+    found = 0
+    for folder, names, files in os.walk(top, followlinks=False):
+        depth = len(Path(folder).relative_to(top).parts)
+        # Hidden folders hold no logs, and can be as large as an environment.
+        names[:] = sorted(name for name in names if not name.startswith(".") and depth < _MOST_DEPTH)
+        if any(DUMP_NAME.fullmatch(name) for name in files):
+            yield _run(top, Path(folder), files)
+            found += 1
+            if found == _MOST_RUNS:
+                return
+
+
+def _run(top: Path, folder: Path, files: list[str]) -> Run:
+    dumps: dict[int, Dump] = {}
+    odd: list[str] = []
+    for name in sorted(files):
+        match = DUMP_NAME.fullmatch(name)
+        if match is None:
+            continue
+        token = _token(folder / name)
+        if token is None or len(match[1]) > 15 or int(match[1]) in dumps:
+            odd.append(name)
+        else:
+            dumps[int(match[1])] = Dump(name, token)
+    name = folder.relative_to(top).as_posix()
+    samples = _token(folder / SAMPLES_FILE) if SAMPLES_FILE in files else None
+    return Run(name, folder, dict(sorted(dumps.items())), samples or "", tuple(odd))
+
+
+def _token(path: Path) -> str | None:
+    """Inode, time and size of a plain file; None for anything else."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"

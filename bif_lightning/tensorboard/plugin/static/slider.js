@@ -1,0 +1,158 @@
+/** Time: a slider over the snapshots, coloured by their verdicts, and a button that plays them. */
+
+import { placeOf } from "./book.js";
+import { button, el, put, svg } from "./dom.js";
+import { icon } from "./icons.js";
+import { verdictClass } from "./verdict.js";
+
+/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./state.js").State} State */
+
+const PAUSE = 550;
+const SLOW = 1100;
+
+/** The bar above the views. */
+export class Slider {
+  /** @param {Context} context */
+  constructor(context) {
+    this.context = context;
+    this.range = el("input", {
+      type: "range",
+      min: "0",
+      max: "0",
+      step: "1",
+      value: "0",
+      "aria-label": "Training step",
+      "data-name": "slider",
+      on: { input: () => this.#moved() },
+    });
+    this.ticks = svg("svg", { class: "ticks", "aria-hidden": "true", preserveAspectRatio: "none" });
+    this.label = el("output", { class: "step-label" });
+    this.about = el("span", { class: "step-about" });
+    this.play = el("div", { class: "play" });
+    this.element = el(
+      "div",
+      { class: "time", role: "group", "aria-label": "Training step" },
+      this.play,
+      el("div", { class: "track" }, this.range, this.ticks),
+      el("div", { class: "step" }, this.label, this.about),
+    );
+    this.playing = false;
+    this.timer = 0;
+    this.#button();
+  }
+
+  /** @param {State} state */
+  update(state) {
+    const shown = this.context.book.shown(state);
+    if (!shown) return;
+    const { run, step, place } = shown;
+    this.range.max = String(run.steps.length - 1);
+    this.range.value = String(place);
+    this.range.setAttribute("aria-valuetext", `step ${step.step}, ${step.verdict ?? "not judged"}`);
+    put(this.label, `step ${step.step.toLocaleString("en")}`);
+    const newest = state.step === null ? " · newest" : "";
+    const epoch = step.epoch === null ? "" : `epoch ${step.epoch} · `;
+    put(
+      this.about,
+      el("span", { class: `dot ${verdictClass(step.verdict)}` }),
+      `${epoch}${step.verdict ?? "not judged"}${newest}`,
+    );
+    this.#ticks(run.steps, place);
+  }
+
+  /**
+   * @param {import("./api.js").Step[]} steps
+   * @param {number} place
+   */
+  #ticks(steps, place) {
+    const last = Math.max(steps.length - 1, 1);
+    const every = Math.ceil(steps.length / 400);
+    this.ticks.setAttribute("viewBox", `0 0 ${last} 1`);
+    put(
+      this.ticks,
+      steps
+        .map((step, at) => ({ step, at }))
+        .filter(({ at }) => at % every === 0 || at === place)
+        .map(({ step, at }) =>
+          svg("line", {
+            class: `tick ${verdictClass(step.verdict)}`,
+            x1: at,
+            x2: at,
+            y1: 0,
+            y2: 1,
+            "vector-effect": "non-scaling-stroke",
+          }),
+        ),
+    );
+  }
+
+  #moved() {
+    const shown = this.context.book.shown(this.context.store.state);
+    if (!shown) return;
+    this.stop();
+    const place = Number(this.range.value);
+    // The right end means the newest, so that dumps which are still to come are followed.
+    this.context.store.set({ step: place === shown.run.steps.length - 1 ? null : shown.run.steps[place].step });
+  }
+
+  /** @param {number} by how many snapshots forward */
+  move(by) {
+    const { store, book } = this.context;
+    const run = book.run(store.state.run);
+    if (!run?.steps.length) return;
+    const last = run.steps.length - 1;
+    const place = Math.min(Math.max(placeOf(run, store.state.step) + by, 0), last);
+    store.set({ step: place === last ? null : run.steps[place].step });
+  }
+
+  toggle() {
+    if (this.playing) this.stop();
+    else this.start();
+  }
+
+  start() {
+    const { store, book } = this.context;
+    const shown = book.shown(store.state);
+    if (!shown || shown.run.steps.length < 2) return;
+    this.playing = true;
+    this.#button();
+    if (shown.place === shown.run.steps.length - 1) store.set({ step: shown.run.steps[0].step });
+    this.#later();
+  }
+
+  stop() {
+    this.playing = false;
+    clearTimeout(this.timer);
+    this.#button();
+  }
+
+  #later() {
+    const slow = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+    clearTimeout(this.timer);
+    // The next step comes when this one is painted: a slow disk slows the film down and drops nothing.
+    this.timer = window.setTimeout(() => void this.context.painted().then(() => this.#next()), slow ? SLOW : PAUSE);
+  }
+
+  #next() {
+    if (!this.playing) return;
+    this.move(1);
+    const { store, book } = this.context;
+    const shown = book.shown(store.state);
+    if (!shown || shown.place === shown.run.steps.length - 1) this.stop();
+    else this.#later();
+  }
+
+  #button() {
+    put(
+      this.play,
+      button({
+        label: this.playing ? "Pause (space)" : "Play through training (space)",
+        icon: icon(this.playing ? "pause" : "play"),
+        name: "play",
+        pressed: this.playing,
+        click: () => this.toggle(),
+      }),
+    );
+  }
+}

@@ -1,0 +1,192 @@
+/**
+ * What is shown: one plain object, kept in one store, and its form in a link.
+ *
+ * @typedef {[number, number, number, number]} Window positions r0, r1, c0, c1 in the chosen order, r1 and c1 excluded
+ * @typedef {import("./pins.js").Pin} Pin
+ * @typedef {object} State
+ * @property {string} view "matrix", "trust" or "compare"
+ * @property {string} run
+ * @property {number | null} step null: the newest, also when it is written later
+ * @property {string} matrix "correlation", "influence", "conditioned", or those of an observable, "margin:influence"
+ * @property {number | null} at step that the clustering and the strength are taken from; kept, so that rows stay put
+ * @property {string} trainBy order of the rows
+ * @property {string} trainColumn which query or which of the user's columns orders them
+ * @property {string} queryBy order of the columns
+ * @property {string} queryColumn which train example or which of the user's columns orders them
+ * @property {Window | null} window null: everything
+ * @property {boolean} grouped class by class means
+ * @property {boolean} clear entries within two standard errors of zero are greyed
+ * @property {boolean} table whether the window stands below as numbers
+ * @property {Pin | null} chosen
+ * @property {Pin[]} pins
+ * @property {number | null} query row whose cards are shown
+ * @property {number | null} train row whose cards are shown
+ * @property {string} side "query" or "train": whose cards are shown
+ * @property {number | null} since earlier step that ranks are compared with
+ * @property {string} otherRun
+ * @property {number | null} otherStep
+ * @property {string} spacing of the steps in charts: "even" or "scale"; "" where the page decides
+ */
+
+import { fromWord, toWord } from "./pins.js";
+
+/**
+ * @template T
+ * @typedef {{key: string, start: T, read: (word: string) => T | undefined, write: (value: T) => string}} Field
+ */
+
+/**
+ * @param {string} key
+ * @param {string} start
+ * @returns {Field<any>}
+ */
+const text = (key, start) => ({ key, start, read: (word) => word, write: (value) => value });
+
+/**
+ * @param {string} key
+ * @returns {Field<any>}
+ */
+const whole = (key) => ({
+  key,
+  start: null,
+  read: (word) => (/^\d{1,15}$/.test(word) ? Number(word) : undefined),
+  write: String,
+});
+
+/**
+ * @param {string} key
+ * @returns {Field<any>}
+ */
+const flag = (key) => ({ key, start: false, read: (word) => word === "1", write: () => "1" });
+
+/** @type {Record<keyof State, Field<any>>} */
+const FIELDS = {
+  view: oneOf("view", ["matrix", "trust", "compare"]),
+  run: text("run", ""),
+  step: whole("step"),
+  matrix: text("matrix", "correlation"),
+  at: whole("at"),
+  trainBy: text("rows", ""),
+  trainColumn: text("rows_by", ""),
+  queryBy: text("columns", ""),
+  queryColumn: text("columns_by", ""),
+  window: { key: "window", start: null, read: windowOf, write: (value) => value.join(",") },
+  grouped: flag("classes"),
+  clear: flag("clear"),
+  table: flag("table"),
+  chosen: { key: "chosen", start: null, read: (word) => fromWord(word) ?? undefined, write: toWord },
+  pins: { key: "pins", start: [], read: pinsOf, write: (value) => value.map(toWord).join(";") },
+  query: whole("query"),
+  train: whole("train"),
+  side: oneOf("cards", ["query", "train"]),
+  since: whole("since"),
+  otherRun: text("other_run", ""),
+  otherStep: whole("other_step"),
+  spacing: oneOf("spacing", ["", "even", "scale"]),
+};
+
+/** @type {(keyof State)[]} */
+const NAMES = /** @type {any} */ (Object.keys(FIELDS));
+
+/** Links longer than this are cut by some programs; pins beyond it stay on the page only. */
+const LONGEST = 6000;
+
+/**
+ * @param {string} key
+ * @param {string[]} words the first is where the page begins
+ * @returns {Field<any>}
+ */
+function oneOf(key, words) {
+  return {
+    key,
+    start: words[0],
+    read: (word) => (words.includes(word) ? word : undefined),
+    write: (value) => value,
+  };
+}
+
+/** @param {string} word */
+function windowOf(word) {
+  const numbers = word.split(",").map(Number);
+  const [r0, r1, c0, c1] = numbers;
+  const whole = numbers.length === 4 && numbers.every((one) => Number.isInteger(one) && one >= 0);
+  return whole && r0 < r1 && c0 < c1 ? /** @type {Window} */ (numbers) : undefined;
+}
+
+/** @param {string} word */
+function pinsOf(word) {
+  return word
+    .split(";")
+    .slice(0, 7)
+    .map(fromWord)
+    .filter((pin) => pin !== null);
+}
+
+/** @returns {State} */
+export function initial() {
+  return /** @type {any} */ (Object.fromEntries(NAMES.map((name) => [name, FIELDS[name].start])));
+}
+
+/**
+ * The state as a query string; what stands as it begins is left out.
+ * @param {State} state
+ */
+export function toLink(state) {
+  const words = new URLSearchParams();
+  for (const name of NAMES) {
+    const { key, start, write } = FIELDS[name];
+    const value = state[name];
+    if (value === start || value === null || (Array.isArray(value) && !value.length)) continue;
+    const word = write(value);
+    if (word.length < LONGEST) words.set(key, word);
+  }
+  return words.toString();
+}
+
+/**
+ * @param {string} link from `toLink`; what is not understood is left out
+ * @returns {State}
+ */
+export function fromLink(link) {
+  const words = new URLSearchParams(link);
+  const state = initial();
+  for (const name of NAMES) {
+    const word = words.get(FIELDS[name].key);
+    const value = word === null ? undefined : FIELDS[name].read(word);
+    if (value !== undefined) /** @type {any} */ (state)[name] = value;
+  }
+  return state;
+}
+
+/** One state, and those who want to know when it changes. */
+export class Store {
+  /** @param {State} state */
+  constructor(state) {
+    this.state = state;
+    /** @type {((state: State, changed: Set<string>) => void)[]} */
+    this.listeners = [];
+  }
+
+  /** @param {(state: State, changed: Set<string>) => void} listener is told the names of what changed */
+  listen(listener) {
+    this.listeners.push(listener);
+  }
+
+  /** @param {Partial<State>} patch */
+  set(patch) {
+    const before = this.state;
+    const changed = Object.entries(patch).filter(([name, value]) => !same(/** @type {any} */ (before)[name], value));
+    if (!changed.length) return;
+    this.state = { ...before, ...Object.fromEntries(changed) };
+    const names = new Set(changed.map(([name]) => name));
+    for (const listener of this.listeners) listener(this.state, names);
+  }
+}
+
+/**
+ * @param {unknown} a
+ * @param {unknown} b
+ */
+function same(a, b) {
+  return a === b || (typeof a === "object" && JSON.stringify(a) === JSON.stringify(b));
+}

@@ -1,0 +1,264 @@
+/** Can it be trusted: the measures of every snapshot over training, and what lies behind the one that is shown. */
+
+import { Latest } from "./api.js";
+import { tokenOfAll } from "./book.js";
+import { Chart, isEven } from "./chart.js";
+import { lineColour } from "./colours.js";
+import { el, put } from "./dom.js";
+import { isKnown, measure, number } from "./format.js";
+import { saveMenu } from "./export.js";
+import { chartSvg } from "./chart_svg.js";
+import { behind } from "./snapshot.js";
+import { verdictBanner } from "./verdict.js";
+
+/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./state.js").State} State */
+/** @typedef {Record<string, any>} Trust */
+
+/**
+ * One small chart: key in the answer, title, what it says, error key.
+ * @type {{key: string, title: string, says: string, error?: string, level?: number, unit?: string, factor?: number}[]}
+ */
+const MEASURES = [
+  {
+    key: "llc",
+    title: "Learning coefficient (LLC)",
+    says: "How much the loss rises around the snapshot: how complex the solution is. Below 0, the chains found a better place.",
+    error: "llc_standard_error",
+    unit: "nat",
+    level: 0,
+  },
+  {
+    key: "rhat",
+    title: "R-hat of the loss",
+    says: "Near 1: the chains agree on the mean loss. It says nothing of the influence itself.",
+    level: 1,
+  },
+  {
+    key: "ess",
+    title: "Effective draws (ESS)",
+    says: "How many independent draws the mean loss is worth.",
+    level: 0,
+  },
+  {
+    key: "score_agreement",
+    title: "Score agreement",
+    says: "Rank correlation between the influence found by two halves of the draws. A bias agrees with itself.",
+    level: 0,
+  },
+  {
+    key: "noise_ratio",
+    title: "Noise ratio",
+    says: "Above 1, minibatches move the chains more than their own noise: too hot.",
+    level: 0,
+  },
+  {
+    key: "llc_ratio",
+    title: "LLC ratio",
+    says: "1: the loss rises as its curvature says. Far above, the chains left the neighbourhood.",
+    level: 0,
+  },
+  {
+    key: "drift",
+    title: "Drift",
+    says: "Second half against first half of the chains, in standard errors: beyond 3 they had not settled.",
+    level: 0,
+  },
+  {
+    key: "control_agreement",
+    title: "Agreement with no data",
+    says: "Rank correlation with draws that saw no data: what the pull to the snapshot alone would give.",
+    level: 0,
+  },
+  {
+    key: "effective_dimension",
+    title: "Effective dimension",
+    says: "How many directions of the weights the data decide.",
+    level: 0,
+  },
+  {
+    key: "divergences",
+    title: "Diverged chains",
+    says: "Chains that left the posterior; they are left out.",
+    level: 0,
+  },
+  { key: "snapshot_loss", title: "Train loss at the snapshot", says: "Mean over the train examples.", unit: "nat" },
+  { key: "seconds", title: "Cost of the snapshot", says: "Wall time.", unit: "s", level: 0 },
+  { key: "extra_bytes", title: "Extra memory", says: "Beyond the model.", unit: "MB", factor: 1e-6, level: 0 },
+];
+
+/** The view of its own tab. */
+export class TrustView {
+  /** @param {Context} context */
+  constructor(context) {
+    this.context = context;
+    this.banner = el("div", { class: "banner-box" });
+    this.grid = el("div", { class: "measures", "data-name": "measures" });
+    this.behind = el("div", { class: "behind", "data-name": "behind" });
+    /** @type {Map<string, {chart: Chart, box: HTMLElement, value: HTMLElement}>} */
+    this.charts = new Map();
+    this.element = el(
+      "section",
+      { class: "trust", "aria-label": "Trust" },
+      el(
+        "section",
+        { class: "panel" },
+        el(
+          "div",
+          { class: "panel-head" },
+          el("h2", { class: "panel-title" }, "Can it be trusted?"),
+          saveMenu(context, { name: "trust", image: () => this.#image(), table: () => ({ what: "trust" }) }),
+        ),
+        this.banner,
+        el(
+          "p",
+          { class: "meaning" },
+          "Standard errors tell how far a value would move with other noise. Bias they do not see; these measures do. Dashed: the threshold of the verdict. Click a chart to go to that step.",
+        ),
+        this.grid,
+      ),
+      this.behind,
+    );
+    this.latest = new Latest();
+    this.latestBehind = new Latest();
+    /** @type {{title: string, unit: string, drawing: import("./chart.js").Drawing}[]} */
+    this.drawings = [];
+  }
+
+  /** @param {State} state */
+  update(state) {
+    const shown = this.context.book.shown(state);
+    if (!shown) return;
+    const { run, step } = shown;
+    put(this.banner, verdictBanner(step) ?? good(step.verdict_text));
+    void this.latest.take(
+      this.context.api.json("trust", { run: run.run, token: tokenOfAll(run) }),
+      (trust) => this.#show(state, trust, step.step),
+      (error) => put(this.grid, el("p", { class: "error" }, error.message)),
+    );
+    void this.latestBehind.take(
+      this.context.api.json("chains", { run: run.run, step: step.step, token: step.token }),
+      (chains) => {
+        put(this.behind, behind(chains, step, this.context.dark));
+        this.behind.dataset.of = String(step.step);
+      },
+      (error) => put(this.behind, el("p", { class: "error" }, error.message)),
+    );
+  }
+
+  /**
+   * @param {State} state
+   * @param {Trust} trust
+   * @param {number} step
+   */
+  #show(state, trust, step) {
+    const shown = trust.steps.indexOf(step);
+    const metrics = Object.entries(trust.metrics ?? {}).map(([key, values]) => ({
+      key: `metric ${key}`,
+      title: key,
+      says: "Logged by the training run.",
+      values,
+      level: undefined,
+    }));
+    const measures = MEASURES.map((one) => ({ ...one, values: scaled(trust[one.key], one.factor) }));
+    const known = [...measures, ...metrics].filter(({ values }) => values?.some(isKnown));
+    this.drawings = [];
+    const boxes = known.map((one) => this.#small(/** @type {any} */ (one), trust, state, shown));
+    if (boxes.length !== this.grid.children.length || boxes.some((box, place) => box !== this.grid.children[place]))
+      put(this.grid, boxes);
+    this.grid.dataset.of = String(step);
+  }
+
+  /**
+   * @param {typeof MEASURES[number] & {values: (number | null)[]}} one
+   * @param {Trust} trust
+   * @param {State} state
+   * @param {number} shown
+   */
+  #small(one, trust, state, shown) {
+    let made = this.charts.get(one.key);
+    if (!made) {
+      const chart = new Chart({
+        height: 118,
+        label: `${one.title} over training`,
+        choose: (step) => this.context.goTo(step),
+      });
+      const value = el("span", { class: "measure-value tabular" });
+      const box = el(
+        "figure",
+        { class: "measure", title: one.says },
+        el("figcaption", {}, el("span", { class: "measure-title" }, one.title), value),
+        chart.element,
+        el("p", { class: "fine" }, one.says),
+      );
+      made = { chart, box, value };
+      this.charts.set(one.key, made);
+    }
+    const errors = one.error ? trust[one.error] : null;
+    const edge = (/** @type {number} */ way) =>
+      errors &&
+      one.values.map((value, at) => (isKnown(value) && isKnown(errors[at]) ? value + way * 1.96 * errors[at] : null));
+    const drawing = {
+      steps: trust.steps,
+      curves: [
+        {
+          name: one.title,
+          colour: lineColour(0, this.context.dark),
+          value: one.values,
+          low: edge(-1) ?? undefined,
+          high: edge(1) ?? undefined,
+        },
+      ],
+      shown: shown < 0 ? null : shown,
+      levels: levelsOf(one, trust.thresholds ?? {}),
+      zero: one.level === 0,
+      even: isEven(trust.steps, state.spacing),
+      label: "training step",
+      dark: this.context.dark,
+    };
+    made.chart.show(drawing);
+    this.drawings.push({ title: one.title, unit: one.unit ?? "", drawing });
+    const value = shown < 0 ? null : one.values[shown];
+    put(
+      made.value,
+      errors && shown >= 0
+        ? measure(value, errors[shown], one.unit)
+        : isKnown(value)
+          ? `${number(value)}${one.unit ? ` ${one.unit}` : ""}`
+          : "unknown",
+    );
+    return made.box;
+  }
+
+  #image() {
+    const first = this.drawings[0];
+    return first
+      ? chartSvg(first.drawing, { title: "Trust over training", unit: first.unit, more: this.drawings })
+      : null;
+  }
+}
+
+/**
+ * @param {typeof MEASURES[number]} one
+ * @param {Record<string, {least?: number, most?: number}>} thresholds
+ */
+function levelsOf(one, thresholds) {
+  const { least, most } = thresholds[one.key] ?? {};
+  return [
+    isKnown(most) ? { at: most, text: "at most" } : null,
+    isKnown(least) ? { at: least, text: "at least" } : null,
+  ].filter((level) => level !== null);
+}
+
+/**
+ * @param {(number | null)[] | undefined} values
+ * @param {number} [factor]
+ */
+function scaled(values, factor = 1) {
+  return values?.map((value) => (isKnown(value) ? factor * value : null));
+}
+
+/** @param {string | null} text */
+function good(text) {
+  return el("div", { class: "banner good" }, el("p", {}, el("strong", {}, "Good. "), text ?? ""));
+}

@@ -1,0 +1,162 @@
+"""The picture of a matrix: a window of it in some order, pooled to the pixels of a screen; and class by class."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bif_lightning.archive.pick import pick
+from bif_lightning.archive.schema import DUMP
+from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json, as_numbers
+from bif_lightning.tensorboard.plugin.matrix import WHOLE_CELLS, Matrix, cells, matrix_of, shape_of
+from bif_lightning.tensorboard.plugin.orders import order_of, positions
+from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.place import Place, remembered, token
+from bif_lightning.tensorboard.plugin.pooling import pooled
+
+_MOST_SIDE = 2048
+_SCALE_QUANTILE = 0.99
+_SCALE_VALUES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Window:
+    """What part of a matrix is shown: its rows and columns in order, and the pixels for them."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    height: int
+    width: int
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pixel stands for more than one entry."""
+        return self.height < len(self.rows) or self.width < len(self.columns)
+
+
+def window_of(parameters: Parameters, rows: np.ndarray, columns: np.ndarray) -> Window:
+    """The window that a request asks for, of ordered rows and columns: r0 <= row < r1, c0 <= column < c1."""
+    r0, r1 = _span(parameters, "r", len(rows))
+    c0, c1 = _span(parameters, "c", len(columns))
+    height = parameters.number("height", 1, _MOST_SIDE, 512)
+    width = parameters.number("width", 1, _MOST_SIDE, 512)
+    return Window(rows[r0:r1], columns[c0:c1], min(height, r1 - r0), min(width, c1 - c0))
+
+
+def _span(parameters: Parameters, axis: str, size: int) -> tuple[int, int]:
+    start = parameters.number(f"{axis}0", 0, size - 1, 0)
+    return start, parameters.number(f"{axis}1", start + 1, size, size)
+
+
+def ordered(place: Place, matrix: Matrix, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns in the orders that a request asks for."""
+    sides = ("train", "query")
+    orders = [order_of(place, _order_parameters(parameters, side)) for side in sides]
+    rows, columns = (positions(place, matrix, side, by) for side, by in zip(sides, orders, strict=True))
+    return rows, columns
+
+
+def _order_parameters(parameters: Parameters, side: str) -> Parameters:
+    own = parameters.under(f"{side}_")
+    return own.but(at=parameters.text("at")) if parameters.has("at") else own
+
+
+def view(place: Place, parameters: Parameters) -> Answer:
+    """Values of a window, float32 row by row, and their standard errors where it is not pooled."""
+    step, matrix = place.step(parameters), matrix_of(parameters)
+    shape = shape_of(place, step, matrix)
+    rows, columns = ordered(place, matrix, parameters)
+    if (len(rows), len(columns)) != shape:
+        raise RefusedError(
+            400, f"The dump of step {step} has other columns than that of the step that orders; choose another."
+        )
+    window = window_of(parameters, rows, columns)
+    parts = [shown(place, step, matrix.name, shape, window)]
+    if not window.is_pooled:
+        parts.append(shown(place, step, matrix.error, shape, window))
+    headers = {
+        "X-Shape": f"{window.height},{window.width}",
+        "X-Pooled": str(int(window.is_pooled)),
+        "X-Errors": str(len(parts) - 1),
+        "X-Scale": repr(scale(place, step, matrix, shape)),
+    }
+    return as_numbers(headers, *parts)
+
+
+def shown(place: Place, step: int, name: str, shape: tuple[int, int], window: Window) -> np.ndarray:
+    """Values of a window of one dump."""
+    if shape[0] * shape[1] <= WHOLE_CELLS:
+        return pooled(cells(place, step, name), window.rows, window.columns, window.height, window.width)
+    if _is_all_of(window, shape) and name == "correlation":
+        return _overview(place, step, window)
+    values = cells(place, step, name, window.rows, window.columns)
+    return pooled(values, np.arange(len(values)), np.arange(values.shape[1]), window.height, window.width)
+
+
+def _is_all_of(window: Window, shape: tuple[int, int]) -> bool:
+    sides = zip((window.rows, window.columns), shape, strict=True)
+    return all(len(side) == size and (np.diff(side) == 1).all() for side, size in sides)
+
+
+def _overview(place: Place, step: int, window: Window) -> np.ndarray:
+    """The whole of a very large matrix in the order of the dataset, from the overview that the dump keeps."""
+    block: np.ndarray = pick(place.dump(step), DUMP, names=("overview/block",)).values["overview/block"]
+    sides = zip(block.shape, (window.height, window.width), strict=True)
+    rows, columns = (np.arange(most) * size // most for size, most in sides)
+    return block[rows][:, columns]
+
+
+def scale(place: Place, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
+    """99th percentile of the absolute values of a matrix, from at most 262,144 entries spread over all of it."""
+    path = place.dump(step)
+    key = ("scale", str(path), token(path), matrix)
+    return remembered(key, lambda: _scale(place, step, matrix, shape))
+
+
+def _scale(place: Place, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
+    if shape[0] * shape[1] <= WHOLE_CELLS:
+        # Else the stride would meet the same columns again and again.
+        stride = 1 if shape[0] * shape[1] <= _SCALE_VALUES else _coprime(shape[0] * shape[1] // _SCALE_VALUES, shape[1])
+        values = cells(place, step, matrix.name).ravel()[::stride]
+    else:
+        starts = [np.unique(np.linspace(0, (size - 1) // 256, 4).astype(np.int64)) * 256 for size in shape]
+        rows, columns = ((each[:, None] + np.arange(256)).ravel() for each in starts)
+        values = cells(place, step, matrix.name, rows[rows < shape[0]], columns[columns < shape[1]]).ravel()
+    known = np.abs(values[np.isfinite(values)])
+    return float(np.quantile(known, _SCALE_QUANTILE)) if known.size else 0.0
+
+
+def _coprime(least: int, apart: int) -> int:
+    """A stride of at least so many that does not fall on the same columns again and again."""
+    return next(stride for stride in range(max(least, 1), least + apart + 2) if np.gcd(stride, apart) == 1)
+
+
+def classes(place: Place, parameters: Parameters) -> Answer:
+    """Means of the blocks of a class of train examples and a class of queries, with their standard errors."""
+    return as_json(class_means(place, place.step(parameters), matrix_of(parameters)))
+
+
+def class_means(place: Place, step: int, matrix: Matrix) -> dict[str, Any]:
+    """What `classes` answers, as data.
+
+    Raises:
+        RefusedError: 404, the dump has no such means.
+    """
+    value = f"labels/{matrix.name}"
+    names = [f"{side}_label" for side in ("train", "query")]
+    names += [f"labels/{name}" for name in names] + [f"labels/{name}_name" for name in names]
+    found = pick(place.dump(step), DUMP, names=[*names, value, f"{value}_standard_error"], asked=("labels",))
+    of = found.values
+    if value not in of:
+        why = "only the influence and the correlation of losses have them" if found.present else "it needs labels"
+        raise RefusedError(404, f"The dump of step {step} has no class by class means of {matrix.name}: {why}.")
+    sides = {side: of[f"labels/{side}_label"] for side in ("train", "query")}
+    counts = [[int((of[f"{side}_label"] == label).sum()) for label in labels] for side, labels in sides.items()]
+    return (
+        {f"{side}_label": labels for side, labels in sides.items()}
+        | {
+            f"{side}_name": list(of.get(f"labels/{side}_label_name", map(str, labels)))
+            for side, labels in sides.items()
+        }
+        | {"value": of[value], "standard_error": of[f"{value}_standard_error"], "count": np.multiply.outer(*counts)}
+    )

@@ -1,0 +1,163 @@
+"""Mutated dumps: no reader crashes for it, none hangs for long, and no number is wrong that a checksum covers."""
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.readers import Readers
+from bif_lightning.tensorboard.plugin.wire import Question
+
+from .plugin_runs import write_run
+
+COUNT = 2000
+ONE = {"step": "1", "matrix": "correlation"}
+QUESTIONS = {
+    "dump_lines": {}, "description": ONE, "view": ONE | {"train_by": "cluster"},
+    "cell": ONE | {"train": "3", "query": "2"},
+    "top": ONE | {"query": "1"}, "trajectory_points": ONE | {"train": "3", "query": "2"}, "trust_points": {},
+    "chains": ONE, "classes": ONE, "samples": {"side": "train"}, "export_window": ONE | {"r1": "4"},
+}  # fmt: skip
+NUMBERS = ("view", "cell", "trajectory_points", "classes", "export_window")
+"""Questions whose numbers all come from arrays with a checksum."""
+
+
+def flip_bits(data: bytearray, rng: np.random.Generator) -> None:
+    for at in rng.integers(len(data), size=int(rng.integers(1, 30))):
+        data[at] ^= 1 << int(rng.integers(8))
+
+
+def flip_one(data: bytearray, rng: np.random.Generator) -> None:
+    data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+
+
+def flip_in_front(data: bytearray, rng: np.random.Generator) -> None:
+    data[int(rng.integers(min(4096, len(data))))] ^= 1 << int(rng.integers(8))
+
+
+def truncate(data: bytearray, rng: np.random.Generator) -> None:
+    del data[int(rng.integers(len(data))) :]
+
+
+def blank(data: bytearray, rng: np.random.Generator) -> None:
+    at, size = int(rng.integers(len(data))), int(rng.integers(1, 4096))
+    data[at : at + size] = bytes([int(rng.integers(2)) * 255]) * len(data[at : at + size])
+
+
+def swap(data: bytearray, rng: np.random.Generator) -> None:
+    size = int(rng.integers(8, 2048))
+    a, b = (int(rng.integers(len(data) - size)) for _ in range(2))
+    data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
+
+
+BYTES: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
+    flip_bits, flip_one, flip_in_front, truncate, blank, swap,
+)  # fmt: skip
+
+
+def edit_structure(path: Path, rng: np.random.Generator) -> None:
+    """One dataset, group or attribute is taken away or becomes something else."""
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visit(names.append)
+        name = names[int(rng.integers(len(names)))]
+        shape = tuple(rng.integers(0, 5, size=int(rng.integers(0, 4))).tolist())
+        new = (
+            None,
+            np.zeros(shape),
+            np.zeros(shape, "i1"),
+            np.full(shape, "text", object),
+            np.zeros(shape, "c16"),
+            "group",
+        )
+        what = new[int(rng.integers(len(new)))]
+        attribute = list(file.attrs)[int(rng.integers(len(file.attrs)))]
+        if rng.random() < 0.3:
+            file.attrs[attribute] = [np.zeros(3), "text", 10**9, -1][int(rng.integers(4))]
+            return
+        del file[name]
+        if isinstance(what, str):
+            file.create_group(name)
+        elif what is not None:
+            kind = h5py.string_dtype() if what.dtype == object else what.dtype
+            file.create_dataset(name, data=what, dtype=kind)
+
+
+def mutate(whole: bytes, path: Path, rng: np.random.Generator) -> bool:
+    """Write a mutated dump; whether its numbers are still covered by their checksums."""
+    if rng.random() < 0.25:
+        path.write_bytes(whole)
+        edit_structure(path, rng)
+        return False
+    data = bytearray(whole)
+    BYTES[int(rng.integers(len(BYTES)))](data, rng)
+    path.write_bytes(data)
+    return True
+
+
+def is_part_of(found: object, whole: object) -> bool:
+    """Whether every number that is told is the right one; a gap is no number."""
+    if isinstance(whole, dict) and isinstance(found, dict):
+        return all(name in whole and is_part_of(found[name], whole[name]) for name in found if name not in ("why",))
+    if isinstance(whole, list) and isinstance(found, list):
+        return len(whole) == len(found) and all(is_part_of(a, b) for a, b in zip(found, whole, strict=True))
+    return found is None or isinstance(found, str) or found == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_mutated_dumps_break_nothing(tmp_path):
+    write_run(tmp_path / "run", 30, 8, steps=(1,))
+    whole = (tmp_path / "run" / "step=000000001.h5").read_bytes()
+    shutil.copy(tmp_path / "run" / "samples.h5", tmp_path / "samples.h5")
+    place = Place(tmp_path, {1: "step=000000001.h5"})
+    right = {}
+    rng, found, longest, wrong = np.random.default_rng(0), Counter[int](), 0.0, []
+    readers = Readers(count=2)
+    try:
+        for case in range(-1, COUNT):
+            covered = True
+            if case < 0:
+                (tmp_path / "step=000000001.h5").write_bytes(whole)
+            else:
+                (tmp_path / "step=000000001.h5").unlink()
+                covered = mutate(whole, tmp_path / "step=000000001.h5", rng)
+            for name, parameters in QUESTIONS.items():
+                started = time.monotonic()
+                answer = readers.ask(Question(name, place, Parameters(parameters)))
+                longest = max(longest, time.monotonic() - started)
+                if case < 0:
+                    assert answer.status == 200, (name, answer.body)
+                    right[name] = answer
+                    continue
+                found[answer.status] += 1
+                if answer.status == 503:
+                    break  # the server asks no more of a dump that hangs
+                assert answer.status in (200, 400, 404, 422, 503), (case, name, answer)
+                if answer.status != 200:
+                    assert json.loads(answer.body)["error"]
+                elif covered and name in NUMBERS and not _same(answer, right[name]):
+                    wrong.append((case, name))
+    finally:
+        readers.close()
+    sys.stdout.write(f"{COUNT} dumps: {dict(found)}, longest answer {longest:.1f} s\n")
+    assert longest < 12
+    assert not wrong
+    # Where the strings of a file are damaged, HDF5 itself can go round in circles.
+    assert found[503] <= COUNT // 50
+    assert found[200] > COUNT
+
+
+def _same(answer, right) -> bool:
+    if answer.kind == "application/json":
+        return is_part_of(json.loads(answer.body), json.loads(right.body))
+    return answer.body == right.body

@@ -1,0 +1,98 @@
+"""Runs are found by the names of their files, and what is no plain file is not one of them."""
+
+import threading
+import time
+
+from bif_lightning.tensorboard.plugin import scan
+from bif_lightning.tensorboard.plugin.memory import Memory
+from bif_lightning.tensorboard.plugin.scan import Scan
+
+
+def touch(folder, *steps):
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        (folder / f"step={step:09d}.h5").write_bytes(b"x" * step)
+
+
+def test_runs_are_found_anywhere_below_the_folder(tmp_path):
+    touch(tmp_path, 5)
+    touch(tmp_path / "b" / "bif", 30, 4)
+    touch(tmp_path / "a" / "version_0" / "bif", 1)
+    touch(tmp_path / ".venv" / "bif", 1)
+    (tmp_path / "b" / "bif" / "samples.h5").write_bytes(b"s")
+    for name in (".step=000000009.h5", "step=9.h5", "step=000000009.h5.part", "step=00000000x.h5", "Step=000000009.h5"):
+        (tmp_path / "b" / "bif" / name).write_bytes(b"")
+    runs = Scan(tmp_path).runs()
+    assert list(runs) == [".", "a/version_0/bif", "b/bif"]
+    assert list(runs["b/bif"].dumps) == [4, 30]
+    assert runs["b/bif"].samples_token
+    assert runs["."].samples_token == ""
+    assert runs["b/bif"].place([30]).files == {30: "step=000000030.h5"}
+
+
+def test_a_token_changes_when_a_file_is_replaced(tmp_path):
+    touch(tmp_path, 5)
+    before = Scan(tmp_path).runs()["."].dumps[5].token
+    assert Scan(tmp_path).runs()["."].dumps[5].token == before
+    (tmp_path / "new").write_bytes(b"y" * 5)
+    (tmp_path / "new").replace(tmp_path / "step=000000005.h5")
+    assert Scan(tmp_path).runs()["."].dumps[5].token != before
+
+
+def test_what_is_no_plain_file_is_odd(tmp_path):
+    touch(tmp_path / "run", 1)
+    (tmp_path / "run" / "step=000000002.h5").symlink_to(tmp_path / "run" / "step=000000001.h5")
+    (tmp_path / "run" / "step=000000003.h5").symlink_to(tmp_path / "nothing")
+    (tmp_path / "run" / f"step={10**20}.h5").write_bytes(b"")
+    (tmp_path / "run" / "step=0000000001.h5").write_bytes(b"")
+    run = Scan(tmp_path).runs()["run"]
+    assert len(run.dumps) == 1
+    assert len(run.odd) == 4
+
+
+def test_a_scan_is_kept_for_some_seconds(tmp_path):
+    touch(tmp_path / "a", 1)
+    kept, now = Scan(tmp_path, seconds=100), Scan(tmp_path, seconds=0)
+    assert len(kept.runs()) == len(now.runs()) == 1
+    touch(tmp_path / "b", 1)
+    time.sleep(0.01)
+    assert (len(kept.runs()), len(now.runs())) == (1, 2)
+
+
+def test_nobody_waits_for_a_second_scan(tmp_path, monkeypatch):
+    touch(tmp_path / "a", 1)
+    found = Scan(tmp_path, seconds=0)
+    assert list(found.runs()) == ["a"]
+    released = threading.Event()
+
+    def slow(folder):
+        released.wait(10)
+        return iter(())
+
+    monkeypatch.setattr(scan, "_runs", slow)
+    looking = threading.Thread(target=found.runs)
+    looking.start()
+    started = time.monotonic()
+    time.sleep(0.05)
+    assert list(found.runs()) == ["a"]
+    assert time.monotonic() - started < 5
+    released.set()
+    looking.join()
+    assert list(found.runs()) == []
+
+
+def test_a_memory_forgets_what_was_not_used_for_longest():
+    memory = Memory(10)
+    for name in "abc":
+        memory.put(name, name.upper(), 3)
+    assert memory.get("a") == "A"
+    memory.put("d", "D", 3)
+    assert [memory.get(name) for name in "abcd"] == ["A", None, "C", "D"]
+    memory.put("d", "E", 10)
+    assert [memory.get(name) for name in "acd"] == [None, None, "E"]
+    memory.put("f", "F", 11)
+    assert memory.get("f") is None
+    made = []
+    for _ in range(2):
+        memory.once("g", lambda: made.append(1) or "G", lambda _: 1)
+    assert len(made) == 1
