@@ -23,10 +23,10 @@ demo: $(VENV)/.examples
 	@$(BIN)/python examples/digits.py --out $(OUT)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -n auto -m "not slow"
 
 test-all: $(VENV)/.test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check
