@@ -240,7 +240,7 @@ def main() -> None:
     print(f"\nIn all {time.perf_counter() - started:.0f} s, of which {seconds:.0f} s for {len(STEPS)} snapshots.")
     print(f"Pictures: {', '.join(map(str, pictures))}\nDumps:    {directory}")
     print(f"Look:     bif-lightning show {directory}")
-    print(f"Watch:    tensorboard --logdir {out} --samples_per_plugin images=1000")
+    print(f"Watch:    tensorboard --logdir {out} --samples_per_plugin images=1000  (open the Influence tab)")
 
 
 def quiet() -> None:
