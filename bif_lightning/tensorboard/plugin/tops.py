@@ -115,6 +115,7 @@ def _stability(place: Place, step: int, parameters: Parameters, matrix: Matrix) 
     if math.isnan(share):
         return {"stability": None, "stability_text": "How stable this ranking is was not measured."}
     sentence = (
-        f"Of the 10 most helpful and 10 most harmful by one half of the draws, the other half finds {share:.0%} too."
+        "Of the 10 most helpful and 10 most harmful by one half of the draws (of Subspace, of the examples behind its "
+        f"curvature), the other half finds {share:.0%} too."
     )
     return {"stability": share, "stability_text": sentence}
