@@ -26,7 +26,7 @@ test: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -n auto -m "not slow"
 
 test-all: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n auto
+	@$(BIN)/python -m pytest -q -n auto --timeout=1500
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check
