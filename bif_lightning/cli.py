@@ -265,7 +265,8 @@ def _parser() -> Any:
         sub.add_function_arguments(command, as_group=False, as_positional=True, skip=set[str | int](options))
         sub.add_function_arguments(command, as_group=False, skip={*flags, *(parameters.keys() - options)})
         for flag in flags:
-            sub.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=_about(command, flag))
+            spellings = dict.fromkeys((f"--{flag.replace('_', '-')}", f"--{flag}"))  # as other options are written, too
+            sub.add_argument(*spellings, action="store_true", help=_about(command, flag))
         subcommands.add_subcommand(name, sub, help=about)
     return parser
 
