@@ -67,14 +67,16 @@ def test_bad_checkpoints_are_named_and_the_others_done(trained: Path, tmp_path: 
     torch.save(Net(width=7).state_dict(), saved / "other-step=7.pt")
     torch.save({"global_step": 9, "state_dict": nn.Linear(2, 2).state_dict()}, saved / "alien.ckpt")
     torch.save(Net().state_dict(), saved / "nameless.pt")
+    torch.save(Net().state_dict() | {"head.weight": torch.zeros(2)}, saved / "more-step=11.pt")
     done = attribute(tmp_path)
     assert done.written == (5,)
     why = {Path(path).name: reason for path, reason in done.failed.items()}
-    assert set(why) == {"cut.ckpt", "text.ckpt", "other-step=7.pt", "alien.ckpt", "nameless.pt"}
+    assert set(why) == {"cut.ckpt", "text.ckpt", "other-step=7.pt", "alien.ckpt", "nameless.pt", "more-step=11.pt"}
     assert "cannot be read as a checkpoint" in why["cut.ckpt"]
     assert "net.0.weight has shape (7, 4) there and (5, 4)" in why["other-step=7.pt"]
     assert "lacks net.0.bias, net.0.weight" in why["alien.ckpt"]
     assert "it has bias, weight" in why["alien.ckpt"]
+    assert "does not fit Net: it has head.weight" in why["more-step=11.pt"]
     assert "step=1000" in why["nameless.pt"]
 
 
