@@ -23,10 +23,10 @@ demo: $(VENV)/.examples
 	@$(BIN)/python examples/digits.py --out $(OUT)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n auto -m "not slow"
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 test-all: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n auto --timeout=1500
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal --timeout=1500
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check

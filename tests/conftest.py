@@ -1,5 +1,6 @@
 """Settings of all tests: helper modules, array checks in the whole package, one global seed."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,14 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
-from jaxtyping import install_import_hook
+import array_types
 
 # Before the package is first imported: every array annotation of it is checked at every call.
-install_import_hook("bif_lightning", "array_types.check_arrays")
+array_types.install("bif_lightning")
+
+# A shell makes its background jobs ignore Control-C, and they all that they start: tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same cases in every run; `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)

@@ -1,6 +1,5 @@
 """A real TensorBoard, as a process of its own."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -10,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ports import free_port
+
 
 @contextmanager
 def serving(folder: Path, *options: str) -> Iterator[str]:
     """Address of a TensorBoard over a log folder, without a slash at its end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--load_fast", "false", "--reload_interval", "1", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

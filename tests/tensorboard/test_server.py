@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from bif_lightning.tensorboard.summaries import write_summaries
+from ports import free_port
 
 from .estimates import digits_estimate
 from .headless import CHROMIUM, DEEP_IMAGES, DEEP_TEXT, Chromium
@@ -38,9 +38,7 @@ def server(tmp_path_factory) -> Iterator[str]:
                 writer, estimate, step=100 * step, train=train, query=query, pairs=[(NASTY, query.ids[0])],
                 queries=1, k=40, views=views, introduce=step == 0,
             )  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--samples_per_plugin", "images=1000", "--load_fast", "false"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -95,6 +93,7 @@ def test_a_table_is_rendered_with_hostile_text_as_text(server):
     assert html.unescape(page).count(f"<td>{NASTY}</td>") == 41
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install Debian's chromium")
 def test_a_browser_shows_the_charts_the_table_and_the_pictures(server, tmp_path):
