@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 
+from bif_lightning.archive.heaps import HeapError, WalkableFile
 from bif_lightning.archive.schema import VERSION
 
 # gzip reaches 1032:1 at most; a dataset that declares far more than it stores is made of fill values.
@@ -32,25 +33,27 @@ class SkippedDumpWarning(UserWarning):
 def open_file(path: str | os.PathLike[str], schema: str) -> Generator[h5py.File]:
     """Open a file for reading, without a lock (files are never changed in place, and some disks cannot lock).
 
+    A file whose texts libhdf5 could read for ever is refused as soon as they are read (`heaps.py`).
+
     Raises:
         UnreadableFileError: it is no regular file, no whole HDF5 file, of another schema or a later major version.
         FileNotFoundError: there is none.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise UnreadableFileError(f"{path} is not a regular file")
-    with _open(path) as file:
-        _check_schema(file, Path(path), schema)
-        yield file
-
-
-def _open(path: str | os.PathLike[str]) -> h5py.File:
     try:
-        return h5py.File(path, "r", locking=False)
+        with WalkableFile(path) as source, _open(path, source) as file:
+            _check(file, Path(path), schema)
+            yield file
+    except HeapError as error:
+        raise UnreadableFileError(str(error)) from error
+
+
+def _open(path: str | os.PathLike[str], source: WalkableFile) -> h5py.File:
+    try:
+        return h5py.File(path, "r", driver="fileobj", fileobj=source)
     except OSError as error:
-        # HDF5 refuses a second handle with other lock settings: a dump that the user has open in xarray, say.
-        if "locking flag" not in str(error):
-            raise UnreadableFileError(f"{path} is not a whole HDF5 file ({error})") from error
-    return h5py.File(path, "r")
+        raise UnreadableFileError(f"{path} is not a whole HDF5 file ({error})") from error
 
 
 def attribute(node: h5py.File | h5py.Group | h5py.Dataset, name: str) -> Any:
@@ -67,6 +70,16 @@ def attribute(node: h5py.File | h5py.Group | h5py.Dataset, name: str) -> Any:
         raise UnreadableFileError(f"{node.file.filename}: the attribute {name} of {node.name} has {size:,} bytes")
     attrs: Any = node.attrs
     return attrs[name]
+
+
+def _check(file: h5py.File, path: Path, schema: str) -> None:
+    try:
+        _check_schema(file, path, schema)
+    except (UnreadableFileError, HeapError):
+        raise
+    # This is what h5py makes of attributes whose storage is damaged.
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise UnreadableFileError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _check_schema(file: h5py.File, path: Path, schema: str) -> None:
@@ -113,6 +126,8 @@ def present(file: h5py.File, path: str) -> bool:
 def _node(file: h5py.File, path: str) -> Any:
     node: Any = file
     for part in path.split("/"):
+        if not isinstance(node, h5py.Group):
+            raise UnreadableFileError(f"{file.filename}: {node.name} is no group, so there is no {path}")
         link = node.get(part, getlink=True)
         if link is None:
             return None
