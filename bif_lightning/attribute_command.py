@@ -1,8 +1,9 @@
 """The commands `bif-lightning attribute` and `watch`: dumps from saved checkpoints, and from snapshots as they come."""
 
 import logging
+import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
+from tqdm.contrib import DummyTqdmFile
 
 from bif_lightning.attributing import attribute, watch
 from bif_lightning.calibrating import quietly
@@ -32,11 +34,11 @@ class Machine:
     precision: str
 
     def trainer(self, logs: Path | None) -> pl.Trainer:
-        """A Trainer of these devices that shows nothing, and logs for TensorBoard to a folder."""
+        """A Trainer of these devices that logs for TensorBoard to a folder."""
         return pl.Trainer(
             accelerator=self.accelerator, devices=self.devices, num_nodes=self.num_nodes, strategy=self.strategy,
             precision=cast(Any, self.precision), logger=TensorBoardLogger(logs, name="", version="") if logs else False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_steps=1,
+            enable_checkpointing=False, enable_model_summary=False, max_steps=1,
             num_sanity_val_steps=0, limit_val_batches=0,
         )  # fmt: skip
 
@@ -77,39 +79,40 @@ def attribute_checkpoints(
     per_token: bool,
     out: str,
     dry_run: bool,
-) -> tuple[Attributed, dict[str, Any]]:
+) -> tuple[Attributed, dict[str, Any] | None]:
     """Do what the command `attribute` says.
 
     Returns:
-        What became of the checkpoints, and the same as plain values.
+        What became of the checkpoints, and the same as plain values; None for these in all processes but the first.
 
     Raises:
         ValueError, OSError: bad arguments or paths; see `attribute` and `trainer.offline`.
     """
-    module, data = sources.module_and_data()
-    train, query = sources.rows()
-    with quietly(), _own_lines():
+    with _at_work():
+        module, data = sources.module_and_data()
+        train, query = sources.rows()
+        trainer = machine.trainer(None if dry_run else Path(out).parent)
         done = attribute(
             module, checkpoints, train, query, data=data, dirpath=out, dry_run=dry_run, params=params,
-            trainer=machine.trainer(None if dry_run else Path(out).parent), per_token=per_token,
+            trainer=trainer, per_token=per_token,
             **sources.loss_fn(), **({} if settings is None else sampling(settings)),
         )  # fmt: skip
-    return done, _as_dict(done)
+    return done, _as_dict(done) if trainer.is_global_zero else None
 
 
 def watch_snapshots(
     directory: str, sources: Sources, machine: Machine, *, idle: float | None
-) -> tuple[Attributed, dict[str, Any]]:
+) -> tuple[Attributed, dict[str, Any] | None]:
     """Do what the command `watch` says.
 
     Returns, raises: as `attribute_checkpoints`.
     """
-    module, data = sources.module_and_data()
-    train, query = sources.rows()
-    with quietly(), _own_lines():
+    with _at_work():
+        module, data = sources.module_and_data()
+        train, query = sources.rows()
         trainer = machine.trainer(Path(directory).parent)
         done = watch(module, directory, train, query, data=data, trainer=trainer, idle=idle, **sources.loss_fn())
-    return done, _as_dict(done)
+    return done, _as_dict(done) if trainer.is_global_zero else None
 
 
 def examples(text: str, name: str) -> Any:
@@ -160,6 +163,13 @@ def _as_dict(done: Attributed) -> dict[str, Any]:
         "expected_seconds": None if expected is None else expected.seconds,
         "expected_bytes": None if expected is None else expected.extra_bytes,
     }
+
+
+@contextmanager
+def _at_work() -> Generator[None]:
+    """Standard output is the answer's alone, whatever a module or dataset prints."""
+    with quietly(), _own_lines(), redirect_stdout(cast(Any, DummyTqdmFile(sys.stderr))):
+        yield
 
 
 @contextmanager

@@ -8,13 +8,17 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from bif_lightning.archive.atomic import DiskFullError
 from bif_lightning.callback import BIFCallback
 from bif_lightning.config import SGLD, Chains, Pairs, Subspace
 from bif_lightning.trainer.adapter import is_indices
 from bif_lightning.trainer.checkpoints import find_checkpoints
+from bif_lightning.trainer.failures import is_full
 from bif_lightning.trainer.offline import at_fit_start, quiet_trainer
-from bif_lightning.trainer.replay import Attributed, Replay, Source
+from bif_lightning.trainer.progress import Overview, fits_bars
+from bif_lightning.trainer.replay import Attributed, Replay
 from bif_lightning.trainer.snapshots import FOLDER, Left, left_by
+from bif_lightning.trainer.source import Source
 
 _OF_TRAINING = (
     "every_n_train_steps", "every_n_epochs", "at_steps", "at_start", "at_end", "budget", "launch", "on_error",
@@ -122,8 +126,15 @@ def _replayed(
     # The loggers are where a fit would have put them: above the dumps.
     logs = bool(asked.wanted.views) and not dry_run and trainer is None
     logger = TensorBoardLogger(directory.parent, name="", version="") if logs else False
-    replay = Replay(asked.request, asked.wanted, directory, source, dry_run=dry_run)
-    at_fit_start(trainer or quiet_trainer(logger=logger), module, data, replay.run)
+    # A Trainer that shows nothing gets lines, which go wherever its log goes.
+    overview = Overview(terminal=fits_bars() and (trainer is None or trainer.progress_bar_callback is not None))
+    replay = Replay(asked.request, asked.wanted, directory, source, dry_run=dry_run, overview=overview)
+    try:
+        at_fit_start(trainer or quiet_trainer(logger=logger), module, data, replay.run, overview)
+    except OSError as error:
+        if is_full(error) and str(directory.parent) not in str(error):  # a logger, which does not say where
+            raise DiskFullError(error.errno, f"no room for what is logged to {directory.parent}: {error}") from error
+        raise
     return replay.result()
 
 

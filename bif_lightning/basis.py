@@ -7,19 +7,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.config import SGLD, Chains, Sampler, Subspace
-from bif_lightning.directional import hessians_along, seconds_for_hessians
-from bif_lightning.gradients import column_gradients, seconds_for_gradients, train_gradients, why_no_gradients
+from bif_lightning.directional import GROUPS, hessians_along, seconds_for_hessians
+from bif_lightning.gradients import (
+    column_gradients,
+    seconds_for_gradients,
+    train_gradients,
+    why_no_gradients,
+)
 from bif_lightning.linear import Linear
+from bif_lightning.metric import Metric, seconds_for_whitening
 from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
 from bif_lightning.subspace import Normal, ridge_for, strongest_directions, turned
-from bif_lightning.weights import Host
+from bif_lightning.threads import Progress, Steps, part_of
+from bif_lightning.weights import Host, norm_of_snapshot, span_along
 
 _LEAST_INVERSE_TEMPERATURE = 1e5
 _REACH = 0.02
-_LEAST_NORM = 1e-3  # where all weights are 0
 _OF_EXAMPLES = 0.1
-_OF_DIRECTIONS = 0.7
+_OF_DIRECTIONS = {"kronecker": 0.3, "euclidean": 0.7}
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,44 @@ class Surroundings:
         return replace(sampler, inverse_temperature=found.inverse_temperature, localization=found.localization)
 
 
-def look_around(problem: Problem, host: Host, sampler: Sampler, workers: int, placement: Placement) -> Surroundings:
+def look_around(
+    problem: Problem,
+    host: Host,
+    sampler: Sampler,
+    workers: int,
+    placement: Placement,
+    progress: Progress | None = None,
+) -> Surroundings:
     """What this sampler needs to know, as far as it needs anything. Collective.
+
+    Args:
+        progress: told of `steps_of` steps.
 
     Raises:
         ValueError: the gradients cannot be held, or the loss is curved in too few directions.
     """
     if isinstance(sampler, Subspace):
-        return Surroundings(linear=linear_of(problem, host, sampler, workers, placement))
+        return Surroundings(linear=linear_of(problem, host, sampler, workers, placement, progress))
     if isinstance(sampler, SGLD) and sampler.num_directions is not None:
-        with placement.together("the gradients at the snapshot"):
-            return Surroundings(directions=directions_of(problem, host, sampler.num_directions, workers))
+        with placement.together("the gradients at the snapshot") as meeting:
+            steps = Steps(steps_of(problem, sampler, placement), meeting.watched(progress))
+            return Surroundings(directions=directions_of(problem, host, sampler.num_directions, workers, steps))
     return Surroundings()
+
+
+def steps_of(problem: Problem, sampler: Sampler, placement: Placement) -> int:
+    """Steps of `look_around` on this rank: gradients and slopes, and products with a Hessian."""
+    if isinstance(sampler, Subspace):
+        return sum(_steps_of_subspace(problem, sampler, placement))
+    return problem.num_train if isinstance(sampler, SGLD) and sampler.num_directions is not None else 0
+
+
+def _steps_of_subspace(problem: Problem, sampler: Subspace, placement: Placement) -> tuple[int, int]:
+    directions = min(sampler.num_directions, problem.num_train)
+    queries = 0 if problem.query is problem.train else len(problem.query)
+    slopes = directions if problem.observables else 0
+    groups = range(placement.rank, min(GROUPS, len(problem.training)), placement.world_size)
+    return problem.num_train + queries + slopes, directions * len(groups)
 
 
 def seconds_for(problem: Problem, host: Host, sampler: Sampler, workers: int, placement: Placement) -> float:
@@ -61,21 +93,33 @@ def seconds_for(problem: Problem, host: Host, sampler: Sampler, workers: int, pl
         found = seconds_for_gradients(problem, host, workers)
         if isinstance(sampler, Subspace):
             count = min(count, problem.num_train)
+            if sampler.metric == "kronecker":
+                examples = problem.num_train + (0 if problem.query is problem.train else len(problem.query))
+                found += seconds_for_whitening(host.layout.places, host.center, examples, workers)
             found += seconds_for_hessians(problem, host, count, workers, placement.world_size)
         return found
 
 
-def directions_of(problem: Problem, host: Host, count: int, workers: int) -> Float[Tensor, "direction weight"]:
+def directions_of(
+    problem: Problem, host: Host, count: int, workers: int, steps: Steps | None = None
+) -> Float[Tensor, "direction weight"]:
     """The `count` strongest directions of the train examples' gradients, orthonormal.
 
     Raises:
         ValueError: the gradients cannot be held.
     """
     _check(problem)
-    return strongest_directions(train_gradients(problem, host, workers), count, workers)
+    return strongest_directions(train_gradients(problem, host, workers, steps), count, workers)
 
 
-def linear_of(problem: Problem, host: Host, sampler: Subspace, workers: int, placement: Placement) -> Linear:
+def linear_of(
+    problem: Problem,
+    host: Host,
+    sampler: Subspace,
+    workers: int,
+    placement: Placement,
+    progress: Progress | None = None,
+) -> Linear:
     """Gradients of all that is measured, and the Gaussian posterior around the snapshot. Collective.
 
     Args:
@@ -84,39 +128,50 @@ def linear_of(problem: Problem, host: Host, sampler: Subspace, workers: int, pla
     Raises:
         ValueError: the gradients cannot be held, or the loss is curved in too few directions.
     """
-    with placement.together("the gradients at the snapshot"):
+    gradients, products = _steps_of_subspace(problem, sampler, placement)
+    with placement.together("the gradients at the snapshot") as meeting:
         _check(problem)
-        train = train_gradients(problem, host, workers)
+        steps = Steps(gradients, meeting.watched(part_of(progress, after=products)))
+        train = train_gradients(problem, host, workers, steps)
+        metric = Metric.whitening(train, host.layout.places, workers) if sampler.metric == "kronecker" else Metric()
         directions = strongest_directions(train, sampler.num_directions, workers)
-        norm = max(host.norm(host.center), _LEAST_NORM)
-        span = sampler.span * norm
-        columns = column_gradients(problem, host, workers, train, directions, span)
-    hessians = hessians_along(problem, host, directions, span, workers, placement)
-    normal, turn = Normal.of(directions, hessians.mean(0), 1.0, 1.0)
-    normal = _tempered(normal, sampler, problem.num_train, reach=_REACH * norm)
+        lowered = metric.lowered(directions)
+        span = span_along(host, lowered, sampler.span)
+        columns = column_gradients(problem, host, workers, train, metric, directions, span, steps)
+    told = part_of(progress, before=gradients)
+    hessians = hessians_along(problem, host, lowered, span, workers, placement, told)
+    normal, turn = Normal.of(directions, hessians.mean(0), 1.0, 1.0, metric)
+    squares = (turn.mT.to(lowered) @ lowered).square().sum(1)
+    normal = _tempered(normal, squares, sampler, problem.num_train, reach=_REACH * norm_of_snapshot(host))
     return Linear.of(normal, turned(hessians, turn), train, columns)
 
 
-def _tempered(normal: Normal, sampler: Subspace, num_train: int, reach: float) -> Normal:
+def _tempered(
+    normal: Normal, squares: Float[Tensor, " direction"], sampler: Subspace, num_train: int, reach: float
+) -> Normal:
     """The posterior at the sampler's nβ and γ, or at those of the rules: γ = nβ·λ by `label_free_ridge`, and an nβ with
-    which Σ_k v_k, the mean squared distance of the draws, is at most reach²."""
+    which Σ_k v_k·|d_k|², the mean squared distance of the draws, is at most reach².
+
+    Args:
+        squares: |d_k|², of the directions in the weights.
+    """
     if sampler.localization is not None:
         nb = sampler.inverse_temperature or _LEAST_INVERSE_TEMPERATURE
         return replace(normal, inverse_temperature=nb, localization=sampler.localization)
-    ridge = label_free_ridge(normal.curvature, num_train)
-    local = float((1 / (normal.curvature + ridge)).sum()) / reach**2
+    ridge = label_free_ridge(normal.curvature, num_train, _OF_DIRECTIONS[sampler.metric])
+    local = float((squares / (normal.curvature + ridge)).sum()) / reach**2
     nb = sampler.inverse_temperature or max(_LEAST_INVERSE_TEMPERATURE, local)
     return replace(normal, inverse_temperature=nb, localization=nb * ridge)
 
 
-def label_free_ridge(curvature: Float[Tensor, " direction"], num_train: int) -> float:
-    """λ = γ/nβ for which d_eff = Σ h_k/(h_k + γ/nβ) is the smaller of n/10 and 0.7 of the directions that are curved.
+def label_free_ridge(curvature: Float[Tensor, " direction"], num_train: int, share: float) -> float:
+    """λ = γ/nβ for which d_eff = Σ h_k/(h_k + γ/nβ) is the smaller of n/10 and a share of the curved directions.
 
-    n/10 came near the best retraining score of three networks without looking at it (benchmarks/lds.py); beyond 0.7·K
-    the directions left out would matter.
+    Both came near the best retraining scores of four networks (benchmarks/README.md). Beyond 0.7·K the directions left
+    out would matter; with a metric, 0.3·K makes γ·M about as strong as the curvature that it stands for.
     """
     curved = int((curvature > 0).sum())
-    return ridge_for(curvature, min(_OF_EXAMPLES * num_train, _OF_DIRECTIONS * curved))
+    return ridge_for(curvature, min(_OF_EXAMPLES * num_train, share * curved))
 
 
 def default_sampler(problem: Problem, chains: Chains | None) -> Subspace | Literal["auto"]:

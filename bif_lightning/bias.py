@@ -21,7 +21,7 @@ from bif_lightning.chain import Plan, Walker
 from bif_lightning.config import SGLD
 from bif_lightning.curvature import hessian_spectrum
 from bif_lightning.data import spread_rows
-from bif_lightning.hessian import Hessian
+from bif_lightning.hessian import Hessian, examples_in_a_pass
 
 _CHAIN = -2  # the key of this walk in the noise; chains count from 0
 _STEPS = 8  # from w*, until the stiff directions have relaxed
@@ -29,11 +29,13 @@ _GRADIENTS = 8
 _KEPT_BYTES = 1 << 29  # of gradients at once
 _LEAST_GRADIENTS = 4
 
-_SHARE = 0.02  # of a snapshot's passes, for the curvature
-_LANCZOS = 8  # steps, of a product with the Hessian each: about two gradients
-_PASSES = 3  # forward passes that a gradient costs as much as
+_SHARE, _MOST_SHARE = 0.02, 0.05  # of a snapshot's passes, for the curvature
+_LANCZOS, _LEAST_LANCZOS = 24, 8  # steps, of a product with the Hessian each: with 8, d_eff was 2 to 4 times too large
+_HELD = 8  # vectors of the Lanczos recurrence
+_PASSES, _PRODUCT_PASSES = 3, 12  # forward passes that a gradient, and such a product, cost as much as
 _STEP = 1e-5  # of differences of gradients, where those are needed, in the norm of the weights
-_LEAST_ROWS, _MOST_ROWS = 32, 512
+_FEW_ROWS, _MOST_ROWS = 32, 512
+_LEAST_ROWS = 8  # where already a few take more than they should
 
 
 def noise_ratio(plan: Plan) -> float:
@@ -88,7 +90,7 @@ def vectors_held(plan: Plan) -> int:
         return 0
     walker = 4 if plan.sampler.preconditioner else 2
     fitting = _KEPT_BYTES // (plan.host.center.element_size() * plan.host.layout.size)
-    return walker + 2 + min(max(_GRADIENTS, _LANCZOS), fitting)
+    return walker + 2 + min(max(_GRADIENTS, _HELD), fitting)
 
 
 def llc_ratio(plan: Plan, llc: float) -> float:
@@ -106,13 +108,13 @@ def llc_ratio(plan: Plan, llc: float) -> float:
         return math.nan
     if not sampler.localization or not sampler.inverse_temperature:
         return math.nan
-    rows = spread_rows(len(plan.problem.training), curvature_rows(plan))
-    hessian = Hessian.of_training(
-        plan.problem, plan.host, rows=rows, chunk=plan.chains.batch_size, key=plan.chains.seed
-    )
+    count, steps = curvature_size(plan)
+    rows = spread_rows(len(plan.problem.training), count)
+    chunk = examples_in_a_pass(plan.chains.batch_size)
+    hessian = Hessian.of_training(plan.problem, plan.host, rows=rows, chunk=chunk, key=plan.chains.seed)
     # A longer step crosses kinks of ReLUs, which enter as curvature, in each of the many flat directions.
     hessian.step = _STEP * max(plan.host.norm(plan.host.center), 1e-3)
-    spectrum = hessian_spectrum(hessian, probes=1, steps=_LANCZOS)
+    spectrum = hessian_spectrum(hessian, probes=1, steps=steps, held=_HELD)
     return _against(llc, spectrum.effective_dimension(sampler.localization / sampler.inverse_temperature))
 
 
@@ -120,11 +122,19 @@ def _against(llc: float, dimension: float) -> float:
     return llc / (0.5 * dimension) if dimension > 0 else math.nan
 
 
-def curvature_rows(plan: Plan) -> int:
-    """Examples behind the curvature, so many that it takes about 2 % of a snapshot; from 32 to 512."""
+def curvature_size(plan: Plan) -> tuple[int, int]:
+    """Examples behind the curvature, and Lanczos steps: as many as take about 2 % of a snapshot's passes.
+
+    24 steps on at most 512 examples, and where that leaves fewer than 32 of these, up to 5 % for them. In shorter
+    snapshots first the steps become fewer, down to 8, then the examples, down to 8.
+    """
     chains, problem = plan.chains, plan.problem
     query = 0 if problem.query is problem.train else len(problem.query)
     draws, steps = chains.num_chains * chains.num_draws, chains.num_chains * chains.num_steps
     gradients = 1 if isinstance(plan.sampler, SGLD) and plan.sampler.gradient == "minibatch" else 2
     passes = draws * (problem.num_train + query) + steps * chains.batch_size * gradients * _PASSES
-    return max(_LEAST_ROWS, min(_MOST_ROWS, int(_SHARE * passes) // (2 * _LANCZOS * _PASSES)))
+    products, most = (int(share * passes) // _PRODUCT_PASSES for share in (_SHARE, _MOST_SHARE))
+    rows = min(max(products // _LANCZOS, _FEW_ROWS), _MOST_ROWS)
+    if rows > _FEW_ROWS:
+        return rows, _LANCZOS
+    return max(min(rows, most // _LEAST_LANCZOS), _LEAST_ROWS), max(min(most // rows, _LANCZOS), _LEAST_LANCZOS)

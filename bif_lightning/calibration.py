@@ -1,4 +1,4 @@
-"""Settings of a sampler by measurement at the snapshot, without labels, and the refusal of those that cannot work.
+"""Settings of a sampler by measurement at the snapshot, without labels.
 
 A setting of SGLD is a pull λ = γ/nβ, a temperature nβ and a step ε. Each follows from one thing that short chains show
 (`bif_lightning.pilot`):
@@ -6,8 +6,10 @@ A setting of SGLD is a pull λ = γ/nβ, a temperature nβ and a step ε. Each f
     λ    its effective dimension is a tenth of the training examples, as far as the draws can fill it
     nβ   the losses are nearly linear over the reach of the chains
     ε    c/(nβ·λmax + γ), with λmax the largest Hessian eigenvalue; halved where chains run away, and where that
-         does not help, since the loss curves downwards at w*, λ is raised
+         does not help, since the loss curves downwards at w*, λ is raised; shorter where minibatches would heat the
+         chains, since their part in the variance of a step is proportional to it
     k    draws have forgotten the one before
+    C·T  another estimate of as many draws would agree with this one
 
 The first two are measured and not computed from the Hessian, since a network of ReLUs or maxima has none: differences
 of its gradients over any distance hold jumps, which swamp all but the largest eigenvalues.
@@ -18,24 +20,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from bif_lightning.bias import noise_ratio
+from bif_lightning.chain import Plan
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.curvature import gradient_noise, random_direction
-from bif_lightning.hessian import Hessian
+from bif_lightning.curvature import gradient_noise
 from bif_lightning.pilot import Pilot, run_pilot, small_problem
 from bif_lightning.problem import Problem
-from bif_lightning.search import MOST_THINNING, STEP_FRACTION, WITHIN, Aim
+from bif_lightning.search import MOST_THINNING, WITHIN, Aim
 from bif_lightning.settled import Settled
+from bif_lightning.stiffness import check_stable, largest_curvature, steadied
+from bif_lightning.verdict import MOST_NOISE
 from bif_lightning.weights import Host
 
-EXAMPLES_PER_DIMENSION, DRAWS_PER_DIMENSION = 10, 4
-"""d_eff is n/10, and a quarter of the draws at most: fewer draws see a posterior that they cannot tell from noise."""
+EXAMPLES_PER_DIMENSION, DRAWS_PER_DIMENSION = 10, 8
+"""d_eff is n/10, and an eighth of the draws at most: fewer draws see a posterior that they cannot tell from noise."""
 
-LEAST_DRAWS, MOST_DRAWS = 64, 400
+RELIABILITY = 0.75
+"""Of the agreement with another estimate on groups of examples: a little more than the verdict asks for."""
+
+LEAST_DRAWS, MOST_DRAWS = 64, 800
 """Draws of all chains."""
 
-_LIMIT = 4.0
-_ITERATIONS = 12
+MOST_STEPS = 12_800
+"""Steps between the draws of all chains: where draws forget slowly, there are fewer of them."""
+
+MOST_COOLED = 4.0
+"""The factor at most by which minibatches shorten the step, and lengthen the chains. Larger minibatches would do as
+well, but nobody has said that memory has room for them."""
+
+LASTING = 0.25
+"""The share of its aim that d_eff has to reach for later snapshots to keep the settings. Of four networks of
+digits, d_eff was 0.25 to 1.3 of it once training had begun to pay, and below 0.06, or negative, in the first steps."""
+
+_COOL = 0.5 * MOST_NOISE  # 8 gradients tell the ratio within a factor of two
 _ATTEMPTS = 12
+_SNAPSHOT = -1  # keys noise that no snapshot uses
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,7 @@ class Calibrated:
         pilot: of the settings found.
         trials: every pilot, in order.
         sound: whether the effective dimension is what was aimed at, up to the factor allowed.
+        minibatch_noise: noise ratio (`bias.noise_ratio`) of these settings.
     """
 
     settled: Settled
@@ -67,6 +87,7 @@ class Calibrated:
     pilot: Pilot
     trials: tuple[Trial, ...]
     sound: bool
+    minibatch_noise: float = math.nan
 
     @property
     def plain_noise_ratio(self) -> float:
@@ -83,28 +104,10 @@ class Calibrated:
             f"step_size {sampler.step_size:.3g}, inverse_temperature {sampler.inverse_temperature:.3g}, localization "
             f"{sampler.localization:.3g}; {chains.num_chains} chains x {chains.num_draws} draws, thinning "
             f"{chains.thinning}, burn-in {chains.burn_in} (largest curvature {self.curvature:.3g}, noise ratio "
-            f"{self.plain_noise_ratio:.2g} with plain minibatches, effective dimension {last.dimension:.3g} for "
-            f"{self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, memory {last.memory:.3g} steps; "
-            f"{len(self.trials)} pilots)"
+            f"{self.minibatch_noise:.2g}, {self.plain_noise_ratio:.2g} without control variates, effective dimension "
+            f"{last.dimension:.3g} for {self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, memory "
+            f"{last.memory:.3g} steps; {len(self.trials)} pilots)"
         )
-
-
-def largest_curvature(problem: Problem, host: Host, seed: int = 0) -> float:
-    """λmax, the largest Hessian eigenvalue of the mean loss at the snapshot, by power iteration.
-
-    On at most 512 training examples, spread over the set. From below: the true value is not smaller, but for the
-    examples left out. In nats per squared weight unit.
-    """
-    hessian = Hessian.of_training(problem, host, key=seed)
-    direction, curvature = random_direction(host, seed, 0), 0.0
-    for _ in range(_ITERATIONS):
-        product = hessian.times(direction[None])[0]
-        curvature = host.inner(product, direction)
-        norm = host.norm(product)
-        if norm == 0:
-            break
-        direction = product / norm
-    return abs(curvature)
 
 
 def find_settings(
@@ -125,8 +128,8 @@ def find_settings(
     Raises:
         ValueError: the loss is flat or not finite at the snapshot, or chains run away with every setting.
     """
-    curvature = _checked(largest_curvature(problem, host, seed))
     given, small = chains or Chains(), small_problem(problem, host, seed)
+    curvature = _checked(largest_curvature(problem, host, replace(given, seed=seed)))
     target = dimension_for(
         len(problem.training), MOST_DRAWS if chains is None else chains.num_chains * chains.num_draws
     )
@@ -143,16 +146,41 @@ def find_settings(
             f"{last.sampler.step_size:.3g} and localization {last.sampler.localization:.3g}: {trials[-1].conclusion}; "
             "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
         )
-    settled = Settled(aim.best.sampler, chains or _chains_for(aim.best))
-    noise = gradient_noise(problem, host).largest
-    sound = target / WITHIN <= aim.best.dimension <= target * WITHIN
-    return Calibrated(settled, curvature, noise, target, aim.best, tuple(trials), sound)
+    best = aim.best
+    heat = noise_ratio(_plan(problem, host, best.sampler, given))
+    shorter = min(heat / _COOL, MOST_COOLED) if heat > _COOL else 1.0
+    sampler = replace(best.sampler, step_size=best.sampler.step_size / shorter)
+    off = best.dimension / target
+    return Calibrated(
+        Settled(sampler, chains or _chains_for(best, shorter), lasting=off >= LASTING),
+        curvature,
+        gradient_noise(problem, host).largest,
+        target,
+        best,
+        tuple(trials),
+        sound=1 / WITHIN <= off <= WITHIN,
+        minibatch_noise=heat / shorter,
+    )
+
+
+def _plan(problem: Problem, host: Host, sampler: SGLD, chains: Chains) -> Plan:
+    return Plan(
+        problem=problem,
+        host=host,
+        sampler=sampler,
+        chains=chains,
+        snapshot=_SNAPSHOT,
+        loss=math.nan,
+        traces=False,
+        tick=lambda: None,
+        stochastic=problem.stochastic,
+    )
 
 
 def dimension_for(examples: int, draws: int) -> float:
-    """The effective dimension to aim at: n/10, and at most a quarter of the draws.
+    """The effective dimension to aim at: n/10, and at most an eighth of the draws.
 
-    >>> dimension_for(1000, 400), dimension_for(50_000, 400), dimension_for(20, 400)
+    >>> dimension_for(1000, 800), dimension_for(50_000, 800), dimension_for(20, 800)
     (100.0, 100.0, 2.0)
     """
     return max(1.0, min(examples / EXAMPLES_PER_DIMENSION, draws / DRAWS_PER_DIMENSION))
@@ -160,19 +188,26 @@ def dimension_for(examples: int, draws: int) -> float:
 
 def provisional(chains: Chains | None) -> Settled:
     """Settings that take about as long as those that `find_settings` finds, before it can."""
-    usual = Chains(num_draws=MOST_DRAWS // Chains().num_chains, thinning=10, burn_in=20)
+    usual = Chains(num_draws=MOST_DRAWS // 2 // Chains().num_chains, thinning=10, burn_in=20)
     return Settled(SGLD(step_size=1e-9, inverse_temperature=1.0, localization=1.0), chains or usual)
 
 
-def _chains_for(pilot: Pilot) -> Chains:
-    """Draws by the effective dimension, thinning by the memory, and burn-in of two memories."""
+def _chains_for(pilot: Pilot, shorter: float) -> Chains:
+    """Thinning by the memory, burn-in of two memories, and draws by how far the chains of the pilot agree.
+
+    Args:
+        pilot: of the settings.
+        shorter: the factor by which steps are shorter than the pilot's, and the memory of the chains longer.
+    """
     default = Chains()
-    memory = 1.0 if math.isnan(pilot.memory) else pilot.memory
-    draws = min(max(DRAWS_PER_DIMENSION * pilot.dimension, LEAST_DRAWS), MOST_DRAWS)
+    memory = 1.0 if math.isnan(pilot.memory) else pilot.memory * shorter
+    thinning = max(1, min(MOST_THINNING, round(memory)))
+    needed = pilot.draws_for(RELIABILITY, thinning / shorter)
+    draws = min(max(needed, LEAST_DRAWS), MOST_DRAWS, MOST_STEPS // thinning)
     return replace(
         default,
-        num_draws=max(2, math.ceil(draws / default.num_chains)),
-        thinning=max(1, min(MOST_THINNING, round(memory))),
+        num_draws=math.ceil(draws / default.num_chains),
+        thinning=thinning,
         burn_in=min(math.ceil(2 * memory), 4 * MOST_THINNING),
     )
 
@@ -186,55 +221,32 @@ def _checked(curvature: float) -> float:
     return curvature
 
 
-def stiffness(sampler: SGLD, curvature: float) -> float:
-    """ε·(nβ·λmax + γ): SGLD is unstable from 4 on, and its variance 1/(1 − that/4) too large below."""
-    return sampler.step_size * (sampler.inverse_temperature * curvature + sampler.localization)
-
-
-def check_stable(sampler: SGLD, curvature: float) -> None:
-    """Refuse a step size with which every chain runs away, where that is known.
-
-    Raises:
-        ValueError: plain SGLD with ε·(nβ·λmax + γ) ≥ 4.
-    """
-    found = stiffness(sampler, curvature)
-    if sampler.preconditioner is None and found >= _LIMIT:
-        raise ValueError(
-            f"step_size {sampler.step_size:g} x (inverse_temperature {sampler.inverse_temperature:g} x curvature "
-            f"{curvature:.3g} + localization {sampler.localization:g}) = {found:.3g}: SGLD overshoots and every chain "
-            f"diverges (it must be below 4, better about 1); lower step_size to {sampler.step_size / found:.2g}"
-        )
-
-
-def steadied(sampler: SGLD, curvature: float) -> SGLD:
-    """The sampler with ε lowered to c/(nβ·λmax + γ) where the loss has become too sharp for it.
-
-    The posterior, nβ and γ, stays; ε only says how finely the chain follows it.
-    """
-    found = stiffness(sampler, curvature)
-    return sampler if found < 2.0 else replace(sampler, step_size=sampler.step_size * STEP_FRACTION / found)
-
-
 def settle(
-    sampler: SGLD | Literal["auto"], chains: Chains | None, settled: Settled | None, problem: Problem, host: Host
+    sampler: SGLD | Literal["auto"],
+    chains: Chains | None,
+    settled: Settled | None,
+    problem: Problem,
+    host: Host,
+    tick: Callable[[], None] = lambda: None,
 ) -> Settled:
     """The settings of this snapshot.
 
     Args:
-        sampler, chains: as given; "auto" measures at the first snapshot and freezes what it finds, all but a step size
-            that later proves too long.
-        settled: what the first snapshot settled on; None at the first.
+        sampler, chains: as given; "auto" measures until it finds what lasts, and freezes it, all but a step size that
+            later proves too long.
+        settled: what an earlier snapshot settled on; None where none did.
+        tick: called after every step of a pilot.
 
     Raises:
-        ValueError: see `find_settings` and `check_stable` (checked at the first snapshot).
+        ValueError: see `find_settings` and `check_stable` (checked while nothing is settled).
     """
-    seed = (chains or Chains()).seed
+    given = chains or Chains()
     if sampler == "auto":
         if settled is None:
-            found = find_settings(problem, host, chains, seed=seed)
+            found = find_settings(problem, host, chains, seed=given.seed, tick=tick)
             return replace(found.settled, reasons=str(found))
         assert isinstance(settled.sampler, SGLD)
-        return replace(settled, sampler=steadied(settled.sampler, largest_curvature(problem, host, seed)))
+        return replace(settled, sampler=steadied(settled.sampler, largest_curvature(problem, host, given)))
     if settled is None:
-        check_stable(sampler, largest_curvature(problem, host, seed))
-    return settled or Settled(sampler, chains or Chains())
+        check_stable(sampler, problem, host, given)
+    return settled or Settled(sampler, given)

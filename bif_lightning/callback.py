@@ -11,8 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from bif_lightning.config import Chains, Sampler
 from bif_lightning.data import Collate
 from bif_lightning.describe import Describe
+from bif_lightning.meeting import PeerFailedError
 from bif_lightning.observables import LossFn, Observable
-from bif_lightning.placement import PeerFailedError
 from bif_lightning.result import Estimate
 from bif_lightning.settled import Settled
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries

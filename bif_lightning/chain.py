@@ -141,6 +141,13 @@ class Walker:
         """‖w − w*‖²."""
         return self.plan.host.distance(self.weights.flat) ** 2
 
+    def pulled(self) -> float:
+        """(w − w*)ᵀM(w − w*), in the metric of the pull."""
+        plan = self.plan
+        if plan.linear is None:
+            return self.squared_distance()
+        return plan.linear.normal.metric.squared_length(self.weights.flat.detach() - plan.host.center)
+
     def _gradient(self, minibatch: Minibatch, index: int) -> None:
         updated, sampler = False, self.plan.sampler
         while True:
@@ -211,7 +218,7 @@ def run_chain(plan: Plan, chain: int) -> Record | Divergence:
     try:
         for draw in draws(walker):
             why = left_posterior(
-                draw.train, draw.columns, draw.squared_distance, plan.loss, plan.host.layout.num_weights, plan.sampler
+                draw.train, draw.columns, walker.pulled(), plan.loss, plan.host.layout.num_weights, plan.sampler
             )
             if why:
                 return _divergence(plan, chain, draw.index, draw.step, before, draw.loss, why)

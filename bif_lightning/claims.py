@@ -68,8 +68,14 @@ class Claims:
                 return False
             self._write(path, 0)
             return self._mine(path)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self._text(0))
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(self._text(0))
+        except OSError as error:  # an empty claim would keep others waiting
+            path.unlink(missing_ok=True)
+            raise OSError(
+                error.errno, f"could not write {path} ({error.strerror}): it takes some 200 bytes; make room there"
+            ) from error
         self._seen.pop(path.name, None)
         return True
 
@@ -101,8 +107,12 @@ class Claims:
 
     def _write(self, path: Path, beat: int) -> None:
         temporary = path.with_name(f".{path.name}.{self._me['nonce']}.tmp")
-        temporary.write_text(self._text(beat))
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(self._text(beat))
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _text(self, beat: int) -> str:
         return json.dumps({**self._me, "beat": beat})

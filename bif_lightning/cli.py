@@ -26,7 +26,8 @@ The sign: influence is -Cov of losses over the draws, negative = more weight on 
 query's loss = it helps. correlation is +Corr, in [-1, 1], positive = it helps.
 
 eval "$(bif-lightning --print_completion shtab-bash)" completes commands and options in bash.
-Exit status: 0 done, 1 the data or a checkpoint is broken, 2 wrong arguments or paths."""
+Exit status: 0 done, 1 the data or a checkpoint is broken or the disk is full, 2 wrong arguments or paths,
+130 interrupted, 143 terminated. Progress goes to standard error; with --json, standard output is the answer alone."""
 
 
 def show_run(run: str, *, json: bool = False) -> None:
@@ -205,8 +206,9 @@ def watch_run(
     _show_attributed(done, answer, json)
 
 
-def _show_attributed(done: Any, answer: Mapping[str, Any], json: bool) -> None:
-    print(as_json(answer) if json else str(done))
+def _show_attributed(done: Any, answer: Mapping[str, Any] | None, json: bool) -> None:
+    if answer is not None:  # one process speaks for all
+        print(as_json(answer) if json else str(done))
     if done.failed:
         raise IncompleteError(f"{len(done.failed)} checkpoints have no dump: {', '.join(done.failed)}")
 
@@ -227,7 +229,7 @@ _COMMANDS: Mapping[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; `arguments` are those of the process if not given."""
-    chosen = _parser().parse_args(arguments)
+    chosen = _parser().parse_args([_spelled(each) for each in (sys.argv[1:] if arguments is None else arguments)])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -269,6 +271,11 @@ def _parser() -> Any:
             sub.add_argument(*spellings, action="store_true", help=_about(command, flag))
         subcommands.add_subcommand(name, sub, help=about)
     return parser
+
+
+def _spelled(given: str) -> str:
+    """`--num-nodes` as the parser knows it, `--num_nodes`."""
+    return re.sub("^--[a-z-]+", lambda name: "--" + name[0][2:].replace("-", "_"), given)
 
 
 def _about(command: Callable[..., None], argument: str) -> str:

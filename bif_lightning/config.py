@@ -9,6 +9,7 @@ Preconditioner = Literal["rmsprop"]
 Centring = Literal["chain", "pooled"]
 Storage = Literal["auto", "traces", "moments"]
 Ridge = float | Literal["auto"] | None
+PullMetric = Literal["kronecker", "euclidean"]
 
 
 def _check(ok: bool, name: str, value: object, need: str) -> None:
@@ -150,24 +151,29 @@ class Pairs:
 class Subspace:
     """Settings of the Gaussian posterior with the loss's curvature in K gradient directions, in closed form.
 
+    The pull is γ/2·(w − w*)ᵀM(w − w*), and all is said in coordinates u = M^½·w, in which it is isotropic. There
     q_1 ... q_K are the strongest directions of the train examples' gradients at w* (orthonormal), H the Hessian of
     the mean training loss in their span; all other directions feel the pull alone:
 
-        p(w) = N(w*, Σ),  Σ = (nβ·Q·H·Qᵀ + γ·I)⁻¹,  influence = −g_iᵀΣg_j,
+        p(u) = N(u*, Σ),  Σ = (nβ·Qᵀ·H·Q + γ·I)⁻¹,  influence = −g_iᵀΣg_j,
 
-    with g the gradients of single examples' losses (see `bif_lightning.linear`). No chain is run: the draws are
-    independent antithetic ones of p within the span of Q. The matrices do not come from them; they show whether the
-    closed form holds, by the losses they meet (LLC against d_eff/2).
+    with g the gradients of single examples' losses (see `bif_lightning.linear`, `bif_lightning.metric`). No chain is
+    run: the draws are independent antithetic ones of p within the span of Q. The matrices do not come from them; they
+    show whether the closed form holds, by the losses they meet (LLC against d_eff/2).
 
     Args:
         num_directions: K; the fewer of K, n and d are taken.
         inverse_temperature: nβ, multiplies the mean loss; it scales influence and changes no ranking. None takes 1e5,
             or as much more as keeps the draws within 2 % of ‖w*‖ of the snapshot, where a fitted model is nearly flat.
         localization: γ, in nats per squared weight unit; None takes, at each snapshot, the γ for which
-            d_eff = Σ h_k/(h_k + γ/nβ) over the eigenvalues of H is the smaller of n/10 and 0.7·K: what stays the same
-            over training is how many directions the data pins down, as the curvature itself changes by orders.
-        span: h as a fraction of ‖w*‖, for differences between w* + h·q_k and w* − h·q_k: of further observables, and
-            of gradients where the model cannot be differentiated twice.
+            d_eff = Σ h_k/(h_k + γ/nβ) over the eigenvalues of H is the smaller of n/10 and 0.3·K (0.7·K of the
+            Euclidean metric): what stays the same over training is how many directions the data pins down, as the
+            curvature itself changes by orders.
+        metric: M. "kronecker" holds each direction as firmly as the gradients of the train examples are large in it,
+            which is what curvature looks like beyond the K directions; "euclidean" is the isotropic pull, M = I.
+        span: h as a fraction of ‖w*‖, for differences between w* + h·d_k and w* − h·d_k along the directions d_k of
+            the weights, in units of their root mean square length: of further observables, and of gradients where the
+            model cannot be differentiated twice.
 
     Raises:
         ValueError: a value out of range.
@@ -176,11 +182,14 @@ class Subspace:
     num_directions: int = 128
     inverse_temperature: float | None = None
     localization: float | None = None
+    metric: PullMetric = "kronecker"
     span: float = 0.005
 
     def __post_init__(self) -> None:
         _check_whole(self, 1, "num_directions")
         _check_positive(self, "span")
+        known = "kronecker", "euclidean"
+        _check(self.metric in known, "metric", self.metric, " or ".join(map(repr, known)))
         for name in ("inverse_temperature", "localization"):
             if getattr(self, name) is not None:
                 _check_positive(self, name)

@@ -68,16 +68,23 @@ class GradientNoise:
     trace: float
 
 
-def hessian_spectrum(hessian: Hessian, *, probes: int = PROBES, steps: int = STEPS) -> Spectrum:
+def hessian_spectrum(
+    hessian: Hessian, *, probes: int = PROBES, steps: int = STEPS, held: int | None = None
+) -> Spectrum:
     """The spectrum of the Hessian of the mean loss at the snapshot, by stochastic Lanczos quadrature.
 
     Costs probes·steps products with the Hessian. d_eff has a relative standard error of about √(2/(probes·d_eff)).
+
+    Args:
+        hessian: of the loss.
+        probes, steps: random starts, and Lanczos steps from each.
+        held: vectors that each new one is made orthogonal to; None for as many as memory has room for.
     """
     host, seed = hessian.host, hessian.key
     size = host.layout.num_weights
     values, counts = list[Tensor](), list[Tensor]()
     for probe in range(probes):
-        diagonal, beside = _lanczos(hessian, random_direction(host, seed, probe), host, min(steps, size))
+        diagonal, beside = _lanczos(hessian, random_direction(host, seed, probe), host, min(steps, size), held)
         theta, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1))
         values.append(theta)
         counts.append(vectors[0].square() * (size / probes))
@@ -121,14 +128,14 @@ def random_direction(host: Host, seed: int, probe: int) -> Float[Tensor, " weigh
 
 
 def _lanczos(
-    hessian: Hessian, start: Tensor, host: Host, steps: int
+    hessian: Hessian, start: Tensor, host: Host, steps: int, held: int | None
 ) -> tuple[Float[Tensor, " step"], Float[Tensor, " between"]]:
     """Diagonal and off-diagonal of the tridiagonal matrix of so many Lanczos steps; fewer where the space ends.
 
-    Every new vector is made orthogonal to all before it that memory has room for: gradients in single precision
-    are too rough for the short recurrence alone.
+    Every new vector is made orthogonal to those held: gradients in single precision are too rough for the short
+    recurrence alone.
     """
-    kept = max(2, _KEPT_BYTES // (start.element_size() * max(len(start), 1)))
+    kept = max(2, min(held or steps, _KEPT_BYTES // (start.element_size() * max(len(start), 1))))
     basis, diagonal, beside = [start], list[float](), list[float]()
     while True:
         vector = hessian.times(basis[-1][None])[0]

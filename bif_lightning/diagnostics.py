@@ -12,7 +12,7 @@ from bif_lightning.posterior import energy
 TOP = 10
 """Examples at either end of a query's ranking whose stability is measured."""
 
-_RANKED = 8  # queries that are ranked together
+_RANKED = 8  # queries that are compared together
 
 
 def split_rhat(trace: Float[Tensor, "chain draw"]) -> float:
@@ -115,6 +115,30 @@ def agreement_per_query(
     # A few queries at a time: ranking takes several times the memory of the scores.
     pairs = zip(one.split(_RANKED, 1), other.split(_RANKED, 1), strict=True)
     return torch.cat([(standard_ranks(left) * standard_ranks(right)).mean(0) for left, right in pairs])
+
+
+def group_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
+    """Median over queries of corr(a, b), a and b the columns of two influence estimates, from other draws each.
+
+    Influence on a query adds up over train examples, and over random groups S of any fixed size
+
+        corr_S(Σ_{i∈S} a_i, Σ_{i∈S} b_i) = corr(a, b),
+
+    so this is how far the two agree on what leaving groups out would do, the question of the retraining test
+    (`metrics.LinearDatamodelingScore`). Ranks (`score_agreement`) count the many examples of hardly any influence as
+    much as the few that matter. Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left
+    out. NaN with fewer than 3 train examples.
+    """
+    if one.shape[0] < 3:
+        return math.nan
+    # A few queries at a time, as their deviations are in float64.
+    pairs = zip(one.split(_RANKED, 1), other.split(_RANKED, 1), strict=True)
+    return float(torch.cat([_correlation(left.double(), right.double()) for left, right in pairs]).nanmedian())
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    left, right = one - one.mean(0), other - other.mean(0)
+    return (left * right).sum(0) / (left.norm(dim=0) * right.norm(dim=0))
 
 
 def standard_ranks(scores: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from bif_lightning.noise import DATA, GLOBAL, seed_global, stream_seed
 from bif_lightning.observables import checked_rows
 from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
-from bif_lightning.weights import Bound, Host, Weights
+from bif_lightning.threads import Progress, Steps
+from bif_lightning.weights import Bound, Host, Weights, norm_of_snapshot
 
 EXAMPLES = 1024
 """Training examples of which the Hessian is taken, at most."""
@@ -109,27 +110,35 @@ def hessians_along(
     span: float,
     workers: int,
     placement: Placement,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "group direction direction"]:
     """Q·H_g·Qᵀ of the mean loss of each group of training examples; their mean is that of all. Collective.
 
     Args:
-        directions: Q, orthonormal rows.
-        span: h, in weight units.
+        directions: Q, rows of any length.
+        span: h, in units of the rows' length.
         workers: threads.
         placement: the ranks, which share the groups.
+        progress: told of the products of this rank: of each direction with the Hessian of each of its groups.
     """
     with placement.together("the curvature at the snapshot"):
         found = curved_sample(problem, host, directions, span, workers)
     groups = placement.from_first(found).groups()
-    with placement.together("the curvature at the snapshot"):
+    with placement.together("the curvature at the snapshot") as meeting:
+        own = range(placement.rank, len(groups), placement.world_size)
+        steps = Steps(len(own) * len(directions), meeting.watched(progress))
 
         def of_group(weights: Weights, bound: Bound, group: int) -> Tensor:
             parts = _parts(problem, groups[group])
             hessian = Hessian(problem, host, parts, step=span, weights=weights, bound=bound)
-            return hessian.times(directions, lambda products: products @ directions.mT)
 
-        own = range(placement.rank, len(groups), placement.world_size)
-        found = [each.cpu() for each in side_by_side(host, of_group, own, workers)]
+            def along(products: Tensor) -> Tensor:
+                steps.tick(len(products) // len(parts))
+                return products @ directions.mT
+
+            return hessian.times(directions, along)
+
+        found = [each.cpu() for each in side_by_side(host, of_group, own, workers, steps)]
     everyone = placement.everywhere(found)
     ordered = [everyone[group % placement.world_size][group // placement.world_size] for group in range(len(groups))]
     return torch.stack(ordered).to(directions.device)
@@ -198,7 +207,7 @@ def seconds_for_hessians(problem: Problem, host: Host, count: int, workers: int,
         workers, ranks: threads of each rank, and how many ranks share the groups.
     """
     some = torch.stack([random_direction(host, 0, probe) for probe in range(_TIMED)])
-    span = 0.005 * max(host.norm(host.center), 1e-3)
+    span = 0.005 * norm_of_snapshot(host)
     started = time.perf_counter()
     groups = curved_sample(problem, host, some, span, workers).groups()
     looking = time.perf_counter() - started

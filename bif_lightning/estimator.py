@@ -6,13 +6,12 @@ snapshot -> chains -> draws -> moments -> influence
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from bif_lightning.basis import Surroundings, default_sampler, look_around
+from bif_lightning.basis import Surroundings, default_sampler, look_around, steps_of
 from bif_lightning.calibration import settle
 from bif_lightning.chain import Plan
 from bif_lightning.config import Chains, Pairs, Sampler, Subspace, check_sampler, check_together
@@ -20,24 +19,25 @@ from bif_lightning.data import Collate, Examples, MapDataset, check_map_style
 from bif_lightning.matrices import Labels, labels_of
 from bif_lightning.noise import GLOBAL, seed_global, stream_seed
 from bif_lightning.observables import LossFn, Observable, mean_of
-from bif_lightning.placement import Meeting, Placement
+from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
 from bif_lightning.recorder import Record, keeps_traces
 from bif_lightning.result import Divergence, Estimate
 from bif_lightning.settled import Settled
 from bif_lightning.stage import placement_of, ready_for, to_device_of
 from bif_lightning.summary import summarize
+from bif_lightning.threads import Progress, part_of
 from bif_lightning.token_summary import store_for
 from bif_lightning.token_values import present
 from bif_lightning.weights import Host
-from bif_lightning.workers import Progress, run_chains
+from bif_lightning.workers import run_chains
 
 Outcome = Record | Divergence
 Exchange = Callable[
-    [Plan, Callable[[Sequence[int]], list[Outcome]], Sequence[int], int, Progress], list[Outcome] | None
+    [Plan, Callable[[Sequence[int], Progress], list[Outcome]], Sequence[int], int, Progress], list[Outcome] | None
 ]
-"""(plan, runs some chains, this process's chains, how many at once, to be called while waiting) -> the outcomes of this
-process's chains, run here or elsewhere; None leaves the snapshot to another worker."""
+"""(plan, runs some chains, this process's chains, how many at once, progress, also while waiting) -> the outcomes of
+this process's chains, run here or elsewhere; None leaves the snapshot to another worker."""
 
 CHECKING_DRAWS = 8
 """Draws a chain of `Subspace`, where none are asked for: they check the closed form, and the matrices do without."""
@@ -130,10 +130,12 @@ def estimate(
 
 
 def with_reasons(result: Estimate, settled: Settled) -> Estimate:
-    """The estimate, with a note of how its settings were found if they were."""
+    """The estimate, with a note of how its settings were found if they were, and for how long."""
     if not settled.reasons:
         return result
-    return replace(result, notes=(*result.notes, f"settings found at the first snapshot: {settled.reasons}"))
+    where = "at the first snapshot where they last" if settled.lasting else "for this snapshot alone"
+    notes = (*result.notes, f"settings found {where}: {settled.reasons}")
+    return replace(result, notes=notes, reasons=settled.reasons, lasting=settled.lasting)
 
 
 def settled_sampler(
@@ -141,8 +143,13 @@ def settled_sampler(
     sampler: Sampler | Literal["auto"] | None,
     chains: Chains | None = None,
     settled: Settled | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Settled:
-    """The settings of this snapshot, given those of the run's first (see `calibration.settle`). Collective."""
+    """The settings of this snapshot, given those of the run's first (see `calibration.settle`). Collective.
+
+    Args:
+        tick: called after every step of a pilot; may raise to stop.
+    """
     check_sampler(sampler)
     if sampler is None:
         sampler = default_sampler(problem, chains)
@@ -153,7 +160,7 @@ def settled_sampler(
     placement = placement_of(problem.module)
     with ready_for(problem, chains or Chains(), placement) as (host, _, _):
         with placement.together("settling the sampler"):
-            found = settle(sampler, chains, settled, problem, host)
+            found = settle(sampler, chains, settled, problem, host, tick)
         return placement.from_first(found)
 
 
@@ -184,7 +191,9 @@ def estimate_problem(
     started = time.perf_counter()
     placement = placement or placement_of(problem.module)
     with ready_for(problem, chains, placement) as (host, workers, threads):
-        surroundings = look_around(problem, host, sampler, workers, placement)
+        mine = placement.mine(chains.num_chains)
+        looking, sampling = steps_of(problem, sampler, placement), len(mine) * chains.num_steps
+        surroundings = look_around(problem, host, sampler, workers, placement, part_of(progress, after=sampling))
         with placement.together("running the chains") as meeting:
             plan = plan_chains(
                 problem,
@@ -195,11 +204,13 @@ def estimate_problem(
                 snapshot=snapshot,
                 store_traces=store_traces,
             )
-            mine = placement.mine(chains.num_chains)
             plan = replace(plan, tokens=store_for(plan, mine, scratch))
-            beat = _beating(meeting, progress)
-            run = partial(run_chains, plan, workers=workers, threads=threads, progress=beat)
-            outcomes = run(mine) if exchange is None else exchange(plan, run, mine, workers, beat)
+            beat = meeting.watched(part_of(progress, before=looking))
+
+            def run(chosen: Sequence[int], told: Progress) -> list[Outcome]:
+                return run_chains(plan, chosen, workers, threads, told)
+
+            outcomes = run(mine, beat) if exchange is None else exchange(plan, run, mine, workers, beat)
         if outcomes is None:
             return None
         outcomes = placement.gather(outcomes)
@@ -221,15 +232,6 @@ def estimate_problem(
     if result is None:
         return None
     return replace(result, cost=replace(result.cost, seconds=time.perf_counter() - started))
-
-
-def _beating(meeting: Meeting, progress: Progress | None) -> Progress:
-    def show(done: int, total: int) -> None:
-        meeting.beat(f"step {done} of {total}")
-        if progress is not None:
-            progress(done, total)
-
-    return show
 
 
 def plan_chains(

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -21,11 +19,10 @@ from bif_lightning.recorder import Record, batch_lengths, is_paired
 from bif_lightning.stage import placement_of, ready_for
 from bif_lightning.storage import MATRIX_BYTES, check_room
 from bif_lightning.summary import extra_bytes, file_bytes, layout_of, matrix_threads
+from bif_lightning.threads import on_threads
 
 _LEAST_CALLS = 2
-_TIMED_SECONDS = 0.15
-
-T = TypeVar("T")
+_TIMED_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def forecast(
         own = chains.num_chains if placement.lockstep else -(-chains.num_chains // placement.world_size)
         workers = min(workers, own)
         # As many at once as there will be: chains on threads slow each other down.
-        timed = _at_once(partial(_time, plan, placement), workers, threads)
+        timed = on_threads([partial(_time, plan, placement, chain) for chain in range(workers)], workers, threads)
         step, measurement = map(max, zip(*timed, strict=True))
         each = -(-own // workers) * (chains.thinning * step + measurement)
         sampling = -(-own // workers) * chains.burn_in * step + chains.num_draws * each
@@ -105,13 +102,6 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 1000**exponent:.3g} {'kMG'[exponent - 1]}B"
 
 
-def _at_once(call: Callable[[int], T], workers: int, threads: int) -> list[T]:
-    if workers == 1:
-        return [call(0)]
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        return list(pool.map(call, range(workers)))
-
-
 def _time(plan: Plan, placement: Placement, chain: int) -> tuple[float, float]:
     """Seconds of a step and of a measurement."""
     walker, sampler = Walker(plan, chain), plan.sampler
@@ -127,12 +117,12 @@ def _matrix_seconds(plan: Plan, threads: int, placement: Placement) -> float:
     tiles = layout.tiles(slice(0, layout.train))
     maker = _made_up(plan, tiles[0].stop)
 
-    def tile(worker: int) -> float:
+    def tile() -> float:
         maker.block(tiles[0])
         return _seconds(lambda _: maker.block(tiles[0]), placement)
 
     # One intra-op thread each, as in `matrices.compute`.
-    each = max(_at_once(tile, threads, 1))
+    each = max(on_threads([tile] * threads, threads, 1))
     return each * -(-len(tiles) // (threads * placement.world_size))
 
 
@@ -152,7 +142,7 @@ def _made_up(plan: Plan, rows: int) -> Maker:
 
 
 def _seconds(call: Callable[[int], object], placement: Placement) -> float:
-    """Mean time of a call, over at least two and about 0.15 s of them."""
+    """Mean time of a call, over at least two and about 0.05 s of them."""
     once = _clock(call, 1)
     calls = max(_LEAST_CALLS, int(_TIMED_SECONDS / max(once, 1e-9)))
     if placement.lockstep:  # a call may wait for the other ranks: all must make as many

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -12,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bif_lightning.data import Batch
+from bif_lightning.metric import Metric
 from bif_lightning.noise import GLOBAL, seed_global, stream_seed
 from bif_lightning.problem import Problem
 from bif_lightning.shards import is_sharded
+from bif_lightning.threads import Steps, on_threads
 from bif_lightning.weights import Bound, Host, Weights, layout_of, sampled_parameters
 
 MOST_BYTES = 1 << 31
@@ -41,9 +42,15 @@ def why_no_gradients(problem: Problem) -> str | None:
     return None
 
 
-def train_gradients(problem: Problem, host: Host, workers: int) -> Float[Tensor, "train weight"]:
-    """Gradient at w* of the loss of each train example, [n, size of the flat vector], nats per weight unit."""
-    return _gradients(problem, host, problem.train_singles, workers)
+def train_gradients(
+    problem: Problem, host: Host, workers: int, steps: Steps | None = None
+) -> Float[Tensor, "train weight"]:
+    """Gradient at w* of the loss of each train example, [n, size of the flat vector], nats per weight unit.
+
+    Args:
+        steps: one for each example.
+    """
+    return _gradients(problem, host, problem.train_singles, workers, steps)
 
 
 def column_gradients(
@@ -51,30 +58,39 @@ def column_gradients(
     host: Host,
     workers: int,
     train: Float[Tensor, "train weight"],
+    metric: Metric,
     directions: Float[Tensor, "direction weight"],
     span: float,
+    steps: Steps | None = None,
 ) -> Float[Tensor, "column weight"]:
     """Gradient of each query loss, and the part within the span of the directions of that of further observables.
 
-    Those need not have a gradient: their slope along q_k is (φ(w* + h·q_k) − φ(w* − h·q_k))/2h.
+    Those need not have a gradient: their slope along d_k = M^(−½)·q_k is (φ(w* + h·d_k) − φ(w* − h·d_k))/2h.
 
     Args:
-        train: gradients of the train examples, which serve as the queries' where the two sets are one.
+        train: gradients of the train examples, whitened, which serve as the queries' where the two sets are one.
+        metric: M, by which the others are whitened too.
         directions, span: q_k, orthonormal rows, and h.
+        steps: one for each query, unless they are the train examples, and for each direction of observables.
     """
-    queries = train if problem.query is problem.train else _gradients(problem, host, problem.query_singles, workers)
+    queries, steps = train, steps or Steps()
+    if problem.query is not problem.train:
+        queries = _gradients(problem, host, problem.query_singles, workers, steps)
+        metric.whiten(queries)
     if not problem.observables:
         return queries
+    lowered = metric.lowered(directions)
 
     def slope(weights: Weights, bound: Bound, k: int) -> Tensor:
         ends = list[Tensor]()
         for sign in (1.0, -1.0):
-            _put(host, weights, directions[k], sign * span)
+            _put(host, weights, lowered[k], sign * span)
             _key_global(problem, host)
             ends.append(problem.measure_columns(bound)[problem.column_counts[0] :])
+        steps.tick()
         return (ends[0] - ends[1]) / (2 * span)
 
-    slopes = torch.stack(side_by_side(host, slope, range(len(directions)), workers))
+    slopes = torch.stack(side_by_side(host, slope, range(len(directions)), workers, steps))
     return torch.cat([queries, slopes.mT.to(queries) @ directions])
 
 
@@ -105,13 +121,17 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _gradients(problem: Problem, host: Host, singles: Sequence[Batch], workers: int) -> Tensor:
+def _gradients(
+    problem: Problem, host: Host, singles: Sequence[Batch], workers: int, steps: Steps | None = None
+) -> Tensor:
+    steps = steps or Steps()
     out = torch.empty(len(singles), host.layout.size, dtype=host.center.dtype, device=host.device)
 
     def row(weights: Weights, bound: Bound, i: int) -> None:
         out[i] = _gradient(problem, host, weights, bound, singles[i])
+        steps.tick()
 
-    side_by_side(host, row, range(len(singles)), workers)
+    side_by_side(host, row, range(len(singles)), workers, steps)
     return out
 
 
@@ -138,9 +158,17 @@ def _backward(problem: Problem, single: Batch, scale: float, module: nn.Module) 
 
 
 def side_by_side(
-    host: Host, function: Callable[[Weights, Bound, int], T], indices: Sequence[int], workers: int
+    host: Host,
+    function: Callable[[Weights, Bound, int], T],
+    indices: Sequence[int],
+    workers: int,
+    steps: Steps | None = None,
 ) -> list[T]:
-    """The function at the snapshot for every index, on threads with weights of their own; results in order."""
+    """The function at the snapshot for every index, on threads with weights of their own; results in order.
+
+    Args:
+        steps: that the function counts, and by which it can be stopped.
+    """
 
     def part(first: int) -> list[T]:
         with torch.enable_grad():
@@ -148,9 +176,6 @@ def side_by_side(
             bound = host.bind(weights)
             return [function(weights, bound, index) for index in indices[first::workers]]
 
-    if workers == 1:
-        return part(0)
-    intra_op = torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(intra_op,)) as pool:
-        parts = list(pool.map(part, range(workers)))
+    calls = [partial(part, first) for first in range(workers)]
+    parts = on_threads(calls, workers, torch.get_num_threads(), steps)
     return [parts[i % workers][i // workers] for i in range(len(indices))]

@@ -23,18 +23,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bif_lightning.data import spread_rows
 from bif_lightning.noise import GLOBAL, seed_global, stream_seed
 from bif_lightning.problem import Minibatch, Problem
-from bif_lightning.weights import Bound, Host, Weights
+from bif_lightning.weights import Bound, Host, Weights, norm_of_snapshot
 
 EXAMPLES = 512
 """Training examples behind the curvature of the whole space, spread over the set; all where there are fewer."""
 
 _RELATIVE_STEP = 1e-3
-_LEAST_NORM = 1e-3  # where all weights are 0
+_COPIES = 4
 _BLOCK = 16  # products that are held at once
 _ONCE_ONLY = (RuntimeError, NotImplementedError)
 
 Part = tuple[Minibatch, float]
 """A minibatch, and the weight of its mean loss in the loss whose Hessian is meant."""
+
+Slopes = Sequence[tuple[Tensor, int]]
+"""Derivatives of a loss that depend on the weights, with their graph, each with its place among the parameters."""
 
 
 class Hessian:
@@ -60,11 +63,13 @@ class Hessian:
         bound: Bound | None = None,
     ) -> None:
         self.problem, self.host, self.parts = problem, host, parts
-        self.step = _RELATIVE_STEP * max(host.norm(host.center), _LEAST_NORM) if step is None else step
+        self.step = _RELATIVE_STEP * norm_of_snapshot(host) if step is None else step
         self.key = key
         self.weights: Weights = weights or host.weights()
         self.bound: Bound = bound or host.bind(self.weights)
         self._once_only = host.sharded
+        # One graph serves all products, where it is one and nobody else moves its weights.
+        self._keeps, self._kept = len(parts) == 1 and weights is None, list[Slopes]()
 
     @classmethod
     def of_training(
@@ -94,6 +99,7 @@ class Hessian:
             if exact is not None:
                 return exact
             self._once_only = True
+            self._kept.clear()
         return torch.cat([seen(torch.stack([self._difference(q) for q in some])) for some in directions.split(_BLOCK)])
 
     def _second_derivatives(self, directions: Tensor, seen: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -108,17 +114,22 @@ class Hessian:
 
     def _part(self, part: Part, directions: Tensor, seen: Callable[[Tensor], Tensor], module: nn.Module) -> Tensor:
         minibatch, share = part
+        slopes = self._kept[0] if self._kept else self._slopes(minibatch, module)
+        if self._keeps and not self._kept:
+            self._kept.append(slopes)
+        blocks = [seen(self._products(slopes, some)) for some in directions.split(_BLOCK)]
+        return torch.cat(blocks) * (share * minibatch.weight / self.problem.loss_scale)
+
+    def _slopes(self, minibatch: Minibatch, module: nn.Module) -> Slopes:
         self._key_global()
-        scale = self.problem.loss_scale
-        loss = self.problem.objective(module, minibatch.batch) * scale
+        loss = self.problem.objective(module, minibatch.batch) * self.problem.loss_scale
         slopes = torch.autograd.grad(loss, self.weights.leaves, create_graph=True, materialize_grads=True)
         curved = [(slope, place) for place, slope in enumerate(slopes) if slope.grad_fn is not None]
         _check_twice([slope for slope, _ in curved])
-        blocks = [seen(self._products(curved, some)) for some in directions.split(_BLOCK)]
-        return torch.cat(blocks) * (share * minibatch.weight / scale)
+        return curved
 
-    def _products(self, slopes: Sequence[tuple[Tensor, int]], directions: Tensor) -> Tensor:
-        """H·q for each row q, of slopes that depend on the weights; each with its place among the parameters."""
+    def _products(self, slopes: Slopes, directions: Tensor) -> Tensor:
+        """H·q for each row q."""
         out, layout = torch.zeros_like(directions), self.host.layout
         for direction, row in zip(directions, out, strict=True) if slopes else ():
             along = layout.pieces(direction)
@@ -149,6 +160,12 @@ class Hessian:
     def _key_global(self) -> None:
         if self.problem.stochastic:
             seed_global(self.host.device, stream_seed(self.key, GLOBAL))
+
+
+def examples_in_a_pass(batch_size: int) -> int:
+    """So few that second derivatives, which hold several copies of all activations, take about the memory of a gradient
+    of so large a minibatch."""
+    return max(1, batch_size // _COPIES)
 
 
 def _check_twice(slopes: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """The closed form: influence under a Gaussian posterior, of losses that are linear where it lies.
 
-With l_i(w) ≈ l_i(w*) + g_i·(w − w*) and p = N(w*, Σ), Σ = (nβ·Q·H·Qᵀ + γ·I)⁻¹,
+In the coordinates u = M^½·w of the pull's metric (`bif_lightning.metric`), where gradients are g = M^(−½)·∇l, with
+l_i(u) ≈ l_i(u*) + g_i·(u − u*) and p = N(u*, Σ), Σ = (nβ·Qᵀ·H·Q + γ·I)⁻¹,
 
     Cov(l_i, φ_j) = g_iᵀΣg_j = g_i·g_j/γ + Σ_k (v_k − 1/γ)·(q_k·g_i)(q_k·g_j),   v_k = 1/(nβ·h_k + γ),
 
@@ -28,7 +29,7 @@ class Linear:
 
     Attributes:
         normal: the posterior.
-        train: gradients of the train losses, nats per weight unit.
+        train: gradients of the train losses, whitened by its metric, nats per weight unit.
         columns: gradients of the columns.
         train_along, columns_along: q_k·g, float64, on the CPU.
         variances: v_k.
@@ -69,6 +70,11 @@ class Linear:
     def groups(self) -> int:
         """Groups of training examples that the curvature was measured on."""
         return len(self.deviations)
+
+    def held(self) -> list[Tensor]:
+        """The tensors that take memory."""
+        factors = [side for each in self.normal.metric.factors for side in (each.left, each.right) if side is not None]
+        return [self.train, self.columns, self.normal.directions, *factors]
 
     def products(self, rows: slice) -> Products:
         """Covariances of some train rows with all columns, for each group to first order; their mean is exact."""

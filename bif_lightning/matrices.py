@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 
 from bif_lightning.blocks import Block, Layout, Maker
-from bif_lightning.diagnostics import score_agreement, top_stability
+from bif_lightning.diagnostics import group_agreement, score_agreement, top_stability
 from bif_lightning.label_sums import Labels as Labels
 from bif_lightning.placement import Placement
 from bif_lightning.result import LabelMeans
@@ -60,9 +60,10 @@ class Matrices:
         """All blocks are in."""
         self._storage.close()
 
-    def agreement(self) -> float:
-        """Spearman agreement of the influence from one half of the chains (or draws) with the other."""
-        return score_agreement(torch.from_numpy(self._early), torch.from_numpy(self._late))
+    def agreement(self) -> tuple[float, float]:
+        """Of the influence from one half of the chains (or draws) with the other: on ranks, and on groups."""
+        halves = torch.from_numpy(self._early), torch.from_numpy(self._late)
+        return score_agreement(*halves), group_agreement(*halves)
 
     def stability(self) -> Float64[np.ndarray, " query"]:
         """Share of each query's extremes by one half of the draws that the other finds; NaN for those not compared."""

@@ -43,10 +43,13 @@ class DividedBatches(list[tuple[Batch, int]]):
         return [self[min(index, len(self) - 1)] for index in mine]
 
     def assembled(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The values of all batches, in order, from those of `own` on every rank. Collective."""
+        """The values [example, ...] of all batches, in order, from those of `own` on every rank. Collective.
+
+        Of one shape, but for the number of examples.
+        """
         size = max(count for _, count in self)
-        padded = torch.stack([nn.functional.pad(value, (0, size - len(value))) for value in values])
-        parts = self.split.gathered(padded)
+        lacking = [value.new_zeros(size - len(value), *value.shape[1:]) for value in values]
+        parts = self.split.gathered(torch.stack([torch.cat(pair) for pair in zip(values, lacking, strict=True)]))
         return [parts[b % self.split.parts][b // self.split.parts, :count] for b, (_, count) in enumerate(self)]
 
 

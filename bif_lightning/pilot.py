@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bif_lightning.chain import Plan, Walker
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.diagnostics import left_posterior
+from bif_lightning.diagnostics import group_agreement, left_posterior
 from bif_lightning.noise import DATA, seed_global, stream_seed
 from bif_lightning.problem import Problem
 from bif_lightning.weights import Host
@@ -49,6 +49,7 @@ class Pilot:
         dimension: effective dimension, see above; NaN if diverged, as all that follows.
         nonlinearity: share of the even parts in the variance of the single losses, 0 to 1.
         memory: steps in which the odd parts forget, 1/e of their correlation left.
+        agreement: of the two chains, on the influence of random groups of examples (`diagnostics.group_agreement`).
     """
 
     sampler: SGLD
@@ -59,6 +60,21 @@ class Pilot:
     dimension: float = math.nan
     nonlinearity: float = math.nan
     memory: float = math.nan
+    agreement: float = math.nan
+
+    def draws_for(self, reliability: float, thinning: float) -> float:
+        """Draws, so many steps apart, with which two estimates would agree so far on groups of examples.
+
+        Estimates of N independent draws each agree at N/(N + D), and D follows from the chains of the pilot, whose
+        draws count as independent: what they lack of that, they also lack of the spread of longer chains. Draws that
+        are k steps apart, and so correlated by e^{−k/m} at a memory of m steps, are worth N·tanh(k/m) of them.
+        Infinite where the chains of the pilot do not agree at all.
+        """
+        if not self.agreement > 0:
+            return math.inf
+        unresolved = (DRAWS - DRAWS // _SETTLING) * (1 - self.agreement) / self.agreement
+        worth = math.tanh(thinning / self.memory) if self.memory > 0 else 1.0
+        return unresolved * reliability / (1 - reliability) / worth
 
 
 def small_problem(problem: Problem, host: Host, seed: int) -> Problem:
@@ -120,6 +136,7 @@ def run_pilot(
         dimension=2 * sampler.inverse_temperature * float(even[:, start:].mean()),
         nonlinearity=_nonlinearity(odd[:, start:], even[:, start:]),
         memory=_memory(odd[:, start:], spacing),
+        agreement=_agreement(odd[:, start:]),
     )
 
 
@@ -170,3 +187,16 @@ def _memory(odd: Tensor, spacing: int) -> float:
         return math.nan
     correlation = float((odd[:, :-1] * odd[:, 1:]).sum()) / ends
     return -spacing / math.log(min(max(correlation, 1e-3), 0.999))
+
+
+def _agreement(odd: Tensor) -> float:
+    """Of the covariances that the two chains find, each example with all others; the odd parts have mean 0."""
+    one, other = (_with_others(chain.mT @ chain) for chain in odd)
+    return group_agreement(one, other)
+
+
+def _with_others(products: Tensor) -> Tensor:
+    """Without what each example has to do with itself: the mean of its column stands there."""
+    count = len(products)
+    own = torch.eye(count, dtype=torch.bool)
+    return torch.where(own, products.masked_fill(own, 0).sum(0) / max(count - 1, 1), products)

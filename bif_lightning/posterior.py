@@ -14,7 +14,7 @@ def energy(mean_loss: float, squared_distance: float, sampler: Sampler) -> float
 
     Args:
         mean_loss: L(w), nats.
-        squared_distance: ‖w − w*‖², squared weight units.
+        squared_distance: ‖w − w*‖², squared weight units, in the metric of the pull.
     """
     return (sampler.inverse_temperature or 0.0) * mean_loss + 0.5 * (sampler.localization or 0.0) * squared_distance
 

@@ -16,8 +16,8 @@ _SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditi
 _MOST_LABELS = 12  # a wider table wraps on a usual terminal
 _MOST_ERRORS = 5  # and so does one of values with their errors
 _DIAGNOSTICS = (
-    "snapshot_loss", "llc", "llc_standard_error", "rhat", "ess", "drift", "score_agreement", "noise_ratio", "llc_ratio",
-    "control_agreement", "seconds",
+    "snapshot_loss", "llc", "llc_standard_error", "rhat", "ess", "drift", "score_agreement", "group_agreement",
+    "noise_ratio", "llc_ratio", "control_agreement", "seconds",
 )  # fmt: skip
 _WIDTH = 110
 _IN_DOUBT = "?"
@@ -26,8 +26,9 @@ LLC         local learning coefficient of the snapshot, nat, ± standard error
 R-hat       near 1: the chains agree on the mean loss; this says nothing of the influence
 ESS         effective number of draws behind the mean loss
 drift       change of the mean loss from first to second half, in standard errors; beyond ±3 chains still move
-agreement   rank agreement of the influence between two halves of the chains, or, of Subspace, of the examples
+ranks       rank correlation of the influence between two halves of the chains, or, of Subspace, of the examples
             behind its curvature: 1 = same order, 0 = chance
+groups      the same of the plain correlation: how far the halves agree on sums over groups of train examples
 noise       of minibatches, in that of the sampler itself; above 1 the draws are hotter than the posterior
 LLC ratio   LLC over what the curvature at w* explains: 1 = quadratic, below 0 = drift, far above 1 = not local
 control     rank agreement of the influence with that of noise alone, without data
@@ -80,8 +81,8 @@ def _label_means(data: xr.Dataset) -> dict[str, Any] | None:
 def summary_text(summary: Mapping[str, Any]) -> str:
     """The answer of `summary` as tables."""
     steps: list[dict[str, Any]] = summary["steps"]
-    head = ["step", "verdict", "loss at w*", "LLC", "R-hat", "ESS", "drift", "agreement"]
-    head += ["noise", "LLC ratio", "control", "chains", "seconds"]
+    head = ["step", "verdict", "loss at w*", "LLC", "R-hat", "ESS", "drift", "ranks"]
+    head += ["groups", "noise", "LLC ratio", "control", "chains", "seconds"]
     rows = [
         [
             str(row["step"]),
@@ -92,6 +93,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             number(row.get("ess")),
             number(row.get("drift"), 2),
             number(row.get("score_agreement"), 2),
+            number(row.get("group_agreement"), 2),
             number(row.get("noise_ratio"), 2),
             number(row.get("llc_ratio"), 2),
             number(row.get("control_agreement"), 2),

@@ -103,6 +103,8 @@ class Diagnostics:
         score_agreement: median over queries of the Spearman correlation between the influence columns of one
             half of the chains and the other half; of `Subspace`, between two halves of the training examples that the
             curvature was measured on. Agreement of noise only: a bias agrees with itself.
+        group_agreement: median over queries of the correlation of these two columns, which is that of the summed
+            influence of random groups of train examples by either half (`diagnostics.group_agreement`).
         noise_ratio: variance that minibatches give a step of SGLD, in that of its own noise, in the direction where it
             is largest; above about 1 the draws are hotter than the posterior. NaN where it was not measured.
         llc_ratio: LLC over half the effective dimension of the loss at w*, which it is near a minimum. Below 0 = drift,
@@ -118,6 +120,7 @@ class Diagnostics:
     llc_standard_error: float
     drift: float
     score_agreement: float
+    group_agreement: float = math.nan
     noise_ratio: float = math.nan
     llc_ratio: float = math.nan
     control_agreement: float = math.nan
@@ -183,6 +186,8 @@ class Estimate:
             the draws that the other half finds too (of `Subspace`, by halves as for `score_agreement`); NaN for queries
             that were not compared (64 at most are). None where it was not computed.
         tokens: influence token by token, where `per_token` asked for it; else None.
+        reasons: how the settings were found, in words; empty for settings that were given.
+        lasting: whether the settings are those of the run; else they were found for this snapshot alone.
     """
 
     losses: Influence
@@ -207,6 +212,8 @@ class Estimate:
     notes: tuple[str, ...] = field(default=())
     top_stability: Float[np.ndarray, " query"] | None = None
     tokens: Tokens | None = None
+    reasons: str = ""
+    lasting: bool = True
 
     @property
     def influence(self) -> Float32[np.ndarray, "train query"]:
@@ -226,4 +233,9 @@ class Estimate:
     def settings(self) -> dict[str, Any]:
         """Sampler and chain settings as plain JSON-able values."""
         kind = {"kind": type(self.sampler).__name__}
-        return {"sampler": kind | asdict(self.sampler), "chains": asdict(self.chains)}
+        return {
+            "sampler": kind | asdict(self.sampler),
+            "chains": asdict(self.chains),
+            "reasons": self.reasons,
+            "lasting": self.lasting,
+        }

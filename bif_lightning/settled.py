@@ -1,4 +1,4 @@
-"""What the first snapshot of a run settles on, and all others keep: the sampler and its chains. No torch."""
+"""What a snapshot settles on, and later ones of its run keep: the sampler and its chains. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,21 +9,25 @@ from bif_lightning.config import Chains, Sampler
 
 @dataclass(frozen=True)
 class Settled:
-    """What all snapshots of a run use.
+    """The settings of a snapshot.
 
     Attributes:
         sampler, chains: the settings.
         reasons: how they were found, in words; empty for settings that were given.
+        lasting: whether later snapshots keep them. Weights that have learned nothing yet have settings that do not stay
+            right, which serve one snapshot alone.
     """
 
     sampler: Sampler
     chains: Chains
     reasons: str = ""
+    lasting: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, the kind of the sampler by name."""
         kind, settings = type(self.sampler).__name__, asdict(self.sampler)
-        return {"kind": kind, "sampler": settings, "chains": asdict(self.chains), "reasons": self.reasons}
+        chains, words = asdict(self.chains), {"reasons": self.reasons, "lasting": self.lasting}
+        return {"kind": kind, "sampler": settings, "chains": chains} | words
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Settled":
@@ -36,7 +40,7 @@ class Settled:
         if values["kind"] not in kinds:
             raise ValueError(f"sampler kind {values['kind']!r} is unknown; this version has {', '.join(kinds)}")
         sampler = kinds[values["kind"]](**values["sampler"])
-        return cls(sampler, Chains(**values["chains"]), values["reasons"])
+        return cls(sampler, Chains(**values["chains"]), values["reasons"], values.get("lasting", True))
 
 
 def with_draws(settled: Settled, num_draws: int) -> Settled:

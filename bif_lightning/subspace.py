@@ -1,8 +1,9 @@
-"""A Gaussian posterior whose curvature is known in a few directions: N(w*, Σ), Σ = (nβ·Q·diag(h)·Qᵀ + γ·I)⁻¹.
+"""A Gaussian posterior whose curvature is known in a few directions: N(u*, Σ), Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹.
 
-Q holds K orthonormal directions as rows, h the eigenvalues of the Hessian of the mean loss in their span, clipped at 0.
-All other directions feel the pull γ alone. It is the Laplace approximation of the localized posterior (MacKay 1992),
-with the Hessian restricted to where the examples' gradients lie.
+It lies in the coordinates u = M^½·w, in which the pull is isotropic (`bif_lightning.metric`). Q holds K orthonormal
+directions as rows, h the eigenvalues of the Hessian of the mean loss in their span, clipped at 0. All other directions
+feel the pull γ alone. It is the Laplace approximation of the localized posterior (MacKay 1992), with the Hessian
+restricted to where the examples' gradients lie.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from bif_lightning.metric import Metric
 
 _ROWS, _WEIGHTS = 128, 1 << 14  # of a matrix product
 _STEPS = 60  # of a bisection over 16 decades: further ones change no digit
@@ -69,18 +72,20 @@ def _gram(rows: Float[Tensor, "row weight"], workers: int) -> Float[Tensor, "row
 
 @dataclass(frozen=True)
 class Normal:
-    """N(w*, Σ) with Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹, without its mean.
+    """N(u*, Σ) with Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹, without its mean.
 
     Attributes:
         directions: Q, orthonormal rows, eigenvectors of the Hessian in their span.
         curvature: h, its eigenvalues there, 0 or above, in nats per squared weight unit.
         inverse_temperature, localization: nβ and γ.
+        metric: M, of the coordinates u = M^½·w.
     """
 
     directions: Float[Tensor, "direction weight"]
     curvature: Float[Tensor, " direction"]
     inverse_temperature: float
     localization: float
+    metric: Metric = Metric()  # noqa: RUF009 - it is frozen
 
     @classmethod
     def of(
@@ -89,11 +94,12 @@ class Normal:
         hessian: Float[Tensor, "direction direction"],
         inverse_temperature: float,
         localization: float,
+        metric: Metric = Metric(),  # noqa: B008 - it is frozen
     ) -> tuple["Normal", Float[Tensor, "direction direction"]]:
         """From any basis of the span and the Hessian in it (its symmetric part); also its eigenvectors, as columns."""
         values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
         own = vectors.mT.to(directions) @ directions
-        return cls(own, values.clamp(min=0), inverse_temperature, localization), vectors
+        return cls(own, values.clamp(min=0), inverse_temperature, localization, metric), vectors
 
     @property
     def variances(self) -> Float[Tensor, " direction"]:
@@ -106,8 +112,10 @@ class Normal:
         return effective_dimension(self.curvature, self.localization / self.inverse_temperature)
 
     def color(self, standard: Float[Tensor, " weight"]) -> Float[Tensor, " weight"]:
-        """QᵀVQ·ξ with V = diag(1/√(nβ·h_k + γ)): the part within the span of a draw of N(0, Σ), for ξ ~ N(0, I)."""
-        return (self.variances.sqrt().to(standard) * (self.directions @ standard)) @ self.directions
+        """M^(−½)·QᵀVQ·ξ with V = diag(1/√(nβ·h_k + γ)): in the weights, the part within the span of a draw of
+        N(0, Σ), for ξ ~ N(0, I)."""
+        drawn = (self.variances.sqrt().to(standard) * (self.directions @ standard)) @ self.directions
+        return self.metric.lowered(drawn[None])[0]
 
 
 def turned(

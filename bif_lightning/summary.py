@@ -13,6 +13,7 @@ from bif_lightning.checks import Checks, check
 from bif_lightning.config import SGLD, Sampler, Subspace
 from bif_lightning.diagnostics import drift, effective_sample_size, local_learning_coefficient, split_rhat
 from bif_lightning.matrices import ROUND_BYTES, Labels, Matrices, compute, specs
+from bif_lightning.metric import metric_bytes
 from bif_lightning.placement import Placement
 from bif_lightning.recorder import Record, batch_lengths, is_paired, moment_bytes, trace_bytes
 from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, Traces
@@ -121,7 +122,7 @@ def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> i
     item, layout = plan.host.center.element_size(), plan.host.layout
     largest = max(shape.numel() for shape in layout.shapes)
     vectors = 1 + max(workers * (2 + (2 if _is_preconditioned(plan.sampler) else 0)), vectors_held(plan))
-    held = [] if plan.linear is None else [plan.linear.train, plan.linear.columns, plan.linear.normal.directions]
+    held = [] if plan.linear is None else plan.linear.held()
     held += [] if plan.directions is None else [plan.directions]
     shape = plan.problem.num_train, sum(plan.problem.column_counts)
     draws = trace_bytes(plan.chains, *shape, item) if plan.traces else moment_bytes(plan.chains, *shape)
@@ -130,7 +131,8 @@ def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> i
     gradients = sum(each.nbytes for each in {id(each): each for each in held}.values())
     if not held and isinstance(plan.sampler, Subspace):  # before they are there
         others = 0 if plan.problem.query is plan.problem.train else shape[1]
-        gradients = (shape[0] + others + min(plan.sampler.num_directions, shape[0])) * layout.size * item
+        gradients = (shape[0] + others + 2 * min(plan.sampler.num_directions, shape[0])) * layout.size * item
+        gradients += metric_bytes(layout.places, item) if plan.sampler.metric == "kronecker" else 0
     tokens = 0
     if plan.token_losses is not None and not held:
         tokens = min(token_bytes(*plan.token_losses, plan.chains.num_chains, plan.chains.num_draws), MOST_BYTES)
@@ -206,13 +208,15 @@ def _influence(name: str, unit: str, columns: tuple[str, ...] | None, matrices: 
 
 
 def _diagnostics(losses: torch.Tensor, llc: tuple[float, float], matrices: Matrices, checks: Checks) -> Diagnostics:
+    ranks, groups = matrices.agreement()
     return Diagnostics(
         rhat=split_rhat(losses),
         ess=effective_sample_size(losses),
         llc=llc[0],
         llc_standard_error=llc[1],
         drift=drift(losses),
-        score_agreement=matrices.agreement(),
+        score_agreement=ranks,
+        group_agreement=groups,
         noise_ratio=checks.noise_ratio,
         llc_ratio=checks.llc_ratio,
         control_agreement=checks.agreement(matrices.influence),

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bif_lightning.calibration import Calibrated, find_settings, stiffness
+from bif_lightning.calibration import Calibrated, find_settings
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data import Collate, Examples, MapDataset, check_map_style
 from bif_lightning.observables import LossFn, mean_of
@@ -17,6 +17,7 @@ from bif_lightning.plots.sweep import Cell, sweep
 from bif_lightning.problem import Problem
 from bif_lightning.settled import Settled
 from bif_lightning.stage import placement_of, ready_for, to_device_of
+from bif_lightning.stiffness import stiffness
 from bif_lightning.token_values import present
 from bif_lightning.weights import Host
 

@@ -11,15 +11,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bif_lightning.storage import Spec, Storage
-from bif_lightning.token_products import Law, Side, Values
+from bif_lightning.token_products import Law, Product, Side, Values
 
 Quantity = Literal["correlation", "influence"]
 
 MOST_BYTES = 1 << 30
 """Memory that token traces, or a token matrix, may take: 1 GiB; beyond, they lie in a temporary file."""
 
-_TILE_BYTES = 1 << 23  # of the products of one tile, to stay in cache while they are summed
+_TILE_BYTES = 1 << 21  # of the products of one tile, to stay in cache while they are summed
 _VALUE_BYTES = 1 << 26  # of what is known of the tokens of one tile
+_BAND_BYTES, _LEAST_BAND = 1 << 24, 64  # of the rows that are made at a time, and how many these are at least
 _SKEWNESS, _MOST_SKEWED = 1.08, 2.0  # as in `errors.skewed`
 
 Entries = tuple[Float[np.ndarray, "row column"], Float[np.ndarray, "row column"]]
@@ -108,21 +109,30 @@ class TokenBlocks:
         *,
         errors: bool = True,
         budget: int = MOST_BYTES,
+        product: Product = np.matmul,
     ) -> TokenMatrix:
         """All entries of these tokens; beyond the budget (bytes) in a temporary file.
+
+        Args:
+            product: multiplies matrices where no errors are asked for.
 
         Raises:
             OSError: there is no room for the file.
         """
         storage = Storage([Spec((len(rows), len(columns)), np.float32)] * (1 + errors), budget)
         standardized = quantity == "correlation"
-        held = None
+        held, at_once = None, self.width
         if len(columns) <= self.width:
             held = list(self.sides(self.query, columns, standardized=standardized))
-        for here, side in self.sides(self.train, rows, standardized=standardized):
+            fitting = _BAND_BYTES // (4 * (1 + errors) * max(1, len(columns)))
+            at_once = min(at_once, max(_LEAST_BAND, fitting))
+        for here, side in self.sides(self.train, rows, standardized=standardized, at_once=at_once):
             band = np.empty((1 + errors, len(side), len(columns)), np.float32)
             for there, other in held or self.sides(self.query, columns, standardized=standardized):
-                self._fill(band[:, :, there], side, other, quantity)
+                if errors:
+                    self._fill(band[:, :, there], side, other, quantity)
+                else:
+                    self._fill_values(band[0, :, there], self.law.covariance(side, other, product), quantity)
             for place, part in enumerate(band):
                 storage.write(place, here, part)
         storage.close()
@@ -135,22 +145,32 @@ class TokenBlocks:
         return max(1, _VALUE_BYTES // self.item)
 
     def sides(
-        self, source: Source, tokens: Int[np.ndarray, " token"], *, standardized: bool = False
+        self,
+        source: Source,
+        tokens: Int[np.ndarray, " token"],
+        *,
+        standardized: bool = False,
+        at_once: int | None = None,
     ) -> Iterator[tuple[slice, Side]]:
         """The tokens, so many at a time, with their places among all; in units of their standard deviations or not.
 
         A loss that never varied is NaN in units of its own.
         """
-        for here in _slices(len(tokens), self.width):
+        for here in _slices(len(tokens), at_once or self.width):
             side = self.law.side(source.take(tokens[here]))
             with np.errstate(divide="ignore", invalid="ignore"):
                 yield here, side.scaled(1 / np.sqrt(self.law.share @ side.variance)) if standardized else side
 
+    @staticmethod
+    def _fill_values(
+        out: Float[np.ndarray, "row column"], covariance: Float[np.ndarray, "row column"], quantity: Quantity
+    ) -> None:
+        if quantity == "influence":
+            np.negative(covariance, out=out, casting="same_kind")
+        else:
+            np.clip(covariance, -1, 1, out=out, casting="same_kind")
+
     def _fill(self, out: Float[np.ndarray, "kind row column"], train: Side, query: Side, quantity: Quantity) -> None:
-        if len(out) == 1:
-            covariance = self.law.covariance(train, query)
-            out[0] = -covariance if quantity == "influence" else np.clip(covariance, -1, 1)
-            return
         side = max(1, int((_TILE_BYTES / (train.values.itemsize * len(self.law.share))) ** 0.5))
         across = [(columns, query.part(columns)) for columns in _slices(len(query), side)]
         for rows in _slices(len(train), side):

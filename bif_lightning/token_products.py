@@ -6,6 +6,7 @@ directions, Cov = J·V·Jᵀ, and group g of training examples, whose curvature 
 Z_g = Cov − nβ·(J·V)·D_g·(J·V)ᵀ (`linear`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +19,10 @@ _CENTRE_PARTS = 4  # of a single chain, as in `errors.centre`
 
 Values = np.ndarray
 """What is known of some tokens: changes of their losses [chain, draw, token], or slopes [direction, token]."""
+
+
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Multiplies two matrices."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,10 @@ class Drawn:
             np.matmul(rows.T, query.values[chain, start:stop], out=out[place])
         return out
 
-    def covariance(self, train: Side, query: Side) -> Float[np.ndarray, "row column"]:
+    def covariance(self, train: Side, query: Side, product: Product = np.matmul) -> Float[np.ndarray, "row column"]:
         """Cov alone, by one matrix product."""
         rows, columns = (side.values.reshape(-1, len(side)) for side in (train, query))
-        return (rows.T @ columns) * (self._scale / len(rows))
+        return product((rows * rows.dtype.type(self._scale / len(rows))).T, columns)
 
     @property
     def _scale(self) -> float:
@@ -149,9 +154,9 @@ class Linearized:
         each = self.covariance(train, query) - np.stack([rows.T @ (change @ columns) for change in self.changes])
         return each / len(self.changes)
 
-    def covariance(self, train: Side, query: Side) -> Float[np.ndarray, "row column"]:
+    def covariance(self, train: Side, query: Side, product: Product = np.matmul) -> Float[np.ndarray, "row column"]:
         """Cov alone, by one matrix product."""
-        return (self.variances[:, None] * train.values).T @ query.values
+        return product((self.variances[:, None] * train.values).T, query.values)
 
 
 Law = Drawn | Linearized

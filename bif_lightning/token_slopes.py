@@ -33,8 +33,8 @@ def token_slopes(
     By forward-mode derivatives; where an operation of the model has none, by (l(w* + h·q) − l(w* − h·q))/2h.
 
     Args:
-        directions: q_k, orthonormal rows.
-        span: h, in weight units.
+        directions: q_k, rows of any length.
+        span: h, in units of the rows' length.
         placement: the ranks.
 
     Raises:

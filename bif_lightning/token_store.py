@@ -88,11 +88,10 @@ def gathered(
     store: TokenStore, chains: Sequence[int], placement: Placement, *, everywhere: bool, scratch: Path | None
 ) -> TokenStore | None:
     """What all ranks have stored of these chains, on rank 0 or everywhere; None elsewhere. Collective."""
-    alone = placement.world_size == 1
-    if alone and tuple(chains) == store.chains:
-        store.close()
-        return store
     kept = everywhere or placement.rank == 0
+    if (placement.world_size == 1 or placement.lockstep) and tuple(chains) == store.chains:
+        store.close()
+        return store if kept else None
     with placement.together(_WHAT):
         whole = TokenStore(store.train, store.query, chains, store.num_draws, scratch=scratch) if kept else None
     for chain in chains:  # one at a time: all of them may be more than memory holds

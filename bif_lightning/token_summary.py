@@ -19,6 +19,7 @@ from bif_lightning.token_slopes import token_slopes
 from bif_lightning.token_store import TokenStore, gathered
 from bif_lightning.token_values import TokenValues
 from bif_lightning.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.weights import span_along
 
 IN_SPAN = (
     "influence of single tokens is that of the posterior within the span of the sampler's directions: a token's "
@@ -26,7 +27,6 @@ IN_SPAN = (
     "pull alone makes"
 )
 
-_LEAST_NORM = 1e-3  # where all weights are 0
 _SAMPLED = 64  # tokens of either axis whose draws show how long chains remember
 
 
@@ -91,8 +91,8 @@ def _linear(plan: Plan, losses: tuple[TokenValues, TokenValues], placement: Plac
     linear, host, sampler = plan.linear, plan.host, plan.sampler
     assert linear is not None
     assert isinstance(sampler, Subspace)
-    span = sampler.span * max(host.norm(host.center), _LEAST_NORM)
-    slopes = token_slopes(plan.problem, host, linear.normal.directions, span, placement)
+    lowered = linear.normal.metric.lowered(linear.normal.directions)
+    slopes = token_slopes(plan.problem, host, lowered, span_along(host, lowered, sampler.span), placement)
     train, query = slopes[0].numpy(), slopes[-1].numpy()
     changes = linear.normal.inverse_temperature * linear.deviations
     law = Linearized(linear.variances.numpy(), changes.numpy())

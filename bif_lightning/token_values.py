@@ -98,22 +98,35 @@ class TokenValues:
 
 
 def token_values(function: LossFn, module: nn.Module, batches: Batches) -> TokenValues:
-    """Losses of all tokens of a fixed set.
+    """Losses of all tokens of a fixed set. Collective where ranks measure it together.
 
     Raises:
-        ValueError: the loss function does not return those of tokens, or the module is in shards.
+        ValueError: the loss function does not return those of tokens.
     """
-    if isinstance(batches, DividedBatches):
-        raise ValueError(
-            "per_token=True and a module that is sharded over ranks: losses of single tokens are not gathered there in "
-            "this version; use a strategy that holds the whole model on each rank, or per_token=False"
-        )
+    divided = isinstance(batches, DividedBatches)
+    found = [_measured(function, module, *batch) for batch in (batches.own if divided else batches)]
+    if divided:
+        found = _assembled(batches, found)
     sums, values, masks = list[Tensor](), list[Tensor](), list[Tensor]()
-    for batch, count in batches:
-        losses, mask = by_token(function(module, batch), count)
-        losses, mask = losses.detach(), mask.detach()
+    for (losses, mask), (_, count) in zip(found, batches, strict=True):
         sums.append(checked_rows(losses.where(mask, losses.new_zeros(())), count, "loss_fn"))
         kept = losses[mask]
         values.append(kept if kept.dtype == torch.float64 else kept.float())
         masks.append(mask)
     return TokenValues(torch.cat(sums), torch.cat(values), masks)
+
+
+def _measured(function: LossFn, module: nn.Module, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+    losses, mask = by_token(function(module, batch), count)
+    return losses.detach(), mask.detach()
+
+
+def _assembled(batches: DividedBatches, own: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Losses and masks of all batches, each of a width of its own, from this rank's."""
+    known = batches.assembled([mask.new_full((len(mask),), mask.shape[1], dtype=torch.int64) for _, mask in own])
+    widths = [int(width[0]) for width in known]
+    most = max(widths)
+    wide = [[nn.functional.pad(each, (0, most - each.shape[1])) for each in pair] for pair in own]
+    losses = batches.assembled([pair[0] for pair in wide])
+    masks = batches.assembled([pair[1].to(torch.uint8) for pair in wide])
+    return [(value[:, :w], mask[:, :w].bool()) for value, mask, w in zip(losses, masks, widths, strict=True)]

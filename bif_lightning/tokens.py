@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from bif_lightning.token_device import product_on
 from bif_lightning.token_groups import group_means
 from bif_lightning.token_matrices import MOST_BYTES, Quantity, Source, TokenBlocks, TokenMatrix, Widths
 from bif_lightning.token_products import Drawn, Law
@@ -74,25 +75,38 @@ class Tokens:
     blocks: TokenBlocks
 
     def influence(
-        self, train: int | Sequence[int] | None = None, query: int | Sequence[int] | None = None, *, errors: bool = True
+        self,
+        train: int | Sequence[int] | None = None,
+        query: int | Sequence[int] | None = None,
+        *,
+        errors: bool = True,
+        device: str | None = None,
     ) -> TokenMatrix:
         """−Cov in nat² of all tokens of some train sequences with all tokens of some queries; negative = helps.
 
         Args:
             train, query: sequences, by number; None for all.
             errors: standard errors too, which take many times as long.
+            device: where draws are multiplied, such as "cuda"; None for NumPy on the CPU, as for errors in any case.
 
         Raises:
-            ValueError: there is no such sequence.
+            ValueError: there is no such sequence, or no such device; errors are asked for on a device.
             OSError: the matrix takes more than 1 GiB, and there is no room for a temporary file.
         """
-        return self.matrix(self.train.rows_of(train), self.query.rows_of(query), "influence", errors=errors)
+        rows, columns = self.train.rows_of(train), self.query.rows_of(query)
+        return self.matrix(rows, columns, "influence", errors=errors, device=device)
 
     def correlation(
-        self, train: int | Sequence[int] | None = None, query: int | Sequence[int] | None = None, *, errors: bool = True
+        self,
+        train: int | Sequence[int] | None = None,
+        query: int | Sequence[int] | None = None,
+        *,
+        errors: bool = True,
+        device: str | None = None,
     ) -> TokenMatrix:
         """+Corr of the same tokens, in [−1, 1]; positive = helps. See `influence`."""
-        return self.matrix(self.train.rows_of(train), self.query.rows_of(query), "correlation", errors=errors)
+        rows, columns = self.train.rows_of(train), self.query.rows_of(query)
+        return self.matrix(rows, columns, "correlation", errors=errors, device=device)
 
     def matrix(
         self,
@@ -102,6 +116,7 @@ class Tokens:
         *,
         errors: bool = True,
         budget: int = MOST_BYTES,
+        device: str | None = None,
     ) -> TokenMatrix:
         """Influence or correlation of single tokens.
 
@@ -110,11 +125,15 @@ class Tokens:
             quantity: "influence" or "correlation".
             errors: standard errors too.
             budget: bytes that the result may take in memory; beyond, it lies in a temporary file.
+            device: see `influence`.
 
         Raises:
-            OSError: there is no room for that file.
+            ValueError, OSError: see `influence`.
         """
-        return self.blocks.matrix(train, query, quantity, errors=errors, budget=budget)
+        if device is not None and errors:
+            raise ValueError(f"standard errors are made on the CPU; give errors=False to multiply on {device!r}")
+        product = np.matmul if device is None else product_on(device)
+        return self.blocks.matrix(train, query, quantity, errors=errors, budget=budget, product=product)
 
     def group_means(
         self, train: Sequence[str | None], query: Sequence[str | None], quantity: Quantity = "correlation"

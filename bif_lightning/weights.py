@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ALIGN = 16  # elements: views start on cache lines, as separately allocated tensors do
+_LEAST_NORM = 1e-3  # where all weights are 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Layout:
     def dtype(self) -> torch.dtype:
         """Of the flat vector."""
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
+
+    @property
+    def places(self) -> list[tuple[int, torch.Size]]:
+        """Start and shape of each parameter."""
+        return list(zip(self.starts, self.shapes, strict=True))
 
     def pieces(self, flat: Tensor) -> list[Tensor]:
         """Views of the flat vector, one a parameter, each in its shape."""
@@ -82,6 +88,16 @@ def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) 
     dtypes = tuple(p.dtype for p in parameters.values())
     count = sum(shape.numel() for shape in shapes) if num_weights is None else num_weights
     return Layout(tuple(parameters), shapes, dtypes, tuple(starts), end, count)
+
+
+def norm_of_snapshot(host: "Host") -> float:
+    """‖w*‖, or a little where all weights are 0."""
+    return max(host.norm(host.center), _LEAST_NORM)
+
+
+def span_along(host: "Host", lowered: Float[Tensor, "direction weight"], fraction: float) -> float:
+    """h of differences along directions of the weights: a fraction of ‖w*‖, over their root mean square length."""
+    return fraction * norm_of_snapshot(host) / float(lowered.norm(dim=1).square().mean().sqrt())
 
 
 def _matching(

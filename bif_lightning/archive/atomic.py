@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,10 @@ _PROCESS = secrets.token_hex(4)
 _TEMPORARY = re.compile(r"\..+\.h5\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<process>[0-9a-f]{8})\.[0-9a-f]{8}\.tmp")
 _KEPT = 1 << 16  # bytes of the largest write that is kept in memory after an error
 _ABANDONED_SECONDS = 24 * 3600
+
+
+class DiskFullError(OSError):
+    """There is no room for a file; the message has its path, the bytes wanted, and those that are free."""
 
 
 class Sink(io.RawIOBase):
@@ -39,6 +43,11 @@ class Sink(io.RawIOBase):
         self._size = 0
         self._kept: list[tuple[int, bytes]] = []
         self.failure: OSError | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, also of what an error kept from it."""
+        return self._size
 
     def readable(self) -> bool:
         return True
@@ -100,7 +109,7 @@ def replace_whole(path: Path, nbytes: int) -> Generator[Sink]:
 
     Args:
         path: the final name. Its folder is made where it is missing; an older file there is replaced whole.
-        nbytes: about how many bytes will be written, for the message of an error.
+        nbytes: about how many bytes will be written, for the message of an error; more if more came.
 
     Raises:
         OSError: of the system's own kind (PermissionError, ...), with the path, the bytes wanted and free, and
@@ -111,7 +120,11 @@ def replace_whole(path: Path, nbytes: int) -> Generator[Sink]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _removed_on_error(temporary):
-            yield from _write_and_sync(temporary)
+            with _written_and_synced(temporary) as sink:
+                try:
+                    yield sink
+                finally:
+                    nbytes = max(nbytes, sink.size)  # in small files there is more around the data than data
             os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -135,7 +148,8 @@ def sweep_temporaries(directory: str | os.PathLike[str]) -> list[Path]:
     return removed
 
 
-def _write_and_sync(temporary: Path) -> Iterator[Sink]:
+@contextlib.contextmanager
+def _written_and_synced(temporary: Path) -> Generator[Sink]:
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         sink = Sink(descriptor)
@@ -195,21 +209,25 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room."""
+
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def _explained(error: OSError, path: Path, nbytes: int) -> OSError:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         remedy = "Free some space, choose another dirpath, or write less: precision='10bit', fewer examples, no traces."
     elif error.errno in _FORBIDDEN:
         remedy = "Choose a dirpath that this process may write to."
     else:
         remedy = "Check the disk, or choose another dirpath."
     message = (
-        f"could not write {path} ({error.strerror or error}): it takes about {nbytes:,} bytes before compression, "
+        f"could not write {path} ({error.strerror or error}): it takes about {nbytes:,} bytes, "
         f"and {_free(path)} are free there. Files written earlier are whole, and nothing of this one is left. {remedy}"
     )
+    if error.errno in FULL:
+        return DiskFullError(error.errno, message)
     return OSError(message) if error.errno is None else OSError(error.errno, message)
 
 

@@ -36,9 +36,10 @@ def open_run(directory: str | os.PathLike[str]) -> xr.Dataset:
         - `train_loss`, `train_std`, `query_loss`, `query_std`: over the draws, nats;
         - `<name>_influence`, `<name>_correlation`, ..., `<name>_mean`, `<name>_std` of each further observable;
         - `label_influence`, `label_correlation` (step, train_group, query_group), where there are label means;
-        - along step: rhat, ess, llc, llc_standard_error, drift, score_agreement, noise_ratio, llc_ratio,
-          control_agreement, snapshot_loss, seconds, steps, workers, extra_bytes, num_chains, num_divergences,
-          divergences, notes, settings_json, verdict, verdict_reason; ridge and effective_dimension where there are any;
+        - along step: rhat, ess, llc, llc_standard_error, drift, score_agreement, group_agreement, noise_ratio,
+          llc_ratio, control_agreement, snapshot_loss, seconds, steps, workers, extra_bytes, num_chains,
+          num_divergences, divergences, notes, settings_json, verdict, verdict_reason; ridge and effective_dimension
+          where there are any;
         - `top_stability` (step, query);
         - `metrics` (step, metric), `loss_trace` and `distance_trace` (step, chain, draw);
         - coordinates step, epoch, train, query (row numbers), train_id, train_index, train_label, and of query.

@@ -9,7 +9,7 @@ import numpy as np
 
 DUMP = "bif-lightning-dump"
 SAMPLES = "bif-lightning-samples"
-VERSION = "1.2"
+VERSION = "1.3"
 SAMPLES_FILE = "samples.h5"
 DUMP_NAME = re.compile(r"step=(\d{9,})\.h5")
 CHUNK_VALUES = 256 * 256
@@ -26,6 +26,7 @@ DIAGNOSTICS = {
     "llc_standard_error": ("nat", "Monte Carlo standard error of llc"),
     "drift": ("1", "second-half minus first-half mean loss, in standard errors of that difference"),
     "score_agreement": ("1", "median rank correlation of influence columns between halves of the chains, or examples"),
+    "group_agreement": ("1", "median correlation of influence columns between the same halves"),
     "noise_ratio": (
         "1",
         "variance that minibatches give a step of SGLD, in that of its own noise, where it is largest",

@@ -74,26 +74,31 @@ class StoredTokens:
         """The query tokens that have a loss."""
         return self.tokens.query
 
-    def influence(self, train: Which = None, query: Which = None, *, errors: bool = True) -> xr.Dataset:
+    def influence(
+        self, train: Which = None, query: Which = None, *, errors: bool = True, device: str | None = None
+    ) -> xr.Dataset:
         """−Cov in nat² of all tokens of some train sequences with all tokens of some queries; negative = helps.
 
         Args:
             train, query: sequences, by row of the dump's `train` and `query`; None for all.
             errors: standard errors too, which take many times as long.
+            device: where draws are multiplied, such as "cuda"; None for NumPy on the CPU, as for errors in any case.
 
         Returns:
             `value` and `standard_error` (train_token, query_token), and along either axis `<side>_sequence`,
             `<side>_position`, `<side>_text` (where texts are known), `<side>_loss` in nat.
 
         Raises:
-            ValueError: there is no such sequence.
+            ValueError: there is no such sequence, or no such device; errors are asked for on a device.
             UnreadableFileError: the dump has become unreadable.
         """
-        return self._dataset(train, query, "influence", errors=errors)
+        return self._dataset(train, query, "influence", errors=errors, device=device)
 
-    def correlation(self, train: Which = None, query: Which = None, *, errors: bool = True) -> xr.Dataset:
+    def correlation(
+        self, train: Which = None, query: Which = None, *, errors: bool = True, device: str | None = None
+    ) -> xr.Dataset:
         """+Corr of the same tokens, in [−1, 1]; positive = helps. See `influence`."""
-        return self._dataset(train, query, "correlation", errors=errors)
+        return self._dataset(train, query, "correlation", errors=errors, device=device)
 
     def texts(self, side: SideName, sequence: int) -> list[str] | None:
         """Texts of all tokens of one sequence, also of those without a loss; None where they are not known.
@@ -106,9 +111,11 @@ class StoredTokens:
         found = None if self.samples is None else self.samples[SIDES.index(side)].tokens
         return None if found is None else list(found[sequence])
 
-    def _dataset(self, train: Which, query: Which, quantity: Quantity, *, errors: bool) -> xr.Dataset:
+    def _dataset(
+        self, train: Which, query: Which, quantity: Quantity, *, errors: bool, device: str | None
+    ) -> xr.Dataset:
         rows, columns = self.train.rows_of(train), self.query.rows_of(query)
-        found: TokenMatrix = self.tokens.matrix(rows, columns, quantity, errors=errors)
+        found: TokenMatrix = self.tokens.matrix(rows, columns, quantity, errors=errors, device=device)
         units, sign = ("1", CORRELATION_SIGN) if quantity == "correlation" else ("nat^2", INFLUENCE_SIGN)
         dims, attrs = (
             ("train_token", "query_token"),

@@ -162,6 +162,11 @@ def _variable(run: xr.Dataset, by: str, observable: str) -> str:
         known = [str(each).removesuffix(f"_{by}") for each in run.data_vars if str(each).endswith(f"_{by}")]
         known = [LOSS, *(each for each in known if each != "label")]
         raise ValueError(f"the run has no observable {observable!r}; it has {', '.join(map(repr, known))}")
+    if f"{name}_standard_error" not in run:
+        raise ValueError(
+            f"the run has {name} and no {name}_standard_error, which every dump is written with: some other program "
+            "took it out; read the run from the dumps as they were written"
+        )
     return name
 
 

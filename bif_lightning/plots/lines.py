@@ -67,7 +67,7 @@ def _verdict(estimate: Estimate) -> str:
         f"R-hat {of.rhat:.3f}",
         f"ESS {of.ess:.0f} of {estimate.loss_trace.size} draws",
         f"LLC {of.llc:.3g} ± {of.llc_standard_error:.2g} nats",
-        f"agreement of the scores {of.score_agreement:.2f}",
+        f"agreement on groups {of.group_agreement:.2f}",
     )
     return "     ".join(part for part in parts if "nan" not in part.split("±")[0])
 

@@ -23,6 +23,10 @@ DESCRIPTIONS = {
         "Median over queries of the rank correlation between the influence found by one half of the chains (of "
         "Subspace: of the examples behind its curvature) and by the other, -1 to 1. A bias agrees with itself."
     ),
+    "bif/group_agreement": (
+        "The same of the plain correlation, which is how far both halves agree on random groups of train examples, -1 "
+        "to 1. The verdict asks for it."
+    ),
     "bif/noise_ratio": (
         "Variance that minibatches give a step of SGLD, in that of its own noise, where it is largest: above 1 the "
         "draws are hotter than the posterior."
@@ -80,6 +84,7 @@ def scalars(estimate: Estimate, train: Samples, query: Samples) -> dict[str, flo
         "bif/ess": of.ess,
         "bif/drift": of.drift,
         "bif/score_agreement": of.score_agreement,
+        "bif/group_agreement": of.group_agreement,
         "bif/noise_ratio": of.noise_ratio,
         "bif/llc_ratio": of.llc_ratio,
         "bif/control_agreement": of.control_agreement,

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,8 +19,9 @@ from bif_lightning.trainer.moment import Moment
 _STEP = re.compile(r"step=(\d+)")
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 _SHARDS, ABOUT_SHARDS = ".metadata", "meta.pt"
-_WEIGHTS = ("state_dict.", "model.")
-"""What the names of weights begin with in a folder of shards: of ModelParallelStrategy, of FSDPStrategy."""
+_WEIGHTS = ("state_dict.", "model.", "")
+"""What the names of weights begin with in a folder of shards: of ModelParallelStrategy, of FSDPStrategy, of none. A
+module may itself have a part of such a name."""
 
 
 class UnreadableCheckpointError(ValueError):
@@ -80,7 +82,8 @@ def look_at(path: Path) -> Saved:
     Raises:
         UnreadableCheckpointError: it cannot be read, or does not say its step.
     """
-    about = _load(path / ABOUT_SHARDS if _is_sharded(path) else path)
+    sharded = _is_sharded(path)
+    about = {} if sharded and not (path / ABOUT_SHARDS).exists() else _load(path / ABOUT_SHARDS if sharded else path)
     step = about.get("global_step")
     if step is None and (named := _STEP.search(path.name)):
         step = int(named.group(1))
@@ -165,12 +168,18 @@ def _some(verb: str, names: list[str]) -> str:
 
 def _load_shards(module: nn.Module, path: Path) -> None:
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    prefix = next((each for each in _WEIGHTS if any(name.startswith(each) for name in stored)), _WEIGHTS[0])
     own = module.state_dict()
+    prefix = max(_WEIGHTS, key=lambda each: (sum(each + name in stored for name in own), _begins(each, stored)))
     _check_keys(module, own, [name.removeprefix(prefix) for name in stored if name.startswith(prefix)], path)
     together = torch.distributed.is_initialized()
-    load_shards({prefix[:-1]: own}, checkpoint_id=path, no_dist=not together)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load_shards({prefix[:-1]: own} if prefix else own, checkpoint_id=path, no_dist=not together)
     module.load_state_dict(own)
+
+
+def _begins(prefix: str, names: Iterable[str]) -> bool:
+    return any(name.startswith(prefix) for name in names)
 
 
 def _load(path: Path) -> Mapping[str, Any]:

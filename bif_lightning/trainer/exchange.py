@@ -1,6 +1,7 @@
 """The chains of one snapshot divided among workers that share a folder: each leaves the outcomes of those it ran."""
 
 import hashlib
+import io
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,10 @@ from bif_lightning.estimator import Outcome
 from bif_lightning.moments import Moments
 from bif_lightning.recorder import Record
 from bif_lightning.result import Divergence
-from bif_lightning.workers import Progress
+from bif_lightning.threads import Progress
 
 _POLL_SECONDS = 0.5
-Runner = Callable[[Sequence[int]], list[Outcome]]
+Runner = Callable[[Sequence[int], Progress], list[Outcome]]
 
 
 @dataclass
@@ -56,20 +57,21 @@ class ChainExchange:
         while True:
             found |= {chain: outcome for chain in missing if (outcome := self._read(chain, key)) is not None}
             missing = [chain for chain in missing if chain not in found]
-            fresh = self._run_free(missing, run, at_once, key)
+            told = _beyond(len(found), len(chains), plan.chains.num_steps, beat)
+            fresh = self._run_free(missing, run, at_once, key, told)
             if not missing and self.finishes:
                 return [found[chain] for chain in chains]
             if not fresh:
                 if not self.finishes:
                     return None
-                beat(len(found), len(chains))
+                told(0, 0)
                 time.sleep(_POLL_SECONDS)
 
     def clear(self) -> None:
         """The dump is written: no outcome is needed any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _run_free(self, missing: Sequence[int], run: Runner, at_once: int, key: str) -> int:
+    def _run_free(self, missing: Sequence[int], run: Runner, at_once: int, key: str, told: Progress) -> int:
         """Run as many chains that nobody works on as run at once; how many these were."""
         with ExitStack() as held:
             mine = list[int]()
@@ -77,7 +79,7 @@ class ChainExchange:
                 if len(mine) < at_once and held.enter_context(self.claims.claimed(self._name(chain))):
                     mine.append(chain)
             mine = [chain for chain in mine if self._read(chain, key) is None]  # left just before it was claimed
-            for outcome in run(mine) if mine else ():
+            for outcome in run(mine, told) if mine else ():
                 self._write(outcome, key)
                 self.ran += 1
             return len(mine)
@@ -90,9 +92,10 @@ class ChainExchange:
 
     def _write(self, outcome: Outcome, key: str) -> None:
         values = asdict(outcome) if isinstance(outcome, Divergence) else _plain(outcome)
-        content = {"key": key, "kind": type(outcome).__name__, "outcome": values}
-        with replace_whole(self._path(outcome.chain), 0) as sink:
-            torch.save(content, cast(Any, sink))
+        content = io.BytesIO()
+        torch.save({"key": key, "kind": type(outcome).__name__, "outcome": values}, content)
+        with replace_whole(self._path(outcome.chain), content.tell()) as sink:
+            sink.write(content.getbuffer())
 
     def _read(self, chain: int, key: str) -> Outcome | None:
         try:
@@ -103,6 +106,15 @@ class ChainExchange:
             return None
         values = content["outcome"]
         return Divergence(**values) if content["kind"] == Divergence.__name__ else _record(values)
+
+
+def _beyond(found: int, chains: int, steps: int, beat: Progress) -> Progress:
+    """Progress of some chains, as that of all: `found` of them are there, of so many steps each."""
+
+    def told(done: int, _: int) -> None:
+        beat(found * steps + done, chains * steps)
+
+    return told
 
 
 def _key(plan: Plan) -> str:

@@ -1,6 +1,7 @@
 """What may go wrong with a snapshot, on this rank or another, and what it means for the training."""
 
-from bif_lightning.placement import OutOfStepError, PeerFailedError
+from bif_lightning.archive.atomic import FULL, DiskFullError
+from bif_lightning.meeting import OutOfStepError, PeerFailedError
 
 
 class TrainingDisturbedError(RuntimeError):
@@ -24,6 +25,11 @@ def is_fatal(error: Exception) -> bool:
 def is_of_files(error: Exception) -> bool:
     """Whether an error, of this rank or another, is about files."""
     return isinstance(error, OSError) or _names(error) <= {cls.__name__ for cls in (OSError, *OSError.__subclasses__())}
+
+
+def is_full(error: Exception) -> bool:
+    """Whether there is no room for files, on this rank or another."""
+    return DiskFullError.__name__ in _names(error) or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _names(error: Exception) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Control-C waits for a moment at which it can do no harm: between two steps of a chain, or after the snapshot.
+"""Control-C and SIGTERM wait for a moment at which they can do no harm: between two steps, or after the snapshot.
 
 Python raises KeyboardInterrupt between any two instructions of the main thread: also while the guard puts the
 training back, while a module wears the weights of a chain, and inside HDF5, whose file then cannot be closed.
@@ -10,12 +10,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from bif_lightning.threads import Progress
+from bif_lightning.trainer.failures import PreemptedError
+
 _pending = threading.Event()
 
 
 @contextmanager
 def interrupts_wait() -> Generator[None]:
-    """Hold the first SIGINT back, until `stop_if_interrupted` is called or the block ends; a second acts at once.
+    """Hold the first SIGINT back, until `end_if_asked` is called or the block ends; a second acts at once.
 
     Does nothing where SIGINT has another handler than Python's own, in a block inside this one, and in other threads
     than the main one, which never get a KeyboardInterrupt.
@@ -33,11 +36,32 @@ def interrupts_wait() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop_if_interrupted()
+        _stop_if_interrupted()
 
 
-def stop_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt that was held back, in whichever thread asks first."""
+def end_if_asked(trainer: Any) -> None:
+    """Raise what was held back, in whichever thread asks first.
+
+    Raises:
+        KeyboardInterrupt: a SIGINT came.
+        PreemptedError: a SIGTERM came.
+    """
+    _stop_if_interrupted()
+    if trainer.received_sigterm:
+        raise PreemptedError("SIGTERM was received")
+
+
+def ends_if_asked(trainer: Any, progress: Progress) -> Progress:
+    """This progress, every step of which may be the last: see `end_if_asked`."""
+
+    def watched(done: int, total: int) -> None:
+        end_if_asked(trainer)
+        progress(done, total)
+
+    return watched
+
+
+def _stop_if_interrupted() -> None:
     if _pending.is_set():
         _pending.clear()
         raise KeyboardInterrupt

@@ -1,14 +1,18 @@
 """A problem from a LightningModule, a checkpoint and training data, without a training run."""
 
 import importlib
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from torch.utils.data import DataLoader, IterableDataset
 
 from bif_lightning.data import spread_rows
@@ -16,6 +20,7 @@ from bif_lightning.observables import LossFn
 from bif_lightning.pilot import EXAMPLES
 from bif_lightning.problem import Problem
 from bif_lightning.trainer.adapter import Request, attribution_of
+from bif_lightning.trainer.failures import is_preemption
 
 T = TypeVar("T")
 
@@ -28,10 +33,14 @@ class _At(pl.Callback):
     """Calls a function where training would begin."""
 
     def __init__(self, call: Callable[[Any, Any], None]) -> None:
-        self.call = call
+        self.call, self.interrupted = call, False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.call(trainer, pl_module)
+        try:
+            self.call(trainer, pl_module)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            raise
         raise _FoundError
 
 
@@ -74,28 +83,67 @@ def quiet_trainer(accelerator: str = "auto", logger: Any = False) -> pl.Trainer:
     )  # fmt: skip
 
 
-def at_fit_start(trainer: pl.Trainer, module: pl.LightningModule, data: Any, call: Callable[[Any, Any], None]) -> None:
+def at_fit_start(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: Any,
+    call: Callable[[Any, Any], None],
+    bar: ProgressBar | None = None,
+) -> None:
     """Begin a fit of this module on this data, call a function with trainer and module, and end it: nothing is trained.
 
     Args:
         data: a DataLoader, or a LightningDataModule.
+        bar: stands in for the Trainer's own, which would show a training that does not take place.
 
     Raises:
         ValueError: the module or the data cannot serve, with the reason.
+        KeyboardInterrupt: the function was interrupted.
+        SystemExit: the job is asked to end, by SIGTERM.
     """
     callback = _At(call)
-    cast(Any, trainer).callbacks.append(callback)
     by_module = isinstance(data, pl.LightningDataModule)
     loaders: dict[str, Any] = {"datamodule": data} if by_module else {"train_dataloaders": data}
-    try:
-        trainer.fit(module, **loaders)
-    except _FoundError:
-        return
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
-    finally:
-        cast(Any, trainer).callbacks.remove(callback)
+    with _callbacks(trainer, callback, bar), _interruptible(callback):
+        try:
+            trainer.fit(module, **loaders)
+        except _FoundError:
+            return
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
+        except Exception as error:
+            if is_preemption(error):
+                raise SystemExit(128 + signal.SIGTERM) from error
+            raise
     raise ValueError("the training data is empty: no first batch came")
+
+
+@contextmanager
+def _callbacks(trainer: pl.Trainer, callback: pl.Callback, bar: ProgressBar | None) -> Generator[None]:
+    callbacks = cast(list[pl.Callback], cast(Any, trainer).callbacks)
+    before = list(callbacks)
+    if bar is not None:
+        callbacks[:] = [*(each for each in before if not isinstance(each, ProgressBar)), bar]
+    callbacks.append(callback)
+    try:
+        yield
+    finally:
+        callbacks[:] = before
+
+
+@contextmanager
+def _interruptible(callback: _At) -> Generator[None]:
+    """Lightning ends the process at Control-C, and lets no further one through."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not callback.interrupted:
+            raise
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 def _request(trainer: Any, loss_fn: LossFn | None, params: Sequence[str] | None) -> Request:

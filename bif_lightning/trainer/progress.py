@@ -1,15 +1,21 @@
-"""Progress of a snapshot on the Trainer's own terms: its Rich or tqdm bar, or plain lines where it has neither."""
+"""Progress of a snapshot on the Trainer's own terms: its Rich or tqdm bar, or plain lines where it has neither; and of
+many snapshots, where nothing is trained."""
 
+import math
+import os
+import sys
 import time
+import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch.callbacks import ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 from tqdm.auto import tqdm
 
-from bif_lightning.trainer.interrupts import stop_if_interrupted
-from bif_lightning.workers import Progress
+from bif_lightning.threads import Progress
 
 _REFRESH_SECONDS = 0.1
 _LINE_SECONDS = 10.0
@@ -17,22 +23,12 @@ _LINE_SECONDS = 10.0
 
 @contextmanager
 def progress_of(trainer: Any, label: str) -> Generator[Progress]:
-    """A progress function for one snapshot; shows what is done, and when it will be finished.
-
-    It is called between two steps, where stopping does no harm, and so raises the KeyboardInterrupt that waits.
-    """
-    with _display(trainer, label) as show:
-
-        def tick(done: int, total: int) -> None:
-            stop_if_interrupted()
-            show(done, total)
-
-        yield tick
-
-
-@contextmanager
-def _display(trainer: Any, label: str) -> Generator[Progress]:
+    """A progress function for one snapshot; shows what is done, and when it will be finished."""
     bar = trainer.progress_bar_callback
+    if isinstance(bar, Overview):
+        with bar.steps(label) as progress:
+            yield progress
+        return
     names = {base.__name__ for base in type(bar).__mro__}
     if "RichProgressBar" in names and bar.progress is not None:
         with _rich(bar.progress, label) as progress:
@@ -88,9 +84,159 @@ def _lines(label: str) -> Progress:
     def show(done: int, total: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        if now - shown > _LINE_SECONDS:
+        if done and now - shown > _LINE_SECONDS:
             shown = now
             left = (now - started) * (total - done) / done
             rank_zero_info(f"{label}: {done} of {total} steps, {left:.0f} s left")
 
     return show
+
+
+def fits_bars() -> bool:
+    """Whether standard error is a terminal that says how wide it is."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass
+class Pace:
+    """How fast dumps appear, whoever makes them. Time in which there was nothing to do does not count.
+
+    Attributes:
+        done, total: dumps that are there, of the snapshots that are known.
+        part: of the snapshot under way, from 0 to 1.
+        idle: seconds in which nothing was due.
+        first: how many dumps there were at first.
+        began: when work on the first snapshot began; None before.
+    """
+
+    done: int = 0
+    total: int = 0
+    part: float = 0.0
+    idle: float = 0.0
+    first: int | None = None
+    began: float | None = None
+
+    def count(self, done: int, total: int) -> None:
+        """Dumps that are there, of so many."""
+        self.first = done if self.first is None else self.first
+        self.done, self.total = done, total
+
+    @property
+    def left(self) -> float:
+        """Seconds until all that are known are done; infinite before anything is."""
+        came = self.done + self.part - (self.first or 0)
+        if self.began is None or came <= 0:
+            return math.inf
+        return (time.monotonic() - self.began - self.idle) / came * (self.total - self.done - self.part)
+
+
+class Overview(ProgressBar):
+    """Dumps that are there and when the others will be, and the steps of the present snapshot: two bars on a terminal,
+    a line every ten seconds elsewhere. A Trainer takes it for its own bar: what others print appears above it.
+
+    Args:
+        terminal: draw bars on standard error; else lines.
+    """
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self.terminal, self.pace = terminal, Pace()
+        self._enabled, self._shown = True, -math.inf
+        self._bar: Any = None
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether anything is shown: on rank 0."""
+        return self._enabled
+
+    def enable(self) -> None:
+        """Show."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing."""
+        self._enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """A line above the bars."""
+        text = str(kwargs.get("sep", " ")).join(map(str, args))
+        if self._bar is None:
+            rank_zero_info(text)
+        elif self._enabled:
+            tqdm.write(text, file=sys.stderr)
+
+    @contextmanager
+    def shown(self) -> Generator[None]:
+        """Keep the bar over all snapshots while the block runs."""
+        if not (self.terminal and self._enabled):
+            yield
+            return
+        layout = "{desc} |{bar}| {percentage:3.0f}%{postfix}"
+        with (
+            tqdm(
+                bar_format=layout, total=1, leave=False, position=0, dynamic_ncols=True, delay=_REFRESH_SECONDS
+            ) as bar,
+            _warnings_above(),
+        ):
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def count(self, done: int, total: int) -> None:
+        """So many dumps are there, of so many snapshots that are known."""
+        self.pace.count(done, total)
+        self._show()
+
+    @contextmanager
+    def steps(self, label: str) -> Generator[Progress]:
+        """A progress function for one snapshot."""
+        with ExitStack() as stack:
+            inner = None if self._bar is None else stack.enter_context(_tqdm(label))
+            self.pace.began = self.pace.began or time.monotonic()
+
+            def show(done: int, total: int) -> None:
+                self.pace.part = done / total
+                if inner is not None:
+                    inner(done, total)
+                self._show(f"; {label}: {done} of {total} steps")
+
+            try:
+                yield show
+            finally:
+                self.pace.part = 0.0
+
+    def _show(self, also: str = "") -> None:
+        now, pace = time.monotonic(), self.pace
+        if not self._enabled or now - self._shown < (_LINE_SECONDS if self._bar is None else _REFRESH_SECONDS):
+            return
+        self._shown = now
+        counted = f"{pace.done} of {pace.total} dumps"
+        left = f"about {tqdm.format_interval(pace.left)} left" if 0 < pace.left < math.inf else ""
+        if self._bar is None:
+            rank_zero_info(f"BIF: {counted}{', ' if left else ''}{left}{also}")
+            return
+        bar = self._bar
+        bar.total, bar.n, bar.desc, bar.postfix = max(1, pace.total), pace.done + pace.part, f"BIF: {counted}", left
+        with bar.get_lock():
+            bar.refresh(nolock=True)
+
+
+@contextmanager
+def _warnings_above() -> Generator[None]:
+    """Warnings on lines of their own, and the bars again below them."""
+    before = warnings.showwarning
+
+    def show(*args: Any, **kwargs: Any) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            before(*args, **kwargs)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

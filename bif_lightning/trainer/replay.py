@@ -2,31 +2,33 @@
 
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from bif_lightning.archive.index import dump_paths, read_index
 from bif_lightning.archive.schema import dump_name
 from bif_lightning.claims import Claims
-from bif_lightning.config import SGLD, Pairs
+from bif_lightning.config import SGLD, Chains, Pairs
 from bif_lightning.forecast import Forecast
 from bif_lightning.placement import Placement
 from bif_lightning.settled import Settled
 from bif_lightning.stage import placement_of
 from bif_lightning.trainer.adapter import Request
-from bif_lightning.trainer.checkpoints import Saved, find_checkpoints, in_order, load_weights, look_at
+from bif_lightning.trainer.checkpoints import Saved, load_weights
 from bif_lightning.trainer.exchange import ChainExchange
-from bif_lightning.trainer.failures import is_fatal
+from bif_lightning.trainer.failures import PreemptedError, is_fatal, is_full, is_preemption
+from bif_lightning.trainer.interrupts import interrupts_wait
 from bif_lightning.trainer.opening import Wanted, check_same, open_session
 from bif_lightning.trainer.outputs import check_unused
+from bif_lightning.trainer.progress import Overview
 from bif_lightning.trainer.session import Session, say
-from bif_lightning.trainer.snapshots import Left, has_ended, left_by
+from bif_lightning.trainer.snapshots import Left, left_by
+from bif_lightning.trainer.source import Source
 
 _POLL_SECONDS = 1.0
 _CLAIMS, _CHAINS = "claims", "chains"
@@ -59,53 +61,6 @@ class Attributed:
         return "\n".join(lines)
 
 
-@dataclass
-class Source:
-    """Where saved weights come from.
-
-    Args:
-        paths: checkpoints, and folders of them.
-        ends: a folder in which the end of a training run is told; None where all are there from the start.
-        idle: seconds without anything to do after which no more are waited for.
-    """
-
-    paths: Sequence[str | Path]
-    ends: Path | None = None
-    idle: float | None = None
-    failed: dict[str, str] = field(default_factory=dict[str, str])
-    _known: dict[Path, Saved] = field(default_factory=dict[Path, Saved])
-
-    def look(self) -> tuple[list[Saved], bool]:
-        """All that are there, in the order of their steps, and whether more may come.
-
-        Raises:
-            ValueError: two of one step.
-        """
-        over = self.ends is None or has_ended(self.ends)  # asked first: the last snapshot comes before the end
-        try:
-            paths = find_checkpoints(self.paths)
-        except FileNotFoundError:
-            if self.ends is None:
-                raise
-            paths = []
-        self._known = {path: saved for path, saved in self._known.items() if path in paths}
-        for path in paths:
-            if path not in self._known and str(path) not in self.failed:
-                self._look_at(path)
-        return in_order(self._known.values()), not over
-
-    def _look_at(self, path: Path) -> None:
-        try:
-            self._known[path] = look_at(path)
-        except (ValueError, OSError) as error:
-            self.fail(path, error)
-
-    def fail(self, path: Path, error: Exception) -> None:
-        """Keep why a checkpoint has no dump; it is not tried again."""
-        self.failed[str(path)] = str(error)
-        rank_zero_warn(f"no dump of {path}: {error}")
-
-
 class Replay:
     """The snapshots of one call.
 
@@ -114,16 +69,19 @@ class Replay:
         directory: of the dumps.
         source: of the weights.
         dry_run: forecast only.
+        overview: where progress is shown.
     """
 
-    def __init__(self, request: Request, wanted: Wanted, directory: Path, source: Source, *, dry_run: bool) -> None:
+    def __init__(
+        self, request: Request, wanted: Wanted, directory: Path, source: Source, *, dry_run: bool, overview: Overview
+    ) -> None:
         self.request, self.wanted, self.directory, self.source = request, wanted, directory, source
-        self.dry_run = dry_run
+        self.dry_run, self.overview = dry_run, overview
         self.claims = Claims(directory / _CLAIMS)
         self.seen, self.written = set[int](), list[int]()
         self.expected: Forecast | None = None
         self._session: Session | None = None
-        self._spent = 0.0
+        self._found: Mapping[str, Any] | None = None
 
     def result(self) -> Attributed:
         """What became of the checkpoints."""
@@ -136,14 +94,19 @@ class Replay:
         Raises:
             ValueError: none of the checkpoints can be read, or the folder is of other data or settings.
         """
-        placement, quiet_since, waiting = placement_of(module), time.monotonic(), False
+        placement = placement_of(module)
         with placement.together("looking at the folder"):
             self._check_folder()
+        with self.overview.shown():
+            self._work(trainer, module, placement)
+
+    def _work(self, trainer: Any, module: Any, placement: Placement) -> None:
+        quiet_since, waiting = time.monotonic(), False
         while True:
             due, more = placement.from_first(self._due() if placement.rank == 0 else ([], False))
             if not due and not more:
                 return
-            done = sum(self._attempt(trainer, module, placement, saved, len(due)) for saved in due)
+            done = sum(self._attempt(trainer, module, placement, saved) for saved in due)
             if self.dry_run and self._session is not None:
                 return
             if done:
@@ -154,7 +117,15 @@ class Replay:
             waiting, idle = True, time.monotonic() - quiet_since
             if placement.from_first(self.source.idle is not None and idle > self.source.idle):
                 return
-            time.sleep(_POLL_SECONDS)
+            self._rest(trainer, placement, anything=bool(due))
+
+    def _rest(self, trainer: Any, placement: Placement, *, anything: bool) -> None:
+        """Wait a moment, for snapshots or for others that work on them."""
+        if placement.from_first(trainer.received_sigterm):
+            raise PreemptedError("SIGTERM was received")
+        time.sleep(_POLL_SECONDS)
+        if not anything and self.overview.pace.began is not None:
+            self.overview.pace.idle += _POLL_SECONDS
 
     def _check_folder(self) -> None:
         """Whatever is due: a folder of another run, or of other settings, is not to be mixed with."""
@@ -172,9 +143,15 @@ class Replay:
         self.seen |= {each.step for each in saved}
         failed = self.source.failed
         due = [each for each in saved if str(each.path) not in failed and not self._has_dump(each.step)]
-        # Where "auto" has settled nothing yet, the first snapshot comes alone: it settles it for all.
-        unsettled = self.wanted.sampler in (None, "auto") and not self._dumps()
+        self._tell()
+        # Until "auto" has settled something that lasts, snapshots come one at a time: the next may settle it for all.
+        unsettled = self._unsettled()
         return due[:1] if unsettled else due, more or (unsettled and len(due) > 1)
+
+    def _tell(self) -> None:
+        if not self.dry_run:
+            done = sum(self._has_dump(step) for step in self.seen)
+            self.overview.count(done, max(done, len(self.seen) - len(self.source.failed)))
 
     def _dumps(self) -> list[Path]:
         return dump_paths(self.directory) if self.directory.is_dir() else []
@@ -182,38 +159,34 @@ class Replay:
     def _has_dump(self, step: int) -> bool:
         return (self.directory / dump_name(step)).is_file()
 
-    def _attempt(self, trainer: Any, module: Any, placement: Placement, saved: Saved, due: int) -> bool:
+    def _attempt(self, trainer: Any, module: Any, placement: Placement, saved: Saved) -> bool:
         """Whether something was done for this checkpoint here, if only to find that it fails. Collective."""
-        with self._claimed(placement, saved) as mine:
+        with interrupts_wait(), self._claimed(placement, saved) as mine:
             if not mine:
                 return self._help(trainer, module, placement, saved)
-            started = time.monotonic()
             try:
                 self._load(module, saved)
                 session = self._opened(trainer, module)
                 if self.dry_run:
                     return True
-                left = f", about {self._spent / len(self.written) * due:.0f} s left" if self.written else ""
-                say(trainer, f"BIF {saved.path.name}: {due} to do{left}")
                 exchange = self._exchange(saved, finishes=True) if self._shares(placement, session) else None
                 session.snapshot(trainer, module, saved.moment, exchange)
             except (MisconfigurationException, _RefusedError):
                 raise
             except (ValueError, OSError, RuntimeError) as error:
-                if is_fatal(error):
+                if _ends_all(error):
                     raise
                 self.source.fail(saved.path, error)
             else:
                 self.written.append(saved.step)
-                self._spent += time.monotonic() - started
                 if exchange is not None:
                     exchange.clear()
+            self._tell()
             return True
 
     def _help(self, trainer: Any, module: Any, placement: Placement, saved: Saved) -> bool:
         """Run chains of a snapshot that another worker finishes; whether there were any."""
-        unsettled = self.wanted.sampler in (None, "auto") and not self._dumps()
-        if placement.world_size > 1 or unsettled or self._has_dump(saved.step):
+        if placement.world_size > 1 or self._unsettled() or self._has_dump(saved.step):
             return False
         exchange = self._exchange(saved, finishes=False)
         try:
@@ -223,8 +196,10 @@ class Replay:
                 session.snapshot(trainer, module, saved.moment, exchange)
         except (MisconfigurationException, _RefusedError):
             raise
-        except (ValueError, OSError):  # whoever finishes it meets the same, and says so
-            return False
+        except (ValueError, OSError) as error:
+            if _ends_all(error):
+                raise
+            return False  # whoever finishes it meets the same, and says so
         return exchange.ran > 0
 
     def _exchange(self, saved: Saved, *, finishes: bool) -> ChainExchange:
@@ -238,11 +213,13 @@ class Replay:
     @contextmanager
     def _claimed(self, placement: Placement, saved: Saved) -> Generator[bool]:
         """Rank 0 claims for all of this worker's ranks."""
-        if placement.rank or self.dry_run:
-            yield placement.from_first(True)
-            return
-        with self.claims.claimed(dump_name(saved.step)) as mine:
-            yield placement.from_first(mine and not self._has_dump(saved.step))
+        with ExitStack() as held:
+            mine = self.dry_run
+            with placement.together(f"claiming step {saved.step}"):
+                if placement.rank == 0 and not self.dry_run:
+                    mine = held.enter_context(self.claims.claimed(dump_name(saved.step)))
+                    mine = mine and not self._has_dump(saved.step)
+            yield placement.from_first(mine)
 
     def _load(self, module: Any, saved: Saved) -> None:
         with placement_of(module).together(f"loading {saved.path.name}"):
@@ -250,6 +227,12 @@ class Replay:
 
     def _opened(self, trainer: Any, module: Any) -> Session:
         """The session, made at the first weights: losses are proved at weights that they were trained at."""
+        settled = self._session.settled if self._session else None
+        if settled is None:  # other workers may have settled it since
+            placement = placement_of(module)
+            with placement.together("reading what was settled"):
+                settled = self._settled()
+            settled = placement.from_first(settled)
         if self._session is None:
             left = left_by(self.directory)
             try:
@@ -261,30 +244,42 @@ class Replay:
                     None if self.dry_run else self.directory,
                     fresh=left is None,
                     data={} if left is None else left.data,
-                    settled=self._settled(),
+                    settled=settled,
                 )
                 self.expected = self._session.announce(trainer, module)
             except (ValueError, TypeError, OSError) as error:
                 raise _RefusedError(str(error)) from error
             if left is None and not self.dry_run and placement_of(module).rank == 0:
                 Left(self.wanted.settings, self._session.outputs.fingerprints).write(self.directory)
+        self._session.settled = settled
         return self._session
+
+    def _unsettled(self) -> bool:
+        return self.wanted.sampler in (None, "auto") and self._kept() is None
+
+    def _kept(self) -> Mapping[str, Any] | None:
+        """The settings that the run keeps: those of the first dump that does not have its own."""
+        if self._found is None:
+            stored = (json.loads(read_index(path).settings) for path in self._dumps())
+            self._found = next((settings for settings in stored if settings.get("lasting", True)), None)
+        return self._found
 
     def _settled(self) -> Settled | None:
         """What the run settled on, as its dumps have it; only "auto" finds what it was not given, and is SGLD."""
-        dumps = self._dumps() if self.wanted.sampler in (None, "auto") else []
-        if not dumps:
+        kept = self._kept() if self.wanted.sampler in (None, "auto") else None
+        if kept is None or kept["sampler"]["kind"] != SGLD.__name__:
             return None
-        settings = json.loads(read_index(dumps[0]).settings)
-        sampler = dict(settings["sampler"])
-        kind = sampler.pop("kind")
-        if kind != SGLD.__name__:
-            return None
-        return Settled.from_dict({"kind": kind, "sampler": sampler, "chains": settings["chains"], "reasons": ""})
+        sampler = {name: value for name, value in kept["sampler"].items() if name != "kind"}
+        return Settled(SGLD(**sampler), Chains(**kept["chains"]), kept.get("reasons", ""))
 
 
 class _RefusedError(ValueError):
     """The arguments cannot work at any checkpoint."""
+
+
+def _ends_all(error: Exception) -> bool:
+    """Whether no other snapshot could be done either."""
+    return is_fatal(error) or is_full(error) or is_preemption(error)
 
 
 def _plain(values: Any) -> Any:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ from bif_lightning.shards import reshard
 from bif_lightning.stage import placement_of
 from bif_lightning.trainer.adapter import Attribution
 from bif_lightning.trainer.budget import MOST_DRAWS, Budget, draws_for
-from bif_lightning.trainer.failures import PreemptedError, TrainingDisturbedError
+from bif_lightning.trainer.failures import TrainingDisturbedError
 from bif_lightning.trainer.fingerprint import difference, fingerprint
 from bif_lightning.trainer.guard import iterators, training_guard
+from bif_lightning.trainer.interrupts import end_if_asked, ends_if_asked
 from bif_lightning.trainer.moment import Moment, now
 from bif_lightning.trainer.outputs import Outputs
 from bif_lightning.trainer.progress import progress_of
@@ -29,7 +31,6 @@ from bif_lightning.trainer.snapshots import write_end, write_snapshot
 from bif_lightning.trainer.support import loss_scale_of
 from bif_lightning.trainer.triggers import share_done
 from bif_lightning.verdict import judge
-from bif_lightning.workers import Progress
 
 Verify = Literal["first", "always", "never"]
 _DRAWS = LEAST_DRAWS, MOST_DRAWS
@@ -45,7 +46,7 @@ class Session:
         sampler, chains: as the user gave them.
         store_traces: whether dumps keep every draw.
         verify: at which snapshots to check that training is bitwise as it was.
-        settled: the settings that the first snapshot settled on; None before.
+        settled: the settings that a snapshot settled on for all later ones; None before.
         budget: what snapshots may take.
         launch: whether an estimate follows each snapshot here, or others make it of the snapshot's file.
         free_draws: the budget chooses the number of draws, at the first snapshot.
@@ -160,9 +161,10 @@ class Session:
         )
 
     def _settle(self, trainer: Any) -> Settled:
-        """The settings of this snapshot; at the first one, with as many draws as the budget pays for."""
+        """The settings of this snapshot; where none are kept yet, with as many draws as the budget pays for."""
         problem = self.attribution.problem
-        settled = settled_sampler(problem, self.sampler, self.chains, self.settled)
+        tick = partial(end_if_asked, trainer)
+        settled = settled_sampler(problem, self.sampler, self.chains, self.settled, tick)
         if self.settled is not None:
             return settled
         free = self.free_draws and isinstance(settled.sampler, SGLD)  # other samplers' draws are few, or their own
@@ -173,7 +175,8 @@ class Session:
             draws = draws_for(self.budget.each(), fixed, expected.draw_seconds, least, most)
             settled = with_draws(settled, placement_of(problem.module).from_first(draws))
         if settled.reasons:
-            say(trainer, f"BIF settings, kept from now on: {settled.reasons}")
+            until = "kept from now on" if settled.lasting else "for this snapshot alone, as they would not stay right"
+            say(trainer, f"BIF settings, {until}: {settled.reasons}")
         if free:
             say(
                 trainer, f"BIF: {settled.chains.num_draws} draws a chain, for a budget of {100 * self.budget.share:g} %"
@@ -247,23 +250,14 @@ class Session:
                 store_traces=self.store_traces,
                 everywhere=False,
                 scratch=self.outputs.directory,
-                progress=_until_asked_to_end(trainer, show),
+                progress=ends_if_asked(trainer, show),
                 exchange=exchange,
             )
-        self.settled = self.settled or settled
+        self.settled = self.settled or (settled if settled.lasting else None)
         return None if result is None else with_reasons(result, settled)
 
     def _guarded(self, trainer: Any, module: Any) -> Any:
         return training_guard(trainer, module, self.attribution.datasets)
-
-
-def _until_asked_to_end(trainer: Any, show: Progress) -> Progress:
-    def watched(done: int, total: int) -> None:
-        if trainer.received_sigterm:
-            raise PreemptedError("SIGTERM was received")
-        show(done, total)
-
-    return watched
 
 
 def say(trainer: Any, line: str) -> None:
@@ -288,7 +282,7 @@ def _report(trainer: Any, step: int, result: Estimate, path: Path | None) -> Non
     say(
         trainer,
         f"BIF step {step}: {verdict.word}; LLC {found.llc:.3g} ± {found.llc_standard_error:.2g}, R-hat "
-        f"{found.rhat:.2f}, ESS {found.ess:.0f}, score agreement {found.score_agreement:.2f}, "
+        f"{found.rhat:.2f}, ESS {found.ess:.0f}, agreement on groups {found.group_agreement:.2f}, "
         f"{cost.seconds:.1f} s{where}",
     )
     if verdict.word != "good":

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from bif_lightning.archive.atomic import replace_whole
@@ -112,10 +114,13 @@ def reopen(directory: Path) -> None:
 
 
 def write_end(directory: Path, step: int) -> None:
-    """Say that training is over."""
+    """Say that training is over; warn where there is no room to say it."""
     text = json.dumps({"global_step": step}).encode()
-    with replace_whole(directory / FOLDER / END, len(text)) as sink:
-        sink.write(text)
+    try:
+        with replace_whole(directory / FOLDER / END, len(text)) as sink:
+            sink.write(text)
+    except OSError as error:
+        rank_zero_warn(f"workers that watch will not learn that training is over; give them --idle. {error}")
 
 
 def check_no_snapshots(directory: Path) -> None:
@@ -143,13 +148,28 @@ def _write_shards(path: Path, module: nn.Module, about: dict[str, Any], placemen
         if placement.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-    save_shards({"state_dict": module.state_dict()}, checkpoint_id=temporary)
+    try:
+        save_shards({"state_dict": module.state_dict()}, checkpoint_id=temporary)
+    except CheckpointException as error:  # on every rank, and no Exception
+        with placement.together("removing half a snapshot"):
+            if placement.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+        raise _first_of(error, path) from error
     with placement.together("naming the snapshot"):
         if placement.rank == 0:
             torch.save(about, temporary / ABOUT_SHARDS)
             if path.exists():
                 shutil.rmtree(path)
             os.rename(temporary, path)
+
+
+def _first_of(error: CheckpointException, path: Path) -> OSError:
+    ((rank, (first, _)), *_) = error.failures.items()
+    free = shutil.disk_usage(path.parent).free
+    return OSError(
+        f"could not write the shards of {path} (rank {rank}: {first}); {free:,} bytes are free there. Snapshots "
+        "written earlier are whole, and nothing of this one is left. Free some space, or choose another dirpath"
+    )
 
 
 def _plain(values: Any) -> Any:

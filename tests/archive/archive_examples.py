@@ -125,7 +125,13 @@ def make_estimate(
             for chain in diverged
         ),
         diagnostics=Diagnostics(
-            rhat=1.01, ess=40.5, llc=3.5, llc_standard_error=0.5, drift=-0.25, score_agreement=np.nan
+            rhat=1.01,
+            ess=40.5,
+            llc=3.5,
+            llc_standard_error=0.5,
+            drift=-0.25,
+            score_agreement=np.nan,
+            group_agreement=0.625,
         ),
         cost=Cost(seconds=1.5, steps=10, workers=2, extra_bytes=1000),
         sampler=SGLD(step_size=1e-4, inverse_temperature=10.0, localization=10.0),

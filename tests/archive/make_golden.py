@@ -41,6 +41,7 @@ def main() -> None:
             "effective_dimension": estimate.effective_dimension,
             "noise_ratio": estimate.diagnostics.noise_ratio,
             "llc_ratio": estimate.diagnostics.llc_ratio,
+            "group_agreement": estimate.diagnostics.group_agreement,
             "control_agreement": estimate.diagnostics.control_agreement,
         },
         "verdict": judge(estimate).word,

@@ -47,6 +47,11 @@ def test_golden_files_are_read(folder):
     assert best.label[0] in ("cat", "dog", "ünit")
 
 
+def test_files_of_1_2_lack_what_1_3_added():
+    run = open_run(GOLDEN[0].with_name("1.2"))
+    assert np.isnan(run.group_agreement.item())
+
+
 def test_files_of_1_0_lack_what_1_1_added():
     run = open_run(GOLDEN[0].with_name("1.0"))
     for name in ("conditioned", "accuracy_conditioned", "top_stability", "ridge", "effective_dimension"):

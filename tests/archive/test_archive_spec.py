@@ -1,5 +1,6 @@
 """SPEC.md and the files agree both ways: what the tables promise is there, and nothing else is."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import bif_lightning
 from archive_examples import make_estimate, make_full, make_samples, make_tokens
+from bif_lightning.archive.index import read_index
 from bif_lightning.archive.schema import VERSION
 from bif_lightning.archive.write import write_dump, write_samples
 
@@ -172,12 +174,12 @@ def test_version_1_1_lists_what_it_added():
     assert {name for _, name in attributes(new)} - {name for _, name in attributes(old)} == {"verdict"}
 
 
-def test_the_last_version_lists_what_it_added(full, tmp_path):
+def test_version_1_2_lists_what_it_added(tmp_path):
     """By what the golden files of 1.1 lack: further groups of a dump, and further datasets of the samples file."""
+    old, new = (GOLDEN / version / "step=000000300.h5" for version in ("1.1", "1.2"))
     words = SPEC.partition("- 1.2 added")[2].partition("- 1.1 added")[0]
     listed = set(re.findall(r"`([^`]+)`", words))
-    dump = {name for name in found(full) if not name.endswith("_json")}
-    dump -= set(found(GOLDEN / "1.1" / "step=000000300.h5"))
+    dump = {name for name in found(new) if not name.endswith("_json")} - set(found(old))
     samples = write_samples(
         tmp_path, *(make_samples(side, 4, classes=("a",), texts=True) for side in ("train", "query"))
     )
@@ -185,7 +187,18 @@ def test_the_last_version_lists_what_it_added(full, tmp_path):
     named = {name.replace("train/", "<side>/").replace("query/", "<side>/") for name in further}
     named = {name.replace("hardness", "<number>").replace("source", "<text>") for name in named}
     assert {name.partition("/")[0] for name in dump} | named == listed
-    assert attributes(full) == attributes(GOLDEN / "1.1" / "step=000000300.h5")
+    assert attributes(new) == attributes(old)
+
+
+def test_the_last_version_lists_what_it_added(full):
+    """By what the golden dump of 1.2 lacks: a number, and a word of the settings."""
+    old = GOLDEN / "1.2" / "step=000000300.h5"
+    words = SPEC.partition("- 1.3 added")[2].partition("- 1.2 added")[0]
+    listed = set(re.findall(r"`([^`]+)`", words)) - {"settings_json"}
+    settings = [json.loads(read_index(path).settings).keys() for path in (old, full)]
+    numbers = {name for name in set(found(full)) - set(found(old)) if not name.endswith("_json")}
+    assert numbers | (settings[1] - settings[0]) == listed
+    assert attributes(full) == attributes(old)
 
 
 def test_version_is_the_one_described():

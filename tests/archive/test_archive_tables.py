@@ -131,6 +131,13 @@ def test_errors_list_what_is_near(folder):
         trajectory(run, "nobody", 0)
 
 
+def test_a_run_without_errors_says_what_is_missing(folder):
+    run = open_run(folder).drop_vars("influence_standard_error")
+    for ask in (lambda: top(run, 0, by="influence"), lambda: trajectory(run, 0, 0, by="influence")):
+        with pytest.raises(ValueError, match=r"influence and no influence_standard_error.*as they were written"):
+            ask()
+
+
 def test_trajectory_has_its_band(folder, parts):
     table = trajectory(open_run(folder), "train-é4", 0, by="influence")
     assert table.step.tolist() == [100, 200]

@@ -119,6 +119,7 @@ def test_two_callbacks_live_side_by_side(tmp_path: Path, dumps: Any) -> None:
     assert dumps("two") == [2]
 
 
+@pytest.mark.slow
 def test_auto_settles_once_and_stays_through_a_resume(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     first = bif(tmp_path, sampler="auto", at_steps=[2])

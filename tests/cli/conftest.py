@@ -68,6 +68,7 @@ def estimate(step: int, *, labels: bool = True) -> Estimate:
             llc_standard_error=0.75,
             drift=-0.5,
             score_agreement=float("nan") if step == 0 else 0.91,
+            group_agreement=float("nan") if step == 0 else 0.86,
             noise_ratio=0.125,
             llc_ratio=1.25,
             control_agreement=0.375,

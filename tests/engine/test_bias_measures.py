@@ -11,7 +11,7 @@ import torch
 
 import bif_lightning as bl
 from bif_lightning import bias, control
-from bif_lightning.bias import curvature_rows, llc_ratio, noise_ratio
+from bif_lightning.bias import curvature_size, llc_ratio, noise_ratio
 from bif_lightning.chain import Plan, Walker
 from bif_lightning.checks import Checks
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
@@ -141,7 +141,8 @@ def test_llc_ratio_is_unknown_without_a_pull_or_data() -> None:
 
 def test_the_draws_of_subspace_check_its_closed_form() -> None:
     """2·LLC/d_eff is 1 for a quadratic loss; nothing further is measured."""
-    sampler, chains = Subspace(inverse_temperature=100.0, localization=30.0), Chains(num_draws=500)
+    sampler = Subspace(inverse_temperature=100.0, localization=30.0, metric="euclidean")
+    chains = Chains(num_draws=500)
     got = bl.estimate(WORLD.model(), half_square, WORLD.data(), QUERY.data(), sampler=sampler, chains=chains)
     of, held = got.diagnostics, 100 * np.linalg.eigvalsh(WORLD.hessian)
     dimension = float((held / (held + 30)).sum())
@@ -176,11 +177,14 @@ def test_a_loss_that_outgrows_its_curvature_is_not_local_to_subspace() -> None:
 
 def test_curvature_takes_a_small_share_of_the_passes() -> None:
     with planned(SAMPLER, Chains(num_draws=2000, batch_size=8)) as plan:
-        rows = curvature_rows(plan)
+        rows, steps = curvature_size(plan)
         passes = 4 * 2000 * (40 + 7) + 4 * 2000 * 8 * 3
-        assert rows * 16 * 3 == pytest.approx(0.02 * passes, rel=0.01)
-    with planned(SAMPLER, Chains(num_draws=2)) as plan:
-        assert curvature_rows(plan) == 32
+        assert steps == 24
+        assert 0 <= 0.02 * passes - rows * steps * 12 < steps * 12
+    # Passes of a draw are 4·(47 + 24); 5 % of those of 400 draws are 473 products with one example each.
+    for draws, size in ((400, (32, 14)), (80, (11, 8)), (2, (8, 8))):
+        with planned(SAMPLER, Chains(num_draws=draws, batch_size=8)) as plan:
+            assert curvature_size(plan) == size
 
 
 def test_the_control_is_the_influence_under_the_pull_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import ranks
 import small_models as models
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import SGLD, Chains, Subspace
 from bif_lightning.estimator import estimate
+from bif_lightning.observables import PerExample
 from bif_lightning.placement import Placement
 from bif_lightning.result import Cost, Estimate
+from forked import together
+from ports import free_port
 
 CHAINS = Chains(num_chains=4, num_draws=5, batch_size=5)
 
@@ -64,16 +66,17 @@ def test_every_chain_is_placed_once(ranks_: int) -> None:
 
 
 def test_two_processes_give_the_same_bits_as_one(tmp_path: Path) -> None:
-    mp.spawn(ranks.work, args=(2, str(tmp_path)), nprocs=2)
+    together(ranks.work, 2, 2, str(tmp_path))
     both = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)]
     for kind in ranks.KINDS:
         alone = ranks.estimated(kind)
         assert [differences(alone, found[kind]) for found in both] == [[], []], kind
 
 
+@pytest.mark.slow
 def test_ranks_succeed_or_fail_together(tmp_path: Path) -> None:
     """Whoever fails first, and however: all learn of it, none waits for ever, and the next work is possible."""
-    mp.spawn(ranks.meet, args=(2, str(tmp_path)), nprocs=2)
+    together(ranks.meet, 2, 2, str(tmp_path))
     first, second = (pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2))
     expected = {
         "peacefully": ("done", "done"),
@@ -85,12 +88,27 @@ def test_ranks_succeed_or_fail_together(tmp_path: Path) -> None:
         "fails_everywhere": ("ValueError: rank 0", "ValueError: rank 1"),
         "slow_but_alive": ("done", "done"),
         "hangs": (
-            "OutOfStepError: counting: no progress for 2 s of rank 1 (step 5 of 9). They hang, or lost their process; "
+            "OutOfStepError: counting: no progress for 3 s of rank 1 (step 5 of 9). They hang, or lost their process; "
             "look at their logs. Training cannot go on without them",
             "done",
         ),
     }
     assert {name: (first[name], second[name]) for name in first} == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("fails_everywhere_at_last", "ValueError: rank 1"),
+        ("fails_late", "PeerFailedError: counting: rank 0: KeyError: 'late'"),
+        ("ends_before_the_other_fails", "ValueError: rank 1"),
+        ("ends_at_once", "OutOfStepError: counting: the store of the process group, which lives in rank 0 or its "),
+    ],
+)
+def test_the_end_of_rank_0_hides_no_error(tmp_path: Path, case: str, expected: str) -> None:
+    """Rank 0 holds the store of the process group, through which the others learn what happened."""
+    together(ranks.part, 2, 2, str(tmp_path), free_port(), case)
+    assert pickle.loads((tmp_path / "1.pickle").read_bytes()).startswith(expected)
 
 
 def test_the_seed_and_the_number_of_chains_matter() -> None:
@@ -118,3 +136,22 @@ def test_progress_counts_every_step_of_every_chain() -> None:
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen == [(i, 14) for i in range(1, 15)]
+
+
+@pytest.mark.parametrize("observables", [(), (PerExample("loss again", models.cross_entropy),)], ids=["", "observable"])
+def test_progress_counts_what_a_closed_form_needs_before_its_draws(observables: tuple[PerExample, ...]) -> None:
+    """Gradients of 12 train and 6 query examples, slopes of observables along 4 directions, products of each of these
+    with the Hessians of 8 groups, and 2 chains of 4 draws."""
+    seen: list[tuple[int, int]] = []
+    data = models.data()
+    estimate(
+        models.seeded(models.mlp), models.cross_entropy, data, data[:6],
+        sampler=Subspace(num_directions=4), chains=Chains(num_chains=2, num_draws=4),
+        observables=observables, progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    total = 12 + 6 + 4 * len(observables) + 4 * 8 + 2 * 4
+    assert {each for _, each in seen} == {total}
+    done = [each for each, _ in seen]
+    assert done == sorted(set(done))
+    assert done[:18] == list(range(1, 19))
+    assert done[-1] == total

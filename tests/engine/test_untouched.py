@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import small_models as models
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import SGLD, Chains, Subspace
 from bif_lightning.estimator import ChainsDivergedError, estimate, estimate_problem
 from small_models import cross_entropy
 
@@ -107,6 +107,27 @@ def test_after_an_error_from_progress(name: str, error: type[BaseException], thr
     finally:
         torch.set_num_threads(threads_before)
     assert progress.calls < 150, "the other chains stop soon, and not after all of their 300 steps"
+
+
+@pytest.mark.parametrize("step", [3, 15, 20, 51])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_after_an_error_from_progress_before_the_first_draw(step: int, error: type[BaseException]) -> None:
+    """Among the gradients of train examples and queries, among products with a Hessian, and in a chain."""
+    module, seen = models.seeded(models.mlp), list[int]()
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        if done >= step:
+            raise error("from progress")
+
+    data = models.data()
+    with untouched(module), pytest.raises(error, match="from progress"):
+        estimate(
+            module, cross_entropy, data, data[:6],
+            sampler=Subspace(num_directions=4), chains=Chains(num_chains=2, num_draws=4), progress=progress,
+        )  # fmt: skip
+    assert step <= seen[-1] < step + 4, "products are made and counted in fours"
+    assert all(done < step for done in seen[:-1]), "it is asked once"
 
 
 class Failing:

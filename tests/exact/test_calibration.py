@@ -1,18 +1,25 @@
 """Settings by measurement: what a pilot shows where it is known, and what the search makes of it."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.calibration import Calibrated, dimension_for, find_settings, largest_curvature
+from bif_lightning import bias, calibration, stiffness
+from bif_lightning.calibration import Calibrated, _chains_for, dimension_for, find_settings
 from bif_lightning.config import SGLD, Chains, Pairs
-from bif_lightning.data import Examples
+from bif_lightning.data import Examples, spread_rows
 from bif_lightning.estimator import mean_of
-from bif_lightning.pilot import run_pilot, small_problem
+from bif_lightning.hessian import Hessian
+from bif_lightning.pilot import Pilot, _agreement, run_pilot, small_problem
 from bif_lightning.problem import Problem
 from bif_lightning.settled import Settled
 from bif_lightning.stage import ready_for
+from bif_lightning.stiffness import check_stable, largest_curvature
 from small_models import cross_entropy, data, mlp, problem_of, seeded
 from targets import Regression, half_square
 
@@ -75,7 +82,37 @@ def test_a_pilot_says_that_chains_ran_away() -> None:
 def test_largest_curvature_is_the_largest_eigenvalue() -> None:
     world, problem = world_problem(weights=6)
     with ready_for(problem, Chains()) as (host, _, _):
-        assert largest_curvature(problem, host) == pytest.approx(np.linalg.eigvalsh(world.hessian)[-1], rel=0.02)
+        assert largest_curvature(problem, host, Chains()) == pytest.approx(
+            np.linalg.eigvalsh(world.hessian)[-1], rel=0.02
+        )
+
+
+@pytest.mark.parametrize(("fraction", "most"), [(0.2, 8), (1.0, 64), (3.9, 300)])
+def test_only_a_long_step_is_held_against_many_examples(
+    fraction: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is below the limit is let pass, though a few examples are stiffer than all."""
+    world, problem = world_problem(weights=40)
+    counts = list[int]()
+
+    def counted(*args: Any, rows: torch.Tensor, **options: Any) -> Hessian:
+        counts.append(len(rows))
+        return Hessian.of_training(*args, rows=rows, **options)
+
+    monkeypatch.setattr(stiffness, "Hessian", SimpleNamespace(of_training=counted))
+    top, few = (np.linalg.eigvalsh(h)[-1] for h in (world.hessian, hessian_of_few(world)))
+    assert few > 4 * top
+    sampler = SGLD(step_size=fraction / (1e3 * top), inverse_temperature=1e3, localization=0)
+    with ready_for(problem, Chains()) as (host, _, _):
+        check_stable(sampler, problem, host, Chains())
+        assert max(counts) == most
+        with pytest.raises(ValueError, match="overshoots"):
+            check_stable(replace(sampler, step_size=4.4 / (1e3 * top)), problem, host, Chains())
+
+
+def hessian_of_few(world: Regression) -> np.ndarray:
+    some = world.inputs[spread_rows(len(world.inputs), 8).numpy()]
+    return some.T @ some / len(some)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -90,7 +127,8 @@ def test_the_search_meets_its_aim(seed: int) -> None:
     pull = sampler.localization / sampler.inverse_temperature
     assert 1 / 1.7 < (h / (h + pull)).sum() / 30 < 1.7
     assert sampler.step_size * sampler.inverse_temperature * (h[-1] + pull) == pytest.approx(1.0, rel=0.05)
-    assert 4 * 16 <= found.settled.chains.num_chains * found.settled.chains.num_draws <= 400
+    assert found.settled.lasting
+    assert 64 <= found.settled.chains.num_chains * found.settled.chains.num_draws <= 800
 
 
 def test_given_chains_are_taken_as_they_are() -> None:
@@ -99,7 +137,7 @@ def test_given_chains_are_taken_as_they_are() -> None:
     with ready_for(problem, given) as (host, _, _):
         found = find_settings(problem, host, given)
     assert found.settled.chains == given
-    assert found.target == pytest.approx(33 / 4)  # a quarter of the draws is less than n/10
+    assert found.target == pytest.approx(33 / 8)  # an eighth of the draws is less than n/10
 
 
 def test_a_curved_loss_makes_the_posterior_smaller() -> None:
@@ -133,6 +171,89 @@ def test_auto_gives_the_same_settings_again() -> None:
     assert np.array_equal(one.influence, other.influence)
 
 
+def test_draws_follow_from_the_agreement_of_the_pilots_chains() -> None:
+    """Chains of 18 draws that agree at 1/4 leave D = 54; 3 D then agree at 3/4. At a spacing of one memory each draw is
+    worth tanh 1 of an independent one."""
+    sampler = SGLD(step_size=1e-4, inverse_temperature=1.0, localization=1.0)
+    pilot = Pilot(sampler, 3, torch.zeros(2, 24), 1.0, agreement=0.25, memory=5.0)
+    assert pilot.draws_for(0.75, 10**6) == pytest.approx(162)
+    assert pilot.draws_for(0.75, 5) == pytest.approx(162 / np.tanh(1))
+    assert pilot.draws_for(0.5, 10**6) == pytest.approx(54)
+    for nothing in (0.0, -0.1, float("nan")):
+        assert replace(pilot, agreement=nothing).draws_for(0.75, 5) == np.inf
+
+
+def odd_parts(draws: int, generator: torch.Generator) -> torch.Tensor:
+    """Of two chains: independent draws of losses that are linear in 6 weights."""
+    mixing = torch.randn(6, 41, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return torch.randn(2, draws, 6, dtype=torch.float64, generator=generator) @ mixing
+
+
+def test_the_agreement_of_a_pilot_leaves_each_example_itself_out() -> None:
+    """The median over examples of the correlation of what two chains find of its covariances with all others."""
+    odd = odd_parts(20, torch.Generator().manual_seed(1))
+    one, other = (chain.T @ chain for chain in odd.numpy())
+    rest = [np.delete(np.arange(41), i) for i in range(41)]
+    expected = np.median([np.corrcoef(one[i, j], other[i, j])[0, 1] for i, j in enumerate(rest)])
+    assert _agreement(odd) == pytest.approx(expected, rel=1e-12)
+
+
+def test_agreement_grows_with_draws_as_n_over_n_and_d() -> None:
+    """D from chains of 100 draws foretells how chains of 300 agree."""
+    generator = torch.Generator().manual_seed(2)
+    short, long = (torch.tensor([_agreement(odd_parts(n, generator)) for _ in range(200)]) for n in (100, 300))
+    foretold = 3 / (3 + 1 / short.mean() - 1)
+    error = torch.hypot(long.std(), 3 * short.std()) / 200**0.5
+    assert abs(float(long.mean() - foretold)) < 5 * float(error)
+
+
+def test_steps_are_shortened_until_minibatches_are_cooler_than_the_sampler() -> None:
+    """By twice the noise ratio, which is proportional to them. Given chains are taken as they are."""
+    world, problem = world_problem(weights=20)
+    top = np.linalg.eigvalsh(world.hessian)[-1]
+    given = Chains(num_draws=200, batch_size=4)
+    with ready_for(problem, given) as (host, _, _):
+        hot, whole = (find_settings(problem, host, replace(given, batch_size=size)) for size in (4, 300))
+    heat, cool = hot.settled.sampler, whole.settled.sampler
+    assert isinstance(heat, SGLD)
+    assert isinstance(cool, SGLD)
+    shorter = 1 / (heat.step_size * (heat.inverse_temperature * top + heat.localization))
+    assert 1.2 < shorter <= calibration.MOST_COOLED + 0.2
+    assert hot.minibatch_noise == pytest.approx(0.5) or shorter > 3.8
+    assert hot.settled.chains == given
+    assert whole.minibatch_noise == 0
+    assert cool.step_size * (cool.inverse_temperature * top + cool.localization) == pytest.approx(1, rel=0.05)
+
+
+def test_gradients_that_memory_does_not_hold_leave_the_step_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, problem = world_problem(weights=20)
+    monkeypatch.setattr(bias, "_KEPT_BYTES", 8)
+    with ready_for(problem, Chains()) as (host, _, _):
+        found = find_settings(problem, host, None)
+    assert np.isnan(found.minibatch_noise)
+    assert found.settled.sampler == found.pilot.sampler
+
+
+def test_chains_of_shorter_steps_are_longer() -> None:
+    """Of the same draws, as far apart in memories of the chain as those of the pilot's steps."""
+    sampler = SGLD(step_size=1e-4, inverse_temperature=1.0, localization=1.0)
+    pilot = Pilot(sampler, 3, torch.zeros(2, 24), 1.0, agreement=0.25, memory=5.0)
+    one, other = (_chains_for(pilot, shorter) for shorter in (1.0, 3.0))
+    assert (one.thinning, other.thinning) == (5, 15)
+    assert (one.burn_in, other.burn_in) == (10, 30)
+    assert one.num_draws == other.num_draws == 54  # a quarter of 162/tanh 1
+
+
+def test_weights_that_have_learned_nothing_have_settings_for_themselves_alone() -> None:
+    """Settings of a quadratic loss last; those of a network that has not been trained do not meet their aim."""
+    problem = problem_of(seeded(mlp))
+    with ready_for(problem, Chains()) as (host, _, _):
+        found = find_settings(problem, host, None)
+    assert found.pilot.dimension < found.target / 4
+    assert not found.settled.lasting
+    assert not found.sound
+
+
 def test_a_flat_loss_is_refused() -> None:
     world = Regression(np.zeros((8, 2)), np.zeros(8), np.ones(2))
     with pytest.raises(ValueError, match="does not depend on the sampled weights"):
@@ -149,7 +270,7 @@ def test_settled_settings_survive_plain_values() -> None:
 
 
 def test_the_aim_is_bounded_by_the_draws() -> None:
-    assert [dimension_for(n, k) for n, k in ((1000, 400), (10**6, 400), (5, 400), (1000, 100))] == [100, 100, 1, 25]
+    assert [dimension_for(n, k) for n, k in ((1000, 800), (10**6, 800), (5, 800), (1000, 200))] == [100, 100, 1, 25]
 
 
 def test_the_gradient_noise_is_that_of_the_definition() -> None:

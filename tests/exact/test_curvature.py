@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
+from bif_lightning import bias
 from bif_lightning.config import Chains
 from bif_lightning.curvature import gradient_noise, hessian_spectrum
 from bif_lightning.data import Examples
@@ -49,6 +50,23 @@ def test_the_effective_dimension_is_right_on_average() -> None:
     for pull in (0.01, 0.3, 5.0):
         share = h / (h + pull)
         bound = 5 * np.sqrt(2 * (share**2).sum() / 100)
+        assert found.effective_dimension(pull) == pytest.approx(share.sum(), abs=bound)
+
+
+def test_steps_and_held_vectors_of_a_snapshot_resolve_a_wide_spectrum() -> None:
+    """Eigenvalues over five decades, most of them near 0: the quadrature adds less than the probes' own error."""
+    rng = np.random.default_rng(4)
+    inputs = rng.normal(size=(600, 300)) / np.arange(1, 301) ** 1.0
+    world = Regression(inputs, rng.normal(size=600), np.zeros(300))
+    quadratic, probes = problem(world.model(), half_square, world.data()), 40
+    with ready_for(quadratic, Chains()) as (host, _, _):
+        hessian = Hessian.of_training(quadratic, host, rows=torch.arange(600), chunk=600)
+        found = hessian_spectrum(hessian, probes=probes, steps=bias._LANCZOS, held=bias._HELD)
+    h = np.linalg.eigvalsh(world.hessian)
+    for condition in (30, 300):
+        pull = h[-1] / condition
+        share = h / (h + pull)
+        bound = 5 * np.sqrt(2 * (share**2).sum() / probes)
         assert found.effective_dimension(pull) == pytest.approx(share.sum(), abs=bound)
 
 

@@ -1,6 +1,7 @@
 """Diagnostics against arviz on fixed arrays, and against numbers worked out by hand."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from bif_lightning.config import SGLD
 from bif_lightning.diagnostics import (
     drift,
     effective_sample_size,
+    group_agreement,
     left_posterior,
     local_learning_coefficient,
     score_agreement,
@@ -89,6 +91,22 @@ def test_score_agreement_is_the_median_spearman() -> None:
     expected = np.median([stats.spearmanr(one[:, j], other[:, j]).statistic for j in range(5)])
     assert score_agreement(torch.from_numpy(one), torch.from_numpy(other)) == pytest.approx(expected, rel=1e-10)
     assert score_agreement(torch.from_numpy(one), -torch.from_numpy(one)) == pytest.approx(-1.0)
+
+
+def test_group_agreement_is_that_of_the_sums_over_all_groups() -> None:
+    """Over all halves of eight examples the sums by one estimate correlate with the other's as the columns do."""
+    one, other = np.random.default_rng(3).normal(size=(2, 8, 5))
+    groups = np.array([[i in group for i in range(8)] for group in combinations(range(8), 4)], float)
+    expected = [np.corrcoef(groups @ one[:, j], groups @ other[:, j])[0, 1] for j in range(5)]
+    found = group_agreement(torch.from_numpy(one), torch.from_numpy(other))
+    assert found == pytest.approx(np.median(expected), rel=1e-10)
+
+
+def test_group_agreement_leaves_out_queries_without_scores() -> None:
+    one = torch.tensor([[1.0, 2.0], [2.0, 2.0], [4.0, 2.0]])
+    assert group_agreement(one, -one) == pytest.approx(-1.0)
+    assert math.isnan(group_agreement(one[:, 1:], one[:, 1:]))
+    assert math.isnan(group_agreement(one[:2], one[:2]))
 
 
 def test_score_agreement_leaves_out_queries_without_scores() -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,26 @@ def test_products_are_those_of_the_dense_hessian(make: Callable[[], nn.Module]) 
     module = seeded(make).eval()
     found = whole(problem_of(module))
     torch.testing.assert_close(found, dense(module), rtol=1e-4, atol=1e-6)
+
+
+def test_one_graph_serves_all_products_of_a_single_minibatch() -> None:
+    module = seeded(Attention).eval()
+    problem, passes = problem_of(module), 0
+    objective = problem.objective
+
+    def counted(of: nn.Module, batch: Any) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return objective(of, batch)
+
+    problem.objective = counted
+    with ready_for(problem, Chains()) as (host, _, _):
+        some = torch.randn(3, host.layout.size, generator=torch.Generator().manual_seed(0))
+        one, parts = Hessian.of_training(problem, host), Hessian.of_training(problem, host, chunk=6)
+        passes = 0
+        products = torch.cat([one.times(direction[None]) for direction in some])
+        assert passes == 1
+        torch.testing.assert_close(products, parts.times(some), rtol=1e-4, atol=1e-5)
 
 
 def test_what_can_be_differentiated_once_has_differences() -> None:

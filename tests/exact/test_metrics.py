@@ -143,6 +143,7 @@ def test_chains_of_unequal_length_are_refused() -> None:
         metric.update(torch.randn(2, 9))
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=metric_ranks.work, args=(rank, 2, str(tmp_path))) for rank in range(2)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bif_lightning.config import SGLD, Chains, Pairs, Subspace
+from bif_lightning.config import SGLD, Chains, Pairs, PullMetric, Subspace
 from bif_lightning.estimator import estimate
 from bif_lightning.linear import Linear
 from bif_lightning.result import Estimate
@@ -26,16 +26,31 @@ def gradients(world: Regression) -> np.ndarray:
     return world.inputs * (world.inputs @ TRAIN.snapshot - world.targets)[:, None]
 
 
-def covariance(directions: int, nb: float, pull: float) -> np.ndarray:
-    """(nβ·QᵀQHQᵀQ + γ·I)⁻¹ with Q the leading right singular vectors of the train gradients."""
-    q = np.linalg.svd(gradients(TRAIN))[2][:directions]
-    return np.linalg.inv(nb * q.T @ (q @ TRAIN.hessian @ q.T) @ q + pull * np.eye(5))
+def root(metric: str) -> np.ndarray:
+    """M^(−½), for the one layer of one output that there is: V·diag(Λ + mean Λ)^(−½)·Vᵀ, scaled."""
+    if metric == "euclidean":
+        return np.eye(5)
+    g = gradients(TRAIN)
+    v = np.linalg.eigh(g.T @ g)[1]
+    moments = ((g @ v) ** 2).mean(0)
+    found = v @ np.diag((moments + moments.mean()) ** -0.5) @ v.T
+    return found * np.sqrt((g**2).sum() / ((g @ found) ** 2).sum())
 
 
+def covariance(directions: int, nb: float, pull: float, metric: str = "kronecker") -> np.ndarray:
+    """M^(−½)·(nβ·QᵀQĤQᵀQ + γ·I)⁻¹·M^(−½) with Q the leading right singular vectors of the gradients M^(−½)·g, and
+    Ĥ = M^(−½)·H·M^(−½)."""
+    lower = root(metric)
+    q = np.linalg.svd(gradients(TRAIN) @ lower)[2][:directions]
+    hessian = lower @ TRAIN.hessian @ lower
+    return lower @ np.linalg.inv(nb * q.T @ (q @ hessian @ q.T) @ q + pull * np.eye(5)) @ lower
+
+
+@pytest.mark.parametrize("metric", ["kronecker", "euclidean"])
 @pytest.mark.parametrize("directions", [1, 3, 5, 64])
-def test_influence_is_the_closed_form(directions: int) -> None:
-    found = run(replace(WHOLE, num_directions=directions))
-    sigma = covariance(min(directions, 5), 30.0, 2.0)
+def test_influence_is_the_closed_form(directions: int, metric: PullMetric) -> None:
+    found = run(replace(WHOLE, num_directions=directions, metric=metric))
+    sigma = covariance(min(directions, 5), 30.0, 2.0, metric)
     exact = -gradients(TRAIN) @ sigma @ gradients(QUERY).T
     np.testing.assert_allclose(found.influence, exact, rtol=1e-5, atol=1e-7)
     own = [np.einsum("ia,ab,ib->i", g, sigma, g) for g in (gradients(TRAIN), gradients(QUERY))]
@@ -86,8 +101,39 @@ def test_draws_stay_near_however_flat_the_loss(flat: float) -> None:
     assert found.divergences == ()
     reach = 0.02 * np.linalg.norm(TRAIN.snapshot)
     assert np.sqrt((found.distance_trace**2).mean()) < 2 * reach
-    assert found.sampler.inverse_temperature == pytest.approx(1e5 if flat == 1 else 4.204e12, rel=1e-3)
+    lower = root("kronecker")
+    hessian = flat * lower @ TRAIN.hessian @ lower
+    ridge = ridge_for(torch.from_numpy(np.linalg.eigvalsh(hessian)), 0.3 * 5)
+    needed = np.trace(lower @ np.linalg.inv(hessian + ridge * np.eye(5)) @ lower) / reach**2
+    assert found.sampler.inverse_temperature == pytest.approx(max(1e5, needed), rel=1e-3)
     np.testing.assert_allclose(found.correlation, steep.correlation, rtol=1e-4, atol=1e-6)
+
+
+class Faint(torch.nn.Module):
+    """A network of which one layer hardly acts."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+        self.faint, self.by = torch.nn.Linear(8, 3), by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + self.by * self.faint(x)
+
+
+@pytest.mark.parametrize("by", [1.0, 1e-2, 1e-4, 1e-6])
+def test_a_layer_that_hardly_acts_makes_no_draw_diverge(by: float) -> None:
+    """The pull hardly holds its weights, and what they move by is measured as the pull has it."""
+    made = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(80, 8, generator=made), torch.randint(0, 3, (80,), generator=made)
+    examples = list(zip(inputs, labels, strict=True))
+    torch.manual_seed(0)
+    found = estimate(
+        Faint(by), lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"),
+        examples[:60], examples[60:], sampler=Subspace(),
+    )  # fmt: skip
+    assert found.divergences == ()
+    assert np.isfinite(found.correlation).all()
 
 
 def test_a_loss_without_gradients_is_refused() -> None:
@@ -109,7 +155,9 @@ def test_without_a_localization_the_rule_gives_one() -> None:
     found = run(replace(WHOLE, localization=None))
     assert isinstance(found.sampler, Subspace)
     assert found.sampler.localization is not None, "the dump says which it was"
-    assert found.effective_dimension == pytest.approx(min(0.1 * 16, 0.7 * 5), rel=1e-9)
+    assert found.effective_dimension == pytest.approx(min(0.1 * 16, 0.3 * 5), rel=1e-9)
+    isotropic = run(replace(WHOLE, localization=None, metric="euclidean"))
+    assert isotropic.effective_dimension == pytest.approx(min(0.1 * 16, 0.7 * 5), rel=1e-9)
 
 
 def test_sgld_stays_in_its_directions() -> None:

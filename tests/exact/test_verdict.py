@@ -15,8 +15,8 @@ SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=50.0)
 CLOSED = Subspace(num_directions=64, inverse_temperature=1e4, localization=50.0)
 FLAT = np.full((4, 100), 2.0)
 SOUND = Diagnostics(
-    rhat=1.01, ess=300.0, llc=5.0, llc_standard_error=0.1, drift=0.5, score_agreement=0.9, noise_ratio=0.1,
-    llc_ratio=1.1, control_agreement=0.2,
+    rhat=1.01, ess=300.0, llc=5.0, llc_standard_error=0.1, drift=0.5, score_agreement=0.9,
+    group_agreement=0.9, noise_ratio=0.1, llc_ratio=1.1, control_agreement=0.2,
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_a_sound_snapshot_is_good() -> None:
     verdict = judge(estimate())
     assert verdict.word == "good"
     assert verdict.advice == ""
-    for part in ("noise ratio 0.1", "LLC ratio 1.1", "drift 0.5", "score agreement 0.9", "noise alone 0.2"):
+    for part in ("noise ratio 0.1", "LLC ratio 1.1", "drift 0.5", "group agreement 0.9", "noise alone 0.2"):
         assert part in str(verdict)
 
 
@@ -123,14 +123,14 @@ def test_a_loss_that_rises_too_far_is_not_local() -> None:
 
 def test_too_few_draws() -> None:
     """Halves that agree at 0.25 make a whole of reliability 0.4; 0.7 takes 3.5 times as many draws."""
-    verdict = judge(estimate(score_agreement=0.25))
+    verdict = judge(estimate(group_agreement=0.25))
     assert verdict.word == "noisy"
     assert "only at 0.40" in verdict.sentence
     assert verdict.advice == "raise num_draws from 100 to about 350"
-    assert "thinning from 1 to about 4" in judge(estimate(score_agreement=0.25, ess=20.0)).advice
-    assert "about 1000" in judge(estimate(score_agreement=0.0)).advice
-    assert "about 1000" in judge(estimate(score_agreement=-1.0)).advice
-    assert judge(estimate(score_agreement=0.55)).word == "good"
+    assert "thinning from 1 to about 4" in judge(estimate(group_agreement=0.25, ess=20.0)).advice
+    assert "about 1000" in judge(estimate(group_agreement=0.0)).advice
+    assert "about 1000" in judge(estimate(group_agreement=-1.0)).advice
+    assert judge(estimate(group_agreement=0.55)).word == "good"
 
 
 def test_a_chain_too_short_for_an_error() -> None:
@@ -155,17 +155,17 @@ def test_a_closed_form_that_the_draws_contradict_is_not_local() -> None:
 
 def test_a_curvature_of_too_few_examples() -> None:
     """Halves that agree at 0.25 make a whole of 0.4: 3.5 times the variance, √3.5 times the pull."""
-    verdict = judge(estimate(score_agreement=0.25, ess=20.0, sampler=CLOSED))
+    verdict = judge(estimate(group_agreement=0.25, ess=20.0, sampler=CLOSED))
     assert str(verdict) == (
-        "noisy: the curvature, measured on as many other training examples, would rank the train examples alike only "
-        "at 0.40; raise localization from 50 to about 94, or lower num_directions from 64"
+        "noisy: the curvature, measured on as many other training examples, would agree on groups of train "
+        "examples only at 0.40; raise localization from 50 to about 94, or lower num_directions from 64"
     )
     single = Subspace(num_directions=1, localization=50.0)
-    assert judge(estimate(score_agreement=0.25, sampler=single)).advice == "raise localization from 50 to about 94"
+    assert judge(estimate(group_agreement=0.25, sampler=single)).advice == "raise localization from 50 to about 94"
     unsettled = replace(CLOSED, localization=None)
-    assert judge(estimate(score_agreement=0.25, sampler=unsettled)).advice == "lower num_directions from 64"
-    assert judge(estimate(score_agreement=0.55, sampler=CLOSED)).word == "good"
-    assert judge(estimate(score_agreement=math.nan, sampler=CLOSED)).word == "good"
+    assert judge(estimate(group_agreement=0.25, sampler=unsettled)).advice == "lower num_directions from 64"
+    assert judge(estimate(group_agreement=0.55, sampler=CLOSED)).word == "good"
+    assert judge(estimate(group_agreement=math.nan, sampler=CLOSED)).word == "good"
 
 
 def test_a_curvature_without_an_error() -> None:
@@ -176,7 +176,7 @@ def test_a_curvature_without_an_error() -> None:
 
 def test_no_advice_for_the_closed_form_names_draws_or_steps() -> None:
     for fault in ({"divergences": LOST}, {"drift": 9.0, "loss_trace": MOVING}, {"llc": -5.0}, {"llc_ratio": 9.0},
-        {"score_agreement": 0.0}, {"error": math.nan}):  # fmt: skip
+        {"group_agreement": 0.0}, {"error": math.nan}):  # fmt: skip
         advice = judge(estimate(sampler=CLOSED, **fault)).advice
         assert not any(knob in advice for knob in ("num_draws", "num_chains", "thinning", "burn_in", "step_size"))
 
@@ -186,7 +186,7 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("drifting", {"drift": 5.0, "loss_trace": MOVING}),
     ("minibatches", {"noise_ratio": 5.0}),
     ("not local", {"llc_ratio": 9.0}),
-    ("another run", {"score_agreement": 0.1}),
+    ("another run", {"group_agreement": 0.1}),
 ]
 
 

@@ -1,5 +1,6 @@
 """A small training run with the callback, and attribution of what it left; shared by the tests of this folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def attribute(folder: Path, **more: Any) -> bl.Attributed:
     return bl.attribute(
         module, checkpoints, range(10), range(30, 36), data=loader, dirpath=folder / "later" / "bif", **settings
     )
+
+
+def watch(directory: Path, **more: Any) -> bl.Attributed:
+    return bl.watch(Net(), directory, data=DataLoader(points(), batch_size=8), **more)
+
+
+def work(directory: Path, counts: Path) -> None:
+    """Watch as a process of its own; how many dumps were written, and how many snapshots failed, go to a file."""
+    torch.set_num_threads(1)
+    done = watch(directory, idle=20)
+    counts.write_text(json.dumps([len(done.written), len(done.failed)]))
 
 
 def _paths(file: h5py.File) -> list[str]:

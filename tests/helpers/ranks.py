@@ -1,5 +1,6 @@
 """One process among several, for tests of torch.distributed."""
 
+import os
 import pickle
 import time
 from dataclasses import replace
@@ -11,7 +12,8 @@ import torch.distributed as dist
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
 from bif_lightning.estimator import estimate
-from bif_lightning.placement import Meeting, current_placement
+from bif_lightning.meeting import Meeting
+from bif_lightning.placement import current_placement
 from bif_lightning.result import Estimate
 
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)
@@ -73,10 +75,48 @@ def hangs(rank: int, meeting: Meeting) -> str:
     return "done"
 
 
+def fails_everywhere_at_last(rank: int, meeting: Meeting) -> str:
+    if rank == 0:
+        time.sleep(1.0)
+    raise ValueError(f"rank {rank}")
+
+
+def ends_at_once(rank: int, meeting: Meeting) -> str:
+    if rank == 0:
+        os._exit(0)
+    while True:
+        meeting.beat("step 3 of 9")
+        time.sleep(0.05)
+
+
+def ends_before_the_other_fails(rank: int, meeting: Meeting) -> str:
+    dist.barrier()
+    if rank == 0:
+        os._exit(0)
+    time.sleep(2.0)
+    raise ValueError(f"rank {rank}")
+
+
+def part(rank: int, world_size: int, folder: str, port: int, case: str) -> None:
+    """Work together where the store ends with rank 0, which does not linger, and the others are slow to look at it."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.barrier()  # the first one may end as soon as it likes
+    if rank:
+        pause = time.sleep
+        time.sleep = lambda seconds: pause(max(seconds, 2.0))
+    try:
+        with current_placement().together("counting") as meeting:
+            found = globals()[case](rank, meeting)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+    Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))
+    os._exit(0)
+
+
 def meet(rank: int, world_size: int, folder: str) -> None:
     """Work together in every way that can go wrong, and leave what each rank got of it."""
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
-    placement = replace(current_placement(), patience=2.0)
+    placement = replace(current_placement(), patience=3.0)
     found = dict[str, str]()
     for case in (peacefully, fails_on_one, fails_late, fails_everywhere, slow_but_alive, peacefully, hangs):
         try:

@@ -1,15 +1,8 @@
-"""One rank of a real Trainer with several processes; started by `launch`, results in a folder.
+"""One rank of a real Trainer with several processes; started by `launch`, results in a folder."""
 
-python strategy_run.py CASE FOLDER RANK WORLD_SIZE PORT
-"""
-
-import json
 import os
 import pickle
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -32,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from bif_lightning import SGLD, BIFCallback, Chains, attribute
 from bif_lightning.shards import reshard
 from bif_lightning.trainer.fingerprint import fingerprint
+from forked import start
+from ports import free_port
 
 SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
 CHAINS = Chains(num_chains=3, num_draws=4, batch_size=5)
@@ -131,18 +126,19 @@ class Save(L.Callback):
             torch.save(pl_module.state_dict(), self.folder / f"rank{trainer.global_rank}.pt")
 
 
-def strategy_of(kind: str, world_size: int) -> Any:
+def strategy_of(kind: str, world_size: int, seconds: float = 40) -> Any:
+    """A strategy whose collectives wait so many seconds."""
     if kind == "single":
         return "auto"
     sharded = {"fsdp": (world_size, 1), "tp": (1, world_size), "both": (world_size // 2, 2)}
     if kind in sharded:
         data, tensor = sharded[kind]
-        wait = timedelta(seconds=40)
+        wait = timedelta(seconds=seconds)
         return ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor, timeout=wait)
     if kind == "spawn":
         return "ddp_spawn"
     options: dict[str, Any] = {
-        "ddp": {"timeout": timedelta(seconds=40)},
+        "ddp": {"timeout": timedelta(seconds=seconds)},
         "unused": {"find_unused_parameters": True},
         "static": {"static_graph": True},
     }
@@ -171,9 +167,9 @@ def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[
     if case.get("keeps"):
         callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3, save_top_k=-1))
     trainer = L.Trainer(
-        accelerator="cpu", devices=case.get("devices", world_size), strategy=strategy_of(kind, world_size),
-        callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=bool(case.get("keeps")), max_epochs=2,
+        accelerator="cpu", devices=case.get("devices", world_size), callbacks=callbacks, logger=False,
+        strategy=strategy_of(kind, world_size, case.get("waits", 40)), enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=bool(case.get("keeps")), max_epochs=2,
         **case.get("trainer", {}),
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -205,6 +201,8 @@ def attributed(folder: Path, case: dict[str, Any], world_size: int) -> Any:
 
 def extras(case: dict[str, Any], rank: int) -> dict[str, Any]:
     """Options that cannot be written as JSON: losses that fail on some ranks."""
+    if case.get("tokens"):
+        return {"loss_fn": parts_of_a_loss, "per_token": True, "eval_batch_size": 2}
     trouble = case.get("trouble")
     if trouble is None:
         return {}
@@ -226,20 +224,29 @@ def extras(case: dict[str, Any], rank: int) -> dict[str, Any]:
     return {"loss_fn": loss_fn}
 
 
-def main() -> None:
-    case_text, folder, rank, world_size, port = sys.argv[1:]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": rank}
-    os.environ |= {"WORLD_SIZE": world_size, "RANK": rank, "OMP_NUM_THREADS": "1"}
-    if int(world_size) > 1:  # as torchrun would say it, so that no rank launches others
-        os.environ |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": world_size, "GROUP_RANK": "0"}
-    case = json.loads(case_text)
+def parts_of_a_loss(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """One, two or three losses of each example, and batches as wide as their longest."""
+    losses = F.binary_cross_entropy_with_logits(module.net(batch[0]), F.one_hot(batch[1], 3).float(), reduction="none")
+    mask = torch.arange(3) <= batch[1][:, None]
+    return losses[:, : int(mask.sum(1).max())], mask[:, : int(mask.sum(1).max())]
+
+
+def run(case: dict[str, Any], folder: str, rank: int, world_size: int, port: int) -> None:
+    """A process as one rank: what it prints goes to a log, and what is left to a pickle."""
+    log = os.open(Path(folder, f"{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    if world_size > 1:  # as torchrun would say it, so that no rank launches others
+        os.environ |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0"}
     outcome: Any
     try:
         if "attribute" in case:
-            Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(attributed(Path(folder), case, int(world_size))))
-            return
-        runs = [{**case, "bif": False}, case] if case.get("compare") else [case]
-        outcome = [fit(Path(folder), run, int(rank), int(world_size)) for run in runs]
+            outcome = attributed(Path(folder), case, world_size)
+        else:
+            runs = [{**case, "bif": False}, case] if case.get("compare") else [case]
+            outcome = [fit(Path(folder), one, rank, world_size) for one in runs]
     except (Exception, SystemExit) as error:
         outcome = error if _travels(error) else RuntimeError(repr(error))
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(outcome))
@@ -253,31 +260,20 @@ def _travels(error: BaseException) -> bool:
     return True
 
 
-def launch(folder: Path, world_size: int, timeout: float = 240, hangs: bool = False, **case: Any) -> list[Any]:
-    """Run a case on `world_size` processes; what each left (None for one that was still there after the time)."""
+def launch(folder: Path, world_size: int, hangs: tuple[int, ...] = (), **case: Any) -> list[Any]:
+    """Run a case on `world_size` processes; what each left (None for those that hang, which are ended by the rest)."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = [sys.executable, __file__, json.dumps(case), str(folder)]
-    processes = [
-        subprocess.Popen([*arguments, str(rank), str(world_size), str(port)], stdout=log, stderr=log)
-        for rank in range(world_size)
-        for log in [(folder / f"{rank}.log").open("w")]
-    ]
-    ends = time.monotonic() + timeout
+    port = free_port()
+    processes = [start(run, case, str(folder), rank, world_size, port) for rank in range(world_size)]
+    ends = time.monotonic() + 240
     try:
-        for process in processes:
-            process.wait(max(0.1, ends - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        if not hangs:
-            raise
+        for rank, process in enumerate(processes):
+            if rank not in hangs:
+                process.join(max(0.1, ends - time.monotonic()))
+                assert process.exitcode is not None, f"rank {rank} did not end: see {folder}/{rank}.log"
     finally:
         for process in processes:
             process.kill()
+            process.join()
     files = [folder / f"{rank}.pickle" for rank in range(world_size)]
     return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
-
-
-if __name__ == "__main__":
-    main()

@@ -161,6 +161,7 @@ WRONG = {
     Subspace: {
         "num_directions": BELOW_ONE, "span": NOT_POSITIVE,
         "inverse_temperature": NOT_POSITIVE_OR_NONE, "localization": NOT_POSITIVE_OR_NONE,
+        "metric": st.sampled_from(["", None, "fisher"]),
     },
     Chains: {
         "num_chains": BELOW_ONE, "num_draws": BELOW_ONE, "thinning": BELOW_ONE, "batch_size": BELOW_ONE,

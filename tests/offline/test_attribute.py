@@ -1,5 +1,6 @@
 """`attribute` against the callback: the same dumps from checkpoints as during training, and what bad ones do."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 import bif_lightning as bl
+from bif_lightning.claims import Claims
+from bif_lightning.trainer.outputs import Outputs
 from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, attribute, points, train
 
 
@@ -47,6 +50,33 @@ def test_a_second_call_goes_on_and_other_settings_are_refused(trained: Path, tmp
     assert_same_dumps(trained / "bif", second.directory)
     with pytest.raises(ValueError, match="other settings"):
         attribute(tmp_path, checkpoints=saved, chains=bl.Chains(num_chains=3, num_draws=6, batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "of", "done"),
+    [(Claims, "_take", "h5.claim", []), (Outputs, "write", "", [2]), (Claims, "_mine", "h5.claim", [2])],
+    ids=["a claim is taken", "a dump is written", "a claim is let go of"],
+)
+def test_control_c_waits_until_nothing_is_half_done(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: type, name: str, of: str, done: list[int]
+) -> None:
+    once, real = iter([signal.SIGINT]), getattr(where, name)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        if of in str(arguments):
+            for number in once:
+                signal.raise_signal(number)
+        return found
+
+    monkeypatch.setattr(where, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attribute(tmp_path, checkpoints=trained / "saved")
+    directory = tmp_path / "later" / "bif"
+    assert sorted(directory.glob("step=*")) == [directory / f"step={step:09d}.h5" for step in done]
+    assert not list(directory.glob("claims/*"))
+    attribute(tmp_path, checkpoints=trained / "saved")
+    assert_same_dumps(trained / "bif", directory)
 
 
 def test_the_folder_of_a_training_run_is_left_alone(trained: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_broken_checkpoint_is_exit_status_1_and_the_others_are_done(
 
 @pytest.mark.parametrize("spelling", ["--dry-run", "--dry_run"])
 def test_a_dry_run_forecasts(app: Path, capsys: pytest.CaptureFixture[str], spelling: str) -> None:
-    assert main([*ARGUMENTS, spelling, "--json"]) == 0
+    assert main([*ARGUMENTS, spelling, "--num-nodes", "1", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["expected_seconds"] > 0
     assert answer["expected_bytes"] > 0

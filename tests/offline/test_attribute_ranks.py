@@ -27,6 +27,7 @@ def attribute(folder: Path, saved: Path, ranks: int, strategy: str, **case: Any)
     return dumps(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=slow)])
 def test_checkpoints_of_ddp_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path, ranks: int) -> None:
     launch(tmp_path / "inline", 2, strategy="ddp", **SAVED)
@@ -74,3 +75,65 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     later = dumps(tmp_path / "later").influence.sel(step=[3, 6])
     np.testing.assert_array_equal(later, dumps(tmp_path / "inline").influence)
+
+
+SCRIPT = """
+import lightning as L
+import torch
+import bif_lightning as bl
+from strategy_run import CHAINS, SAMPLER, Net, Points
+from torch.utils.data import DataLoader
+
+torch.set_num_threads(1)
+trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+bl.attribute(
+    Net(), "inline", Points(12, seed=1), Points(5, seed=2), data=DataLoader(Points(), batch_size=4),
+    dirpath="later/bif", trainer=trainer, sampler=SAMPLER, chains=CHAINS, log=False,
+)
+assert trainer.world_size == 2
+print(f"{type(trainer.strategy.cluster_environment).__name__} {trainer.global_rank}\\n", end="")
+"""
+FABRIC = [
+    str(Path(sys.executable).with_name("fabric")), "run", "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp",
+]  # fmt: skip
+SLURM = {
+    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_ID": "4177",
+    "SLURM_JOB_NAME": "attribution", "SLURM_NODELIST": "localhost",
+}  # fmt: skip
+
+
+def of_rank(rank: int) -> dict[str, str]:
+    """What srun tells a task."""
+    return SLURM | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+
+
+@slow
+@pytest.mark.parametrize(
+    ("arguments", "tasks", "environment"),
+    [(FABRIC, [{}], "TorchElasticEnvironment"), ([], [of_rank(0), of_rank(1)], "SLURMEnvironment")],
+    ids=["fabric run", "srun"],
+)
+def test_a_script_under_other_launchers(
+    tmp_path: Path, arguments: list[str], tasks: list[dict[str, str]], environment: str
+) -> None:
+    """The Trainer takes ranks from whoever started the processes; its devices have to be given all the same."""
+    launch(tmp_path / "inline", 1, strategy="single", **SAVED)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    common = {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *arguments, "script.py"], cwd=tmp_path, env=common | task, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for task in tasks
+    ]  # fmt: skip
+    try:
+        said = [each.communicate(timeout=200) for each in running]
+    finally:
+        for each in running:
+            each.kill()
+    out = "".join(out for out, _ in said)
+    assert [each.returncode for each in running] == [0] * len(tasks), said[0][1][-3000:]
+    assert all(f"{environment} {rank}" in out for rank in range(2)), out
+    later, inline = (dumps(tmp_path / name).influence.sel(step=[3, 6]) for name in ("later", "inline"))
+    np.testing.assert_array_equal(later, inline)

@@ -53,19 +53,24 @@ def test_silence_by_the_observers_clock_ends_a_claim_of_another_machine(
 ) -> None:
     """The file's times are in the year 2100, or 1970: nobody looks at them."""
     monkeypatch.setattr(claims_module, "_host", lambda: "elsewhere")
-    gone = Claims(tmp_path, patience=0.5)
+    gone = Claims(tmp_path)
     (tmp_path / "a.claim").write_text(gone._text(3))
     monkeypatch.undo()
-    here = Claims(tmp_path, patience=0.5)
+    now = [100.0]
+    monkeypatch.setattr(claims_module.time, "monotonic", lambda: now[0])
+    here = Claims(tmp_path, patience=50.0)
     for when in (4_102_444_800, 0):
         os.utime(tmp_path / "a.claim", (when, when))
         with here.claimed("a") as mine:
             assert not mine
-    time.sleep(0.3)
+    now[0] += 40.0
     (tmp_path / "a.claim").write_text(gone._text(4))  # a sign of life
     with here.claimed("a") as mine:
         assert not mine
-    time.sleep(0.7)
+    now[0] += 40.0
+    with here.claimed("a") as mine:
+        assert not mine
+    now[0] += 20.0
     with here.claimed("a") as mine:
         assert mine
 
@@ -75,21 +80,29 @@ def test_a_holder_shows_life_and_a_claim_taken_over_is_not_taken_back(tmp_path: 
     path = tmp_path / "a.claim"
     with one.claimed("a"):
         first = path.read_text()
-        time.sleep(0.5)
-        assert path.read_text() != first
+        ends = time.monotonic() + 60
+        while path.read_text() == first:
+            assert time.monotonic() < ends
+            time.sleep(0.02)
         other = Claims(tmp_path, patience=0.3)
-        other._write(path, 0)  # as if this holder had been stopped for long
+        while path.read_text() != other._text(0):  # the holder may have been half-way through
+            other._write(path, 0)  # as if this holder had been stopped for long
+            time.sleep(0.1)
         time.sleep(0.3)
         assert path.read_text() == other._text(0)
     assert path.read_text() == other._text(0), "let go of by its holder alone"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "nothing"])
-def test_a_holder_killed_while_writing_leaves_no_riddle(tmp_path: Path, text: str) -> None:
+def test_a_holder_killed_while_writing_leaves_no_riddle(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(claims_module.time, "monotonic", lambda: now[0])
     (tmp_path / "a.claim").write_text(text)
-    here = Claims(tmp_path, patience=0.2)
+    here = Claims(tmp_path, patience=50.0)
     with here.claimed("a") as mine:
         assert not mine
-    time.sleep(0.3)
+    now[0] += 51.0
     with here.claimed("a") as mine:
         assert mine

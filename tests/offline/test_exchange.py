@@ -63,6 +63,17 @@ def test_a_finisher_waits_for_a_chain_that_is_under_way(tmp_path: Path) -> None:
     assert finisher.ran == 0
 
 
+def test_progress_is_that_of_all_chains_whoever_ran_them(tmp_path: Path) -> None:
+    assert estimated(exchange(tmp_path, finishes=False)) is None
+    for chain in (0, 1, 2):
+        (tmp_path / "step=7" / f"chain={chain:04d}.pt").unlink()
+    told = list[tuple[int, int]]()
+    model, finisher = problem_of(seeded(mlp)), exchange(tmp_path, finishes=True)
+    estimate_problem(model, SAMPLER, CHAINS, exchange=finisher, progress=lambda *step: told.append(step))
+    steps = CHAINS.num_steps
+    assert told == [(2 * steps + done + 1, 5 * steps) for done in range(3 * steps)]
+
+
 def test_a_diverged_chain_travels_too(tmp_path: Path) -> None:
     wild = bl.SGLD(step_size=1.0, inverse_temperature=1e6, localization=1.0)
     helper = exchange(tmp_path, finishes=False)
@@ -77,7 +88,7 @@ def test_helpers_begin_at_the_other_end(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     order = list[int]()
 
-    def run(chains: Any) -> Any:
+    def run(chains: Any, told: Any) -> Any:
         order.extend(chains)
         raise KeyboardInterrupt
 

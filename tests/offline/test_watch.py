@@ -1,8 +1,8 @@
 """`launch="snapshot"` and `watch`: training only writes weights, and workers make of them its dumps."""
 
+import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -17,34 +17,20 @@ from torch.utils.data import DataLoader
 
 import bif_lightning as bl
 from bif_lightning.trainer.snapshots import FOLDER, snapshot_path
-from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, points, train
+from forked import start
+from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, points, train, watch, work
 
 SETTINGS: dict[str, Any] = {"sampler": SAMPLER, "chains": CHAINS}
-WORKER = """
-import sys
-import bif_lightning as bl
-from offline_run import Net, points
-from torch.utils.data import DataLoader
-done = bl.watch(Net(), sys.argv[1], data=DataLoader(points(), batch_size=8), idle=20)
-print(len(done.written), len(done.failed))
-"""
-
-
-def watch(directory: Path, **more: Any) -> bl.Attributed:
-    return bl.watch(Net(), directory, data=DataLoader(points(), batch_size=8), **more)
-
-
-def worker(directory: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(directory)], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "settings",
-    [SETTINGS, {}, {"sampler": "auto"}, SETTINGS | {"params": "net.0.*", "store_traces": True, "precision": "10bit"}],
+    [
+        SETTINGS,
+        {},
+        pytest.param({"sampler": "auto"}, marks=pytest.mark.slow),
+        SETTINGS | {"params": "net.0.*", "store_traces": True, "precision": "10bit"},
+    ],
     ids=["SGLD", "default", "auto", "options"],
 )
 def test_the_dumps_are_those_of_the_callback(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -74,6 +60,7 @@ def test_training_is_untouched_and_the_snapshot_is_small(tmp_path: Path) -> None
         assert found["metrics"].keys() == {"loss"}
 
 
+@pytest.mark.slow
 def test_dumps_follow_the_training_while_it_runs(tmp_path: Path) -> None:
     """A worker in a thread's place: it starts before the first snapshot, and ends with the training."""
     directory = tmp_path / "bif"
@@ -91,25 +78,24 @@ def test_dumps_follow_the_training_while_it_runs(tmp_path: Path) -> None:
     assert done.written == tuple(STEPS)
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_work(tmp_path: Path) -> None:
     directory = train(tmp_path / "later", launch="snapshot", **SETTINGS)
-    pair = [worker(directory) for _ in range(2)]
-    written = [tuple(int(n) for n in each.communicate(timeout=120)[0].split()[-2:]) for each in pair]
+    pair = [start(work, directory, tmp_path / f"{number}.json") for number in range(2)]
+    for each in pair:
+        each.join()
+    written = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2)]
     assert sum(count for count, _ in written) == len(STEPS)
     assert sum(failed for _, failed in written) == 0
     assert_same_dumps(train(tmp_path / "inline", **SETTINGS), directory)
 
 
-def killed_at_random(directory: Path, kills: int, seed: int) -> int:
-    """Start workers and kill each after a random time; how many were still running."""
-    chance, running = random.Random(seed), 0
-    for _ in range(kills):
-        one = worker(directory)
-        time.sleep(chance.uniform(0.5, 9.0))
-        running += one.poll() is None
-        one.send_signal(signal.SIGKILL)
-        one.communicate()
-    return running
+def killed_at_random(directory: Path, seed: int) -> None:
+    """Start a worker and kill it after a random time: while it imports, reads, runs chains, writes, or is done."""
+    one = start(work, directory, directory.parent / "counts.json")
+    time.sleep(random.Random(seed).uniform(0.2, 2.5))
+    one.kill()
+    one.join()
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
@@ -117,7 +103,7 @@ def killed_at_random(directory: Path, kills: int, seed: int) -> int:
 def test_workers_killed_at_random_lose_and_double_nothing(tmp_path: Path, kills: int) -> None:
     inline, directory = (train(tmp_path / name, launch=name, **SETTINGS) for name in ("inline", "snapshot"))
     for number in range(kills):
-        killed_at_random(directory, 1, number)
+        killed_at_random(directory, number)
         if number % 5 == 4:  # else all would be done after the first few
             for dump in list(directory.glob("step=*.h5"))[:2]:
                 dump.unlink()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -150,11 +151,47 @@ def test_mutated_dumps_break_nothing(tmp_path):
     finally:
         readers.close()
     sys.stdout.write(f"{COUNT} dumps: {dict(found)}, longest answer {longest:.1f} s\n")
-    assert longest < 12
+    assert longest < 60  # killed after 10, whatever else the machine does
     assert not wrong
-    # Where the strings of a file are damaged, HDF5 itself can go round in circles.
-    assert found[503] <= COUNT // 50
+    # None goes round in circles; on a busy machine one may still be too slow.
+    assert found[503] <= COUNT // 500
     assert found[200] > COUNT
+
+
+OPEN = """
+import signal, sys, warnings
+import numpy as np
+import bif_lightning as bl
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], *(f"{sys.argv[1]}/{name}" for name in ("plugin", "tensorboard", "archive"))]
+from plugin.test_plugin_fuzz import mutate
+warnings.simplefilter("ignore")
+folder = Path(sys.argv[2])
+dump = folder / "step=000000001.h5"
+whole, rng, read = dump.read_bytes(), np.random.default_rng(1), 0
+for case in range(int(sys.argv[3])):
+    dump.unlink()
+    mutate(whole, dump, rng)
+    signal.alarm(20)
+    try:
+        bl.open_run(folder).load()
+        read += 1
+    except ValueError as error:
+        assert str(error)
+    signal.alarm(0)
+print(read)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_open_run_reads_or_refuses_mutated_dumps(tmp_path):
+    """In a process, as nothing else ends what hangs within HDF5."""
+    write_run(tmp_path / "run", 30, 8, steps=(1,))
+    command = [sys.executable, "-c", OPEN, Path(__file__).parents[1], tmp_path / "run", str(COUNT // 2)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert COUNT // 8 < int(done.stdout) < COUNT // 2
 
 
 def _same(answer, right) -> bool:

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import bif_lightning.forecast as forecast_module
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data import Examples
 from bif_lightning.estimator import mean_of
@@ -38,10 +40,13 @@ def test_what_is_said_of_a_snapshot() -> None:
     )
 
 
-def test_the_matrices_count(tmp_path: Path) -> None:
+def test_the_matrices_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that takes every call for a second: of a tile, too, one after the other."""
+    monkeypatch.setattr(forecast_module, "_clock", lambda call, calls: 1.0)
+    torch.set_num_threads(1)
     few = replace(CHAINS, num_chains=1, num_draws=4)
     small, large = (forecast(problem(size, size), SAMPLER, few, placement=Placement()) for size in (100, 1500))
-    assert large.seconds > 2 * small.seconds
+    assert (small.seconds, large.seconds) == (8 + 1, 8 + 9)  # 4 steps, 4 measurements, and the tiles
     stored = 6 * 4 * 1500**2 + 2 * 8 * 64 * 1500
     assert small.file_bytes == large.file_bytes == 0
     assert large.extra_bytes > 2 * stored  # as long as blocks wait, too

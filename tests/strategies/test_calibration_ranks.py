@@ -27,6 +27,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision",
     ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow), pytest.param("bf16-true", marks=pytest.mark.slow),
@@ -47,6 +48,7 @@ def test_two_ranks_settle_on_what_one_settles_on(tmp_path: Path, start: str, pre
             assert np.array_equal(one[name].values, two[name].values, equal_nan=True), name
 
 
+@pytest.mark.slow
 def test_a_budget_on_two_ranks_leaves_training_alone_and_ranks_in_step(tmp_path: Path) -> None:
     """The clock of one rank decides for both: they skip and take the same snapshots, with the same free draws."""
     options = {"every_n_train_steps": 1, "sampler": "auto", "chains": None, "budget": 0.5}

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import bif_lightning as bl
 import strategy_run
-from bif_lightning.placement import PeerFailedError
+from bif_lightning.meeting import PeerFailedError
 from bif_lightning.trainer.support import check_trainer
 from strategy_run import launch
 
@@ -127,6 +127,22 @@ def test_a_model_in_shards_has_the_influence_of_the_whole(tmp_path: Path, kind: 
     np.testing.assert_allclose(found.loss_trace, expected.loss_trace, rtol=1e-5)
 
 
+@slow
+@pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("tp", 2), ("both", 4)])
+def test_tokens_of_a_model_in_shards_are_those_of_the_whole(tmp_path: Path, kind: str, ranks: int) -> None:
+    """Of batches of unequal width, and of 12 train and 5 query examples in batches of 2 on up to 2 parts."""
+    launch(tmp_path / "whole", 1, strategy="single", norm=False, tokens=True, **AT_START)
+    launch(tmp_path / "shards", ranks, strategy=kind, tokens=True, **AT_START)
+    found, expected = (bl.open_tokens(tmp_path / name / "bif" / "step=000000000.h5") for name in ("shards", "whole"))
+    for one, other in ((found.train, expected.train), (found.query, expected.query)):
+        assert one.sequence.tolist() == other.sequence.tolist()
+        assert one.position.tolist() == other.position.tolist()
+    assert np.bincount(expected.train.sequence).tolist() == [1, 2, 3] * 4
+    np.testing.assert_allclose(found.correlation().value, expected.correlation().value, atol=1e-4)
+    most = float(abs(expected.influence().value).max())
+    np.testing.assert_allclose(found.influence().value, expected.influence().value, atol=1e-4 * most)
+
+
 FAILS = {"kind": "error", "step": 2, "ranks": [1]}
 
 
@@ -159,8 +175,9 @@ def test_a_model_in_shards_skips_a_snapshot_that_fails_everywhere(tmp_path: Path
 @slow
 def test_a_rank_that_fails_alone_ends_a_model_in_shards(tmp_path: Path) -> None:
     """The other one waits for it in a collective, and no snapshot can be skipped any more: an error, and no hang."""
-    first, second = launch(tmp_path, 2, strategy="fsdp", trouble=FAILS, options={**OFTEN, "on_error": "warn"})
-    assert "no progress for 40 s of rank 0" in str(second)
+    warns = {**OFTEN, "on_error": "warn"}
+    first, second = launch(tmp_path, 2, strategy="fsdp", waits=20, trouble=FAILS, options=warns)
+    assert "no progress for 20 s of rank 0" in str(second)
     assert isinstance(first, Exception)
 
 
@@ -177,11 +194,11 @@ def test_a_job_that_is_asked_to_end_gives_the_snapshot_up(tmp_path: Path, ranks:
 
 @slow
 def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
-    """The others wait as long as their process group would for a collective (40 s here), and say for whom."""
-    sleeps = {"kind": "hang", "step": 2, "ranks": [1]}
-    first, second = launch(tmp_path, 2, timeout=120, hangs=True, trouble=sleeps, options={**OFTEN, "on_error": "warn"})
+    """The others wait as long as their process group would for a collective (20 s here), and say for whom."""
+    sleeps, warns = {"kind": "hang", "step": 2, "ranks": [1]}, {**OFTEN, "on_error": "warn"}
+    first, second = launch(tmp_path, 2, hangs=(1,), waits=20, trouble=sleeps, options=warns)
     assert second is None
-    assert "no progress for 40 s of rank 1" in str(first)
+    assert "no progress for 20 s of rank 1" in str(first)
 
 
 @slow

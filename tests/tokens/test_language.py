@@ -13,9 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bif_lightning.cross_entropy import cross_entropy
 from bif_lightning.language import causal_lm_loss, token_losses
-from bif_lightning.observables import DividedBatches
-from bif_lightning.placement import Split
-from bif_lightning.token_values import by_token, present, token_values
+from bif_lightning.token_values import by_token, present
 from small_language import WORDS, language, padded, sequences
 
 
@@ -209,9 +207,3 @@ def test_absent_losses_are_not_looked_at() -> None:
 def test_losses_of_no_tokens_are_refused(found: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         by_token(found, 2)
-
-
-def test_shards_of_one_model_are_refused() -> None:
-    batches = DividedBatches([(padded(sequences(2)), 2)], Split(0, 2))
-    with pytest.raises(ValueError, match="sharded over ranks: losses of single tokens are not gathered"):
-        token_values(causal_lm_loss, MODEL, batches)

@@ -99,6 +99,7 @@ def test_texts_may_be_told(tmp_path: Path) -> None:
     assert stored.texts("query", 0) == [f"[{number}]" for number in sequences(3, 1)[0]["input_ids"].tolist()]
 
 
+@pytest.mark.slow
 def test_the_default_sampler_knows_of_tokens(tmp_path: Path) -> None:
     callback = influence(tmp_path, sampler=None, chains=bl.Chains(num_chains=2, num_draws=12, batch_size=6))
     fit(tmp_path, callback)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import small_language
 from bif_lightning import storage, token_matrices
@@ -29,6 +28,7 @@ from bif_lightning.token_slopes import token_slopes
 from bif_lightning.token_store import TokenStore, gathered
 from bif_lightning.token_values import TokenValues, present
 from bif_lightning.tokens import Tokens
+from forked import together
 from small_language import CHAINS, SAMPLER, by_tokens, padded, sequences
 
 SETTINGS = {
@@ -130,6 +130,20 @@ def test_values_alone_are_the_same_values(quantity: Any) -> None:
     np.testing.assert_allclose(quick.value, full.value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("quantity", ["influence", "correlation"])
+@pytest.mark.parametrize("sampler", [SAMPLER, Subspace(num_directions=3, inverse_temperature=30, localization=300)])
+def test_a_device_makes_the_same_values(sampler: Any, quantity: Any) -> None:
+    """PyTorch's own CPU device; no other one is at hand here."""
+    tokens = tokens_of(by_tokens(sampler=sampler, chains=CHAINS))
+    here, there = (getattr(tokens, quantity)(errors=False, device=device).value for device in (None, "cpu"))
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-6 * np.nanmax(np.abs(here)))
+    with pytest.raises(ValueError, match=r"give errors=False to multiply on 'cpu'"):
+        getattr(tokens, quantity)(device="cpu")
+    for device in ("nowhere", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(ValueError, match=f"device '{device}' is not there: .* leave `device` out"):
+            getattr(tokens, quantity)(errors=False, device=device)
+
+
 def test_small_tiles_and_a_file_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = tokens_of(by_tokens(dtype=torch.float64))
     rows, columns = np.arange(len(tokens.train)), np.arange(len(tokens.query))
@@ -213,8 +227,9 @@ def test_other_tokens_than_at_the_snapshot_are_refused() -> None:
         store.push(0, 0, values(mask=False), values(mask=False))
 
 
+@pytest.mark.slow
 def test_ranks_get_the_bits_of_one(tmp_path: Path) -> None:
-    mp.spawn(small_language.work, args=(2, str(tmp_path)), nprocs=2)
+    together(small_language.work, 2, 2, str(tmp_path))
     alone = tokens_of(by_tokens())
     for rank in range(2):
         theirs = tokens_of(pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()))

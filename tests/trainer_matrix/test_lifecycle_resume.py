@@ -50,7 +50,7 @@ def check_equal(found: dict[int, Any], expected: dict[int, Any]) -> None:
         assert not different, f"step {step}: {different}"
 
 
-@pytest.fixture(scope="module", params=["auto", pytest.param("given", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["given", pytest.param("auto", marks=pytest.mark.slow)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(folder, settings, dumps, weights at the end) of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -101,6 +101,7 @@ def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if not (p.name == "samples.h5" or p.match("step=*.h5"))]
 
 
+@pytest.mark.slow
 def test_another_folder_than_before_starts_one_of_its_own(tmp_path: Path) -> None:
     run(tmp_path / "one")
     moved = tmp_path / "moved"

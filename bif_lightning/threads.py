@@ -1,0 +1,91 @@
+"""Work on threads of this process: counted step by step, and stopped together."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+Progress = Callable[[int, int], None]
+"""(steps done, steps in all), after every step of this process. What it raises ends the work."""
+
+T = TypeVar("T")
+
+
+class StoppedError(BaseException):
+    """Another thread failed, or the user interrupted: this one ends too. No handler of errors is to swallow it."""
+
+
+class Steps:
+    """Steps done by all threads, and the place where threads can be stopped.
+
+    Args:
+        total: steps in all.
+        progress: told after every step; what it raises is what `on_threads` raises, and ends all threads.
+    """
+
+    def __init__(self, total: int = 0, progress: Progress | None = None) -> None:
+        self.total, self.progress = total, progress
+        self.error: BaseException | None = None
+        self._done, self._lock, self._stopped = 0, threading.Lock(), threading.Event()
+
+    def tick(self, count: int = 1) -> None:
+        """So many further steps are done.
+
+        Raises:
+            StoppedError: the work is to end.
+        """
+        if self._stopped.is_set():
+            raise StoppedError
+        if self.progress is None:
+            return
+        with self._lock:
+            self._done += count
+            try:
+                self.progress(self._done, self.total)
+            except BaseException as error:
+                self.error = self.error or error
+                self.stop()
+                raise StoppedError from error
+
+    def stop(self) -> None:
+        """Every thread ends at its next step."""
+        self._stopped.set()
+
+
+def part_of(progress: Progress | None, before: int = 0, after: int = 0) -> Progress | None:
+    """Progress of a part of some work, which has so many steps before and after it."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before + done, before + total + after)
+
+
+def on_threads(calls: Sequence[Callable[[], T]], workers: int, intra_op: int, steps: Steps | None = None) -> list[T]:
+    """What the calls return, in order; so many at a time, each with so many intra-op threads of torch.
+
+    An exception in any of them, or here, ends the others at their next step. One worker is the calling thread.
+
+    Raises:
+        BaseException: the first that a call raised, or that `steps.progress` did.
+    """
+    steps = steps or Steps()
+    try:
+        if workers == 1:
+            return [call() for call in calls]
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(intra_op,)) as pool:
+            futures = [pool.submit(call) for call in calls]
+            try:
+                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    if (error := future.exception()) is not None:
+                        raise error
+                return [future.result() for future in futures]
+            except BaseException:
+                steps.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    except StoppedError:
+        if steps.error is None:
+            raise
+        raise steps.error from None

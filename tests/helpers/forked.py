@@ -1,0 +1,29 @@
+"""Processes that start at once: forked of one that has imported what takes seconds, and no more than that."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# Not the package: the server would look for it elsewhere than these tests, which may be those of a copy.
+CONTEXT.set_forkserver_preload(["torch", "lightning", "torchmetrics"])
+
+
+def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """A process that calls a function of a module; its exit status is 1 where that raises."""
+    process = CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def together(function: Callable[..., Any], world_size: int, *arguments: Any) -> None:
+    """Call function(rank, *arguments) in a process for each rank, and wait for all."""
+    processes = [start(function, rank, *arguments) for rank in range(world_size)]
+    try:
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * world_size
+    finally:
+        for process in processes:
+            process.kill()
