@@ -64,12 +64,12 @@ class Tab:
     def shows(self, **wanted: str) -> None:
         """Wait until the matrix view is painted with these: run, step, matrix, window."""
         parts = "".join(f'[data-{key}="{value}"]' for key, value in wanted.items()) or "[data-step]"
-        self.frame.wait_for_selector(f".matrix-panel{parts}", timeout=15_000)
+        self.frame.wait_for_selector(f".matrix-panel{parts}", timeout=60_000)
 
-    def wait(self, script: str, seconds: float = 10) -> None:
+    def wait(self, script: str, seconds: float = 60) -> None:
         self.frame.wait_for_function(script, timeout=1000 * seconds)
 
-    def until(self, check: Callable[[], Any], seconds: float = 10) -> Any:
+    def until(self, check: Callable[[], Any], seconds: float = 60) -> Any:
         """What `check` gives once it is true."""
         for _ in range(int(seconds * 20)):
             if found := check():

@@ -94,16 +94,16 @@ def test_answers_come_from_processes_that_start_when_asked(readers, place):
 
 @pytest.mark.parametrize(
     "body",
-    ["time.sleep(60)", "os._exit(3)", "os.kill(os.getpid(), 11)", "sys.exit()", "print('noise', flush=True); 1 / 0"],
+    ["time.sleep(600)", "os._exit(3)", "os.kill(os.getpid(), 11)", "sys.exit()", "print('noise', flush=True); 1 / 0"],
 )
 def test_a_reader_that_goes_wrong_is_replaced(readers, place, tmp_path, body):
-    pool = readers(count=1, seconds=4, command=script(tmp_path, body))
+    pool = readers(count=1, seconds=60, command=script(tmp_path, body))
     assert pool.ask(cell(place)).status == 200
-    started = time.monotonic()
+    pool._seconds = 1  # enough for nothing that hangs; what starts anew has a minute, however busy the machine
     answer = pool.ask(cell(place, 666))
     assert answer.status == 503
     assert "Reading took too long" in json.loads(answer.body)["error"]
-    assert time.monotonic() - started < 8
+    pool._seconds = 60
     assert pool.ask(cell(place)).status == 200
 
 
@@ -114,16 +114,18 @@ def test_what_prints_does_not_disturb_the_answers(readers, place, tmp_path):
 
 
 def test_while_one_hangs_the_other_answers(readers, place, tmp_path):
-    pool = readers(count=2, seconds=6, command=script(tmp_path, "time.sleep(60)"))
+    pool = readers(count=2, seconds=200, command=script(tmp_path, "time.sleep(600)"))
     pool.warm()
     assert pool.ask(cell(place)).status == 200
+    both = list(pool._idle.queue)
     hanging = threading.Thread(target=pool.ask, args=(cell(place, 666),))
     hanging.start()
-    started = time.monotonic()
     while pool.idle > 1:
         time.sleep(0.01)
     assert [pool.ask(cell(place)).status for _ in range(5)] == [200] * 5
-    assert time.monotonic() - started < 5
+    assert hanging.is_alive()
+    (stuck,) = set(both) - set(pool._idle.queue)
+    stuck._process.kill()
     hanging.join()
 
 
@@ -169,7 +171,7 @@ def test_readers_end_with_the_server(place, tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     pid = int(done.stdout)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while alive(pid):
         assert time.monotonic() < end, "the reader outlived the server"
         time.sleep(0.05)
@@ -177,14 +179,12 @@ def test_readers_end_with_the_server(place, tmp_path):
 
 def test_a_reader_ends_itself_where_nobody_does(place, monkeypatch, tmp_path):
     """A hang in C cannot be interrupted by Python, and the server may be gone: the kernel's alarm ends it."""
-    command = script(tmp_path, "time.sleep(60)")
+    command = script(tmp_path, "time.sleep(600)")
     code = (tmp_path / "odd_reader.py").read_text().replace("reader.main()", "reader.SECONDS = 1\nreader.main()")
     (tmp_path / "odd_reader.py").write_text(code)
     assert reader.SECONDS == 10
-    pool = Readers(1, seconds=30, command=command)
-    started = time.monotonic()
+    pool = Readers(1, seconds=3600, command=command)
     assert pool.ask(cell(place, 666)).status == 503
-    assert time.monotonic() - started < 10
     pool.close()
 
 
@@ -205,18 +205,19 @@ def test_control_c_of_the_terminal_does_not_reach_a_reader(readers, place):
     assert next(iter(pool._idle.queue))._process is process
 
 
+@pytest.mark.slow
 def test_a_dump_that_hangs_is_found_and_left_alone(readers, tmp_path):
     write_run(tmp_path / "run", 8, 4, steps=(1, 2, 666, 3))
     body = "time.sleep(60)"
     command = script(tmp_path, body)
     code = (tmp_path / "odd_reader.py").read_text()
     (tmp_path / "odd_reader.py").write_text(code.replace('parameters.values["step"] == "666"', "666 in here.files"))
-    pool = readers(count=1, seconds=3, command=command)
+    pool = readers(count=1, seconds=6, command=command)
     (run,) = Scan(tmp_path).runs().values()
     catalogue = Catalogue(pool)
     listed = catalogue.listed({"run": run})["runs"][0]
     assert listed["problems"] == []
-    end = time.monotonic() + 40
+    end = time.monotonic() + 200
     while not (listed["problems"] and all(step["verdict"] for step in listed["steps"])):
         assert time.monotonic() < end, listed
         time.sleep(0.5)
@@ -234,4 +235,60 @@ def test_a_busy_reader_is_no_trouble_of_the_dump(readers, place, tmp_path):
     reader = pool._idle.get()
     assert [step["verdict"] for step in catalogue.listed({"run": run})["runs"][0]["steps"]] == [None, None]
     pool._idle.put(reader)
+    pool._seconds = 60
     assert [step["verdict"] for step in catalogue.listed({"run": run})["runs"][0]["steps"]] == ["diverged"] * 2
+
+
+class Counting(Readers):
+    """Readers that keep the names of what they were asked."""
+
+    def __init__(self) -> None:
+        super().__init__(count=1)
+        self.asked: list[str] = []
+
+    def ask(self, question):
+        self.asked.append(question.name)
+        return super().ask(question)
+
+
+@pytest.fixture
+def counting():
+    pool = Counting()
+    yield pool
+    pool.close()
+
+
+def test_a_list_that_was_prepared_asks_no_reader(counting, place):
+    (run,) = Scan(place.folder).runs().values()
+    catalogue = Catalogue(counting)
+    catalogue.prepare(run)
+    assert counting.asked == ["dump_lines", "description"]
+    listed = catalogue.listed({"run": run})["runs"][0]
+    assert counting.asked == ["dump_lines", "description"]
+    assert [step["verdict"] for step in listed["steps"]] == ["diverged"] * 2
+    assert listed["num_train"] == 8
+
+
+def test_a_list_waits_for_no_more_than_the_newest_dumps(counting, tmp_path, monkeypatch):
+    monkeypatch.setattr("bif_lightning.tensorboard.plugin.catalogue._BATCH", 1)
+    monkeypatch.setattr("bif_lightning.tensorboard.plugin.catalogue._SECONDS", 0.0)
+    write_run(tmp_path / "run", 8, 4, steps=(1, 2, 3))
+    (run,) = Scan(tmp_path).runs().values()
+    catalogue = Catalogue(counting)
+    for _ in range(2):
+        listed = catalogue.listed({"run": run})["runs"][0]
+        assert [step["verdict"] for step in listed["steps"]] == [None, None, "diverged"]
+        assert counting.asked.count("dump_lines") == 1
+    end = time.monotonic() + 120
+    while None in catalogue.verdicts(run).values():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_run_of_odd_files_alone_is_listed(counting, tmp_path):
+    (tmp_path / "run" / "step=000000001.h5").mkdir(parents=True)
+    (tmp_path / "run" / "step=000000002.h5").symlink_to("/dev/null")
+    (run,) = Scan(tmp_path).runs().values()
+    assert [each["file"] for each in Catalogue(counting).listed({"run": run})["runs"][0]["problems"]] == [
+        "step=000000002.h5"
+    ]

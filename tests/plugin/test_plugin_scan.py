@@ -63,19 +63,19 @@ def test_nobody_waits_for_a_second_scan(tmp_path, monkeypatch):
     touch(tmp_path / "a", 1)
     found = Scan(tmp_path, seconds=0)
     assert list(found.runs()) == ["a"]
-    released = threading.Event()
+    began, released = threading.Event(), threading.Event()
 
     def slow(folder):
-        released.wait(10)
+        began.set()
+        released.wait(60)
         return iter(())
 
     monkeypatch.setattr(scan, "_runs", slow)
     looking = threading.Thread(target=found.runs)
     looking.start()
-    started = time.monotonic()
-    time.sleep(0.05)
+    began.wait()
     assert list(found.runs()) == ["a"]
-    assert time.monotonic() - started < 5
+    assert looking.is_alive(), "told while the folder was still being looked at"
     released.set()
     looking.join()
     assert list(found.runs()) == []

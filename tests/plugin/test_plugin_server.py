@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ports import free_port
+
 from .plugin_runs import STEPS, write_run
 
 HOST = "127.0.0.1"
@@ -23,9 +24,7 @@ TAB = "/data/plugin/influence"
 
 @contextmanager
 def tensorboard(logdir: Path, *flags: str, prefix: str = "", **environment: str) -> Iterator["Server"]:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port), *flags]
     log = logdir.parent / f"tensorboard-{port}.log"
     with log.open("w") as out:
@@ -106,7 +105,11 @@ def test_the_tab_is_listed_and_its_page_is_served(server):
     assert headers["Content-Type"].startswith(("text/javascript", "application/javascript"))
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert server.tab("static/style.css")[1]["Content-Type"].startswith("text/css")
-    for other in ("static/../plugin.py", "static/README.md", "static/uplot.LICENSE", "static/"):
+    status, headers, page = server.tab("static/page.js")
+    assert (status, headers["Content-Type"].partition(";")[0]) == (200, "text/javascript")
+    assert b"export const { render }" in page
+    assert b"\nimport " not in page
+    for other in ("static/../plugin.py", "static/README.md", "static/uplot.LICENSE", "static/", "static/api.js"):
         assert server.tab(other)[0] == 404, other
     assert server.tab("static/nothing.js")[0] == 404
 
@@ -214,9 +217,10 @@ def test_a_request_that_is_too_long_is_refused(server):
     assert (status, "lists 4097 rows" in json.loads(body)["error"]) == (400, True)
 
 
+@pytest.mark.slow
 def test_a_new_dump_is_found(server, logdir):
     write_run(logdir / "version_2" / "bif", 6, 3, steps=(1,))
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while len(server.told("runs")["runs"]) < 3:
         assert time.monotonic() < end
         time.sleep(0.5)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +19,7 @@ def test_tensorboard_finds_the_tab_and_a_link_reopens_the_view(opened, tensorboa
     tab.named("matrix").select_option("influence")
     tab.named("order-train").select_option("dataset")
     tab.shows(step="40", matrix="influence")
-    tab.page.wait_for_timeout(150)
+    tab.page.wait_for_timeout(400)
     tab.drag((10.5, 4.5), (29.5, 11.5))
     tab.shows(window="10,30,4,12")
     tab.click(12, 5)
@@ -217,7 +218,7 @@ def test_new_dumps_arrive_while_the_page_is_open_under_a_path_prefix(opened, gro
     tab = opened(address, whole=True, errors=True)
     tab.shows(run="run/bif", step="20")
     tab_runs.write_step(folder, 40, 0.4)
-    tab.frame.wait_for_selector('.matrix-panel[data-step="40"]', timeout=20_000)
+    tab.frame.wait_for_selector('.matrix-panel[data-step="40"]', timeout=60_000)
     assert "A new snapshot: step 40" in tab.named("live").inner_text()
     tab.named("slider").fill("0")
     tab.shows(step="10")
@@ -247,3 +248,16 @@ def test_an_empty_log_folder_says_what_to_do(opened, tensorboard):
 
 def empty(route) -> None:
     route.fulfill(json={"runs": [], "notes": []})
+
+
+def test_the_page_is_asked_for_at_once(opened, tensorboard):
+    asked: list[str] = []
+
+    def watch(page) -> None:
+        page.on("request", lambda request: asked.append(urlsplit(request.url).path.rpartition("influence/")[2]))
+
+    opened(tensorboard, before=watch).shows(matrix="correlation")
+    asked = [each for each in asked if "plugin_entry" not in each and "favicon" not in each]
+    assert asked[0] == "static/index.js"
+    assert sorted(asked[1:4]) == ["runs", "static/page.js", "static/style.css"]
+    assert not [each for each in asked[4:] if each.startswith("static/") or each == "runs"]

@@ -48,6 +48,11 @@ class Catalogue:
                 Thread(target=self._fill, args=(late,), daemon=True).start()
         return {"runs": found, "notes": notes}
 
+    def prepare(self, run: Run) -> None:
+        """Look at the latest dumps of a run, and at who its examples are, before it is asked for."""
+        with self._lock:
+            self._run(run, time.monotonic())
+
     def _fill(self, runs: Sequence[Run]) -> None:
         with self._filling:
             time.sleep(_PAUSE)
@@ -66,7 +71,9 @@ class Catalogue:
         return self._lines.get((str(run.folder), run.dumps[step].token), {})
 
     def _run(self, run: Run, started: float) -> dict[str, Any]:
-        if time.monotonic() < started + _MOST_SECONDS:
+        # Where the newest was looked at, the others are read after the answer.
+        unseen = run.dumps and not self._line(run, max(run.dumps))
+        if unseen and time.monotonic() < started + _MOST_SECONDS:
             self._read_lines(run, started + _SECONDS)
         lines = {step: self._line(run, step) for step in run.dumps}
         good = [step for step in run.dumps if "why" not in lines[step]]

@@ -20,6 +20,7 @@ from bif_lightning.tensorboard.plugin.ahead import Ahead
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.catalogue import Catalogue
 from bif_lightning.tensorboard.plugin.hosts import may_ask
+from bif_lightning.tensorboard.plugin.page import joined
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run, Scan
@@ -27,8 +28,6 @@ from bif_lightning.tensorboard.plugin.wire import Question
 
 NAME = "influence"
 _STATIC = Path(__file__).parent / "static"
-# Told, not guessed: what a machine takes .js for can keep a browser from running it.
-_KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".png": "image/png"}
 _DAY = 86400
 _PLAIN = ("samples", "text", "thumbnail", "order", "classes", "cell", "top", "chains", "tokens")
 _OF_TWO = ("compare", "compare_ranks")
@@ -64,18 +63,25 @@ class InfluencePlugin(base_plugin.TBPlugin):
         routes["view"] = self._view
         routes |= {"runs": self._runs, "trajectory": self._trajectory, "trust": self._trust, "export": self._export}
         apps = {f"/{name}": self._guarded(route) for name, route in routes.items()}
-        for path in sorted(_STATIC.iterdir()):
-            if kind := _KINDS.get(path.suffix):
-                apps[f"/static/{path.name}"] = self._guarded(_file(path, kind))
+        # Their types are told, not guessed: what a machine takes .js for can keep a browser from running it.
+        first, style = ((_STATIC / name).read_bytes() for name in ("index.js", "style.css"))
+        apps["/static/index.js"] = self._guarded(_always(first, "text/javascript"))
+        apps["/static/page.js"] = self._guarded(_always(joined(_STATIC, "page").encode(), "text/javascript"))
+        apps["/static/style.css"] = self._guarded(_always(style, "text/css"))
         return apps
 
     def is_active(self) -> bool:
         """Whether there is a dump below the log folder."""
-        active = self._scan is not None and bool(self._scan.runs())
-        if active:
-            # The tab may be opened next: its first answer then need not wait for a process to start.
-            Thread(target=self._readers.warm, daemon=True).start()
-        return active
+        runs = {} if self._scan is None else self._scan.runs()
+        if runs:
+            # The tab may be opened next: its first answer then need not wait for a process to start, nor for the run
+            # that it shows first.
+            Thread(target=self._prepare, args=(next(iter(runs.values())),), daemon=True).start()
+        return bool(runs)
+
+    def _prepare(self, run: Run) -> None:
+        self._readers.warm()
+        self._catalogue.prepare(run)
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """Where TensorBoard finds the page."""
@@ -195,6 +201,6 @@ def _bound_to(flags: Any) -> str:
     return str(getattr(flags, "host", None) or "localhost")
 
 
-def _file(path: Path, kind: str) -> Route:
-    body = path.read_bytes()
-    return lambda parameters: Answer(body, kind=kind)
+def _always(body: bytes, kind: str) -> Route:
+    answer = Answer(body, kind=kind)
+    return lambda parameters: answer

@@ -22,7 +22,7 @@ THRESHOLDS = {
     "noise_ratio": {"most": MOST_NOISE},
     "drift": {"least": -MOST_DRIFT, "most": MOST_DRIFT},
     "llc_ratio": {"most": MOST_LLC},
-    "score_agreement": {"least": round(_LEAST_AGREEMENT, 3)},
+    "group_agreement": {"least": round(_LEAST_AGREEMENT, 3)},
 }
 
 

@@ -51,7 +51,9 @@ const PAUSE = 400;
 
 /** Asks, and keeps the answers that cannot change. */
 export class Api {
-  constructor() {
+  /** @param {Record<string, Promise<Response>>} early answers on their way, by route; each is taken once */
+  constructor(early) {
+    this.early = new Map(Object.entries(early).map(([route, answer]) => [this.address(route), answer]));
     /** @type {Map<string, Promise<any>>} */
     this.kept = new Map();
   }
@@ -128,7 +130,9 @@ export class Api {
       this.kept.set(address, known);
       return known;
     }
-    const asked = ask(address, RETRIES).then(read);
+    const early = this.early.get(address);
+    this.early.delete(address);
+    const asked = ask(address, RETRIES, early).then(read);
     if (!keep) return asked;
     this.kept.set(address, asked);
     asked.catch(() => this.kept.delete(address));
@@ -141,12 +145,13 @@ export class Api {
 /**
  * @param {string} address
  * @param {number} retries left
+ * @param {Promise<Response>} [early] the first answer, where it is on its way already
  * @returns {Promise<Response>}
  */
-async function ask(address, retries) {
+async function ask(address, retries, early) {
   let response;
   try {
-    response = await fetch(address, { headers: { Accept: "*/*" } });
+    response = await (early ?? fetch(address, { headers: { Accept: "*/*" } }));
   } catch {
     throw new ServerError(0, "TensorBoard does not answer. Is it still running? The page asks again by itself.");
   }

@@ -7,7 +7,7 @@ import { icon } from "./icons.js";
 import { purposeOf, quantityOf } from "./signs.js";
 import { toLink } from "./state.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 
 const VIEWS = [

@@ -9,7 +9,7 @@ import { pair } from "./pins.js";
 /** @typedef {import("./cards.js").Entry} Entry */
 
 /**
- * @param {{context: import("./index.js").Context, one: Entry, state: State, run: import("./api.js").Run, side: "query" | "train", row: number,
+ * @param {{context: import("./page.js").Context, one: Entry, state: State, run: import("./api.js").Run, side: "query" | "train", row: number,
  *   other: import("./api.js").Samples, quantity: import("./signs.js").Quantity, most: number, kind: string}} of
  */
 export function card({ context, one, state, run, side, row, other, quantity, most, kind }) {

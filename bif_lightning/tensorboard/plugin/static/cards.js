@@ -10,7 +10,7 @@ import { quantityOf } from "./signs.js";
 import { saveMenu } from "./export.js";
 import { pair } from "./pins.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 /**
  * @typedef {object} Entry

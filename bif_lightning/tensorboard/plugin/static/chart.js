@@ -14,6 +14,7 @@
  * @property {Curve[]} curves
  * @property {number | null} shown place of the step that is shown
  * @property {{at: number, text: string}[]} [levels] horizontal lines, such as thresholds
+ * @property {number[]} [holds] values that the axis always holds
  * @property {boolean} [zero] whether the axis holds 0
  * @property {boolean} even whether steps stand at even distances, else to scale
  * @property {string} label of the horizontal axis
@@ -170,11 +171,19 @@ function padded(low, high) {
   return [low - room, high + room];
 }
 
+/**
+ * @param {Drawing} drawing
+ * @returns {number[]} values that the axis holds, whatever the curves are
+ */
+export function heldBy({ zero, levels, holds }) {
+  return [...(zero ? [0] : []), ...(levels ?? []).map((level) => level.at), ...(holds ?? [])];
+}
+
 /** @param {Drawing} drawing */
 function rangeOf(drawing) {
-  const held = drawing.zero ? [0] : [];
+  const held = heldBy(drawing);
   return (/** @type {any} */ _, /** @type {number | null} */ low, /** @type {number | null} */ high) => {
-    const ends = [...held, ...(drawing.levels ?? []).map((level) => level.at), low ?? 0, high ?? 1];
+    const ends = [...held, low ?? 0, high ?? 1];
     const [floor, ceiling] = drawing.limits ?? [-Infinity, Infinity];
     const least = Math.max(Math.min(...ends), floor);
     const most = Math.min(Math.max(...ends), ceiling);

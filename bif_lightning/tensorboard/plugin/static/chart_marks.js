@@ -20,7 +20,7 @@ export function drawLevels(plot, drawing) {
     if (text) {
       ctx.fillStyle = drawing.dark ? "#ff9a57" : "#a8430a";
       ctx.textAlign = "right";
-      ctx.fillText(text, bbox.left + bbox.width - 2 * dots, y - 3 * dots);
+      ctx.fillText(text, bbox.left + bbox.width - 12 * dots, y - 3 * dots);
     }
   }
   ctx.restore();

@@ -1,5 +1,6 @@
 /** Charts as SVG, from the same drawings that uPlot paints. */
 
+import { heldBy } from "./chart.js";
 import { svg } from "./dom.js";
 import { isKnown, number, roundUp } from "./format.js";
 import { sheet, words } from "./heatmap_svg.js";
@@ -75,7 +76,7 @@ function placing(drawing) {
   const ends = drawing.curves
     .flatMap(({ value, low, high }) => [...value, ...(low ?? []), ...(high ?? [])])
     .filter(isKnown);
-  const held = [...(drawing.zero ? [0] : []), ...(drawing.levels ?? []).map((level) => level.at)];
+  const held = heldBy(drawing);
   let [least, most] = [Math.min(...ends, ...held), Math.max(...ends, ...held)];
   const [floor, ceiling] = drawing.limits ?? [-Infinity, Infinity];
   [least, most] = [Math.max(least, floor), Math.min(most, ceiling)];

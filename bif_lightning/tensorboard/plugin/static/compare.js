@@ -12,7 +12,7 @@ import { comparison, quantityOf } from "./signs.js";
 import { saveMenu } from "./export.js";
 import { picturesSvg } from "./heatmap_svg.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./api.js").Picture} Picture */
 /** @typedef {{run: import("./api.js").Run, step: import("./api.js").Step, place: number}} Shown */
@@ -167,7 +167,7 @@ export class CompareView {
       const words =
         place === 2 ? { ...quantity, good: `${quantity.good} more`, bad: `${quantity.bad} more` } : quantity;
       put(title, names[place]);
-      heatmap.show({
+      const frame = {
         titles: { train: "", query: "" },
         ...of.axes,
         window: picture.window,
@@ -176,8 +176,8 @@ export class CompareView {
         dark,
         clear: of.state.clear,
         chosen: null,
-      });
-      heatmap.fill([picture]);
+      };
+      heatmap.show(frame, [picture]);
       legend.show(words, scale, dark, picture, of.state.clear);
     });
     put(this.sentence, ranksSentence(pictures[2].headers, of.axes, of.shown.run));

@@ -4,7 +4,7 @@ import { announce } from "./a11y.js";
 import { button, el } from "./dom.js";
 import { icon } from "./icons.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /**
  * @typedef {object} Exports
  * @property {string} name of the files

@@ -29,6 +29,9 @@ import { drawAxes, drawBox, layout } from "./heatmap_axes.js";
 import { listenPointer } from "./pointer.js";
 import { rasterOf } from "./raster.js";
 
+/** What of a frame the colours depend on. */
+const LOOK = /** @type {const} */ (["dark", "scale", "clear", "helps"]);
+
 /** Canvas, its frame and its cursor. */
 export class Heatmap {
   /**
@@ -59,31 +62,31 @@ export class Heatmap {
     new ResizeObserver(() => this.paint()).observe(this.canvas);
   }
 
-  /** @param {Frame} frame */
-  show(frame) {
+  /**
+   * @param {Frame} frame
+   * @param {Picture[]} [pictures] of all of the matrix first, then of the window: until the sharper one comes, the coarse
+   *   one is stretched. Without any, those that are there stay.
+   */
+  show(frame, pictures) {
     const before = this.frame;
     this.frame = frame;
-    const repaint =
-      before && (before.dark !== frame.dark || before.scale !== frame.scale || before.clear !== frame.clear);
-    if (repaint || before?.helps !== frame.helps) this.layers.forEach((layer) => this.#fill(layer));
+    if (pictures) this.#take(pictures);
+    if (pictures || LOOK.some((name) => before?.[name] !== frame[name])) {
+      this.layers.forEach(({ raster, picture }) => rasterOf(raster, picture, frame));
+    }
     this.paint();
   }
 
-  /**
-   * What is known of the matrix: a picture of all of it first, then of the window. Until a sharper one comes, the
-   * coarse one is stretched.
-   * @param {Picture[]} pictures
-   */
-  fill(pictures) {
+  /** Only the axes stay. */
+  clear() {
+    this.#take([]);
+    this.paint();
+  }
+
+  /** @param {Picture[]} pictures */
+  #take(pictures) {
     this.picture = pictures.at(-1) ?? null;
     this.layers = pictures.map((picture) => ({ picture, raster: document.createElement("canvas") }));
-    this.layers.forEach((layer) => this.#fill(layer));
-    this.paint();
-  }
-
-  /** @param {{picture: Picture, raster: HTMLCanvasElement}} layer */
-  #fill(layer) {
-    if (this.frame) rasterOf(layer.raster, layer.picture, this.frame);
   }
 
   /** Where everything lies in the canvas, in CSS pixels; thousands of names are looked through only once. */

@@ -9,7 +9,7 @@ import { isPair } from "./pins.js";
 import { quantityOf, verdictOn } from "./signs.js";
 import { thumbnail } from "./example.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./heatmap.js").Cell} Cell */
 /** @typedef {import("./source.js").Source} Source */
 

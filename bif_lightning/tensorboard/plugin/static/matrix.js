@@ -19,7 +19,7 @@ import { verdictBanner } from "./verdict.js";
 import { saveMenu } from "./export.js";
 import { heatmapSvg } from "./heatmap_svg.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./state.js").Window} Window */
 
@@ -139,7 +139,7 @@ export class MatrixView {
     this.status.hidden = true;
     const quantity = quantityOf(state.matrix);
     const scale = roundUp(pictures[0].scale);
-    this.heatmap.show({
+    const frame = {
       titles: source.titles,
       train: source.train,
       query: source.query,
@@ -149,8 +149,8 @@ export class MatrixView {
       dark: this.context.dark,
       clear: state.clear,
       chosen: state.chosen ? source.cellOf(state.chosen) : null,
-    });
-    this.heatmap.fill(pictures);
+    };
+    this.heatmap.show(frame, pictures);
     this.legend.show(quantity, scale, this.context.dark, /** @type {any} */ (pictures.at(-1)), state.clear);
     this.table.show(source, windowOf(state, source), quantity, state.table);
     Object.assign(this.element.dataset, {
@@ -163,7 +163,7 @@ export class MatrixView {
 
   /** @param {Error} error */
   #refuse(error) {
-    this.heatmap.fill([]);
+    this.heatmap.clear();
     put(this.status, icon("warn"), el("p", {}, error.message));
     this.status.hidden = false;
   }

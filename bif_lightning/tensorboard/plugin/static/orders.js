@@ -9,7 +9,7 @@ import { orderOf } from "./book.js";
 const USER = "user:";
 
 /**
- * @param {import("./index.js").Context} context
+ * @param {import("./page.js").Context} context
  * @param {State} state
  * @param {Run} run
  * @returns {HTMLElement[]}

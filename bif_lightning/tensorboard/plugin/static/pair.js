@@ -8,7 +8,7 @@ import { isPair } from "./pins.js";
 import { quantityOf, verdictOn } from "./signs.js";
 import { hasTokens, TokenView } from "./tokens.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./api.js").Run} Run */
 

@@ -14,7 +14,7 @@ const LEAST = 6;
 
 /** Lower half of the comparison. */
 export class RanksView {
-  /** @param {import("./index.js").Context} context */
+  /** @param {import("./page.js").Context} context */
   constructor(context) {
     this.context = context;
     this.histogram = new Chart({ height: 150, label: "How many queries have which rank correlation" });

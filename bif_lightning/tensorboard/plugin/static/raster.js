@@ -4,6 +4,8 @@ import { table, undefinedColour } from "./colours.js";
 
 /** Standard errors from zero within which a value is greyed. */
 const CLEAR = 1.96;
+/** Place of the colour of what is undefined, after those of values. */
+const GREY = 511;
 
 /**
  * @param {HTMLCanvasElement} canvas gets the picture's size
@@ -16,21 +18,28 @@ export function rasterOf(canvas, picture, look) {
   Object.assign(canvas, { width, height });
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const image = context.createImageData(width, height);
-  const colours = table(look.dark);
-  const grey = undefinedColour(look.dark);
+  // Whole pixels at a time: this runs for every step that the slider comes to.
+  const pixels = new Uint32Array(image.data.buffer);
+  const colours = palette(look.dark);
+  const grey = colours[GREY];
   const factor = (255 * look.helps) / (look.scale || 1);
   const greyed = look.clear ? errors : null;
-  for (let at = 0, out = 0; at < values.length; at += 1, out += 4) {
+  for (let at = 0; at < values.length; at += 1) {
     const value = values[at];
-    if (value !== value || (greyed && !(Math.abs(value) > CLEAR * greyed[at]))) {
-      image.data.set(grey, out);
-    } else {
-      const entry = 3 * (Math.round(Math.min(Math.max(value * factor, -255), 255)) + 255);
-      image.data[out] = colours[entry];
-      image.data[out + 1] = colours[entry + 1];
-      image.data[out + 2] = colours[entry + 2];
-    }
-    image.data[out + 3] = 255;
+    const unknown = value !== value || (greyed && !(Math.abs(value) > CLEAR * greyed[at]));
+    pixels[at] = unknown ? grey : colours[Math.round(Math.min(Math.max(value * factor, -255), 255)) + 255];
   }
   context.putImageData(image, 0, 0);
+}
+
+/**
+ * @param {boolean} dark
+ * @returns {Uint32Array} the pixels of -255 to 255, and of what is undefined
+ */
+function palette(dark) {
+  const colours = table(dark);
+  const bytes = new Uint8Array(4 * (GREY + 1)).fill(255);
+  for (let entry = 0; entry < GREY; entry += 1) bytes.set(colours.subarray(3 * entry, 3 * entry + 3), 4 * entry);
+  bytes.set(undefinedColour(dark), 4 * GREY);
+  return new Uint32Array(bytes.buffer);
 }

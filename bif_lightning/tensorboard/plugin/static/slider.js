@@ -5,11 +5,12 @@ import { button, el, put, svg } from "./dom.js";
 import { icon } from "./icons.js";
 import { verdictClass } from "./verdict.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 
 const PAUSE = 550;
 const SLOW = 1100;
+const MOST_TICKS = 400;
 
 /** The bar above the views. */
 export class Slider {
@@ -37,6 +38,8 @@ export class Slider {
       el("div", { class: "track" }, this.range, this.ticks),
       el("div", { class: "step" }, this.label, this.about),
     );
+    /** @type {import("./api.js").Step[] | null} those that have ticks */
+    this.steps = null;
     this.playing = false;
     this.timer = 0;
     this.#button();
@@ -58,16 +61,19 @@ export class Slider {
       el("span", { class: `dot ${verdictClass(step.verdict)}` }),
       `${epoch}${step.verdict ?? "not judged"}${newest}`,
     );
-    this.#ticks(run.steps, place);
+    const every = Math.ceil(run.steps.length / MOST_TICKS);
+    // Of few snapshots each has its tick, wherever the slider stands.
+    if (every > 1 || this.steps !== run.steps) this.#ticks(run.steps, place, every);
+    this.steps = run.steps;
   }
 
   /**
    * @param {import("./api.js").Step[]} steps
    * @param {number} place
+   * @param {number} every
    */
-  #ticks(steps, place) {
+  #ticks(steps, place, every) {
     const last = Math.max(steps.length - 1, 1);
-    const every = Math.ceil(steps.length / 400);
     this.ticks.setAttribute("viewBox", `0 0 ${last} 1`);
     put(
       this.ticks,

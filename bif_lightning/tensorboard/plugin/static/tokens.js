@@ -29,7 +29,7 @@ export function hasTokens(run, matrix) {
 
 /** Part of the chosen pair's panel; hidden where the dump has no tokens. */
 export class TokenView {
-  /** @param {import("./index.js").Context} context */
+  /** @param {import("./page.js").Context} context */
   constructor(context) {
     this.context = context;
     this.readout = el("p", { class: "token-readout", "data-name": "token-readout" });

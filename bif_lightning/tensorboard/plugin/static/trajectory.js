@@ -13,7 +13,7 @@ import { quantityOf } from "./signs.js";
 import { saveMenu } from "./export.js";
 import { chartSvg } from "./chart_svg.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./pins.js").Pin} Pin */
 /**

@@ -9,15 +9,16 @@ import { isKnown, measure, number } from "./format.js";
 import { saveMenu } from "./export.js";
 import { chartSvg } from "./chart_svg.js";
 import { behind } from "./snapshot.js";
-import { verdictBanner } from "./verdict.js";
+import { goodBanner, verdictBanner } from "./verdict.js";
 
-/** @typedef {import("./index.js").Context} Context */
+/** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
 /** @typedef {Record<string, any>} Trust */
 
 /**
- * One small chart: key in the answer, title, what it says, error key.
- * @type {{key: string, title: string, says: string, error?: string, level?: number, unit?: string, factor?: number}[]}
+ * One small chart: key in the answer, title, what it says, error key, values that its axis always holds (so that what
+ * is next to nothing looks so).
+ * @type {{key: string, title: string, says: string, error?: string, holds?: number[], unit?: string, factor?: number}[]}
  */
 const MEASURES = [
   {
@@ -26,65 +27,71 @@ const MEASURES = [
     says: "How much the loss rises around the snapshot: how complex the solution is. Below 0, the chains found a better place.",
     error: "llc_standard_error",
     unit: "nat",
-    level: 0,
+    holds: [0],
   },
   {
     key: "rhat",
     title: "R-hat of the loss",
     says: "Near 1: the chains agree on the mean loss. It says nothing of the influence itself.",
-    level: 1,
+    holds: [1, 1.1],
   },
   {
     key: "ess",
     title: "Effective draws (ESS)",
     says: "How many independent draws the mean loss is worth.",
-    level: 0,
+    holds: [0],
   },
   {
     key: "score_agreement",
     title: "Score agreement",
     says: "Rank correlation between the influence found by two halves of the draws. A bias agrees with itself.",
-    level: 0,
+    holds: [0, 1],
+  },
+  {
+    key: "group_agreement",
+    title: "Group agreement",
+    says: "Correlation of the same two: how far they agree on the sums over groups of train examples.",
+    holds: [0, 1],
   },
   {
     key: "noise_ratio",
     title: "Noise ratio",
     says: "Above 1, minibatches move the chains more than their own noise: too hot.",
-    level: 0,
+    holds: [0],
   },
   {
     key: "llc_ratio",
     title: "LLC ratio",
     says: "1: the loss rises as its curvature says. Far above, the chains left the neighbourhood.",
-    level: 0,
+    holds: [0],
   },
   {
     key: "drift",
     title: "Drift",
     says: "Second half against first half of the chains, in standard errors: beyond 3 they had not settled.",
-    level: 0,
+    holds: [0],
   },
   {
     key: "control_agreement",
     title: "Agreement with no data",
     says: "Rank correlation with draws that saw no data: what the pull to the snapshot alone would give.",
-    level: 0,
+    holds: [0, 1],
   },
   {
     key: "effective_dimension",
     title: "Effective dimension",
     says: "How many directions of the weights the data decide.",
-    level: 0,
+    holds: [0],
   },
   {
     key: "divergences",
     title: "Diverged chains",
     says: "Chains that left the posterior; they are left out.",
-    level: 0,
+    holds: [0],
   },
   { key: "snapshot_loss", title: "Train loss at the snapshot", says: "Mean over the train examples.", unit: "nat" },
-  { key: "seconds", title: "Cost of the snapshot", says: "Wall time.", unit: "s", level: 0 },
-  { key: "extra_bytes", title: "Extra memory", says: "Beyond the model.", unit: "MB", factor: 1e-6, level: 0 },
+  { key: "seconds", title: "Cost of the snapshot", says: "Wall time.", unit: "s", holds: [0] },
+  { key: "extra_bytes", title: "Extra memory", says: "Beyond the model.", unit: "MB", factor: 1e-6, holds: [0] },
 ];
 
 /** The view of its own tab. */
@@ -130,7 +137,7 @@ export class TrustView {
     const shown = this.context.book.shown(state);
     if (!shown) return;
     const { run, step } = shown;
-    put(this.banner, verdictBanner(step) ?? good(step.verdict_text));
+    put(this.banner, verdictBanner(step) ?? goodBanner(step.verdict_text));
     void this.latest.take(
       this.context.api.json("trust", { run: run.run, token: tokenOfAll(run) }),
       (trust) => this.#show(state, trust, step.step),
@@ -158,7 +165,6 @@ export class TrustView {
       title: key,
       says: "Logged by the training run.",
       values,
-      level: undefined,
     }));
     const measures = MEASURES.map((one) => ({ ...one, values: scaled(trust[one.key], one.factor) }));
     const known = [...measures, ...metrics].filter(({ values }) => values?.some(isKnown));
@@ -211,7 +217,8 @@ export class TrustView {
       ],
       shown: shown < 0 ? null : shown,
       levels: levelsOf(one, trust.thresholds ?? {}),
-      zero: one.level === 0,
+      zero: one.holds?.includes(0) ?? false,
+      holds: one.holds,
       even: isEven(trust.steps, state.spacing),
       label: "training step",
       dark: this.context.dark,
@@ -256,9 +263,4 @@ function levelsOf(one, thresholds) {
  */
 function scaled(values, factor = 1) {
   return values?.map((value) => (isKnown(value) ? factor * value : null));
-}
-
-/** @param {string | null} text */
-function good(text) {
-  return el("div", { class: "banner good" }, el("p", {}, el("strong", {}, "Good. "), text ?? ""));
 }

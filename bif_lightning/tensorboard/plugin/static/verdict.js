@@ -14,18 +14,29 @@ export function verdictBanner(step) {
   const [word, text] = step.verdict
     ? [step.verdict, step.verdict_text ?? ""]
     : ["not judged", "The dump holds no verdict on its sampling, so nothing is known of its bias."];
-  const sentence = text.replace(new RegExp(`^${word}\\s*[:;,]\\s*`, "i"), "");
   return el(
     "div",
     { class: `banner ${step.verdict ? "bad" : "unknown"}`, role: "note" },
     icon("warn"),
-    el("p", {}, el("strong", {}, `Read with care: ${word}. `), ended(sentence)),
+    el("p", {}, el("strong", {}, `Read with care: ${word}. `), sentence(word, text)),
   );
 }
 
-/** @param {string} sentence */
-function ended(sentence) {
-  const whole = sentence.charAt(0).toUpperCase() + sentence.slice(1);
+/**
+ * The same of a dump whose checks all hold.
+ * @param {string | null} text
+ */
+export function goodBanner(text) {
+  return el("div", { class: "banner good" }, el("p", {}, el("strong", {}, "Good. "), sentence("good", text ?? "")));
+}
+
+/**
+ * @param {string} word that the text may begin with, and that stands before it already
+ * @param {string} text
+ */
+function sentence(word, text) {
+  const rest = text.replace(new RegExp(`^${word}\\s*[:;,]\\s*`, "i"), "");
+  const whole = rest.charAt(0).toUpperCase() + rest.slice(1);
   return !whole || /[.!?]$/.test(whole) ? whole : `${whole}.`;
 }
 
