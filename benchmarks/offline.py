@@ -1,18 +1,21 @@
 """What training loses to a snapshot, inline and kept for workers; how fast workers are; what a kill costs.
 
-    python benchmarks/offline.py [--workers 1 2 4]
+    python benchmarks/offline.py [--workers 1 2 4] [--kills 4]
 
 One network on scikit-learn's digits, in a process of its own for every worker, each with one thread, so that more
-workers than cores gain nothing. Tables go to standard output.
+workers than cores gain nothing. Tables go to standard output. What a kill costs is the work since a chain or a dump was
+last written: all else is taken up by the next worker.
 """
 
 import argparse
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import bif_lightning as bl
 import models
 
-STEPS = list(range(10, 90, 10))
+STEPS = list(range(10, 70, 10))
 SAMPLER = bl.SGLD(step_size=1e-5, inverse_temperature=1e3, localization=1e3)
-CHAINS = bl.Chains(num_chains=4, num_draws=100, thinning=2, batch_size=64)
+CHAINS = bl.Chains(num_chains=4, num_draws=25, thinning=2, batch_size=64)
 
 
 class Net(L.LightningModule):
@@ -72,7 +75,7 @@ def train(directory: Path, launch: Any) -> tuple[float, float, float]:
     )  # fmt: skip
     clock = Clock(bif)
     trainer = L.Trainer(
-        max_steps=90, accelerator="cpu", callbacks=[bif], logger=False, enable_checkpointing=False,
+        max_steps=70, accelerator="cpu", callbacks=[bif], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     started = time.perf_counter()
@@ -81,9 +84,10 @@ def train(directory: Path, launch: Any) -> tuple[float, float, float]:
     return time.perf_counter() - started, clock.seconds[STEPS[0]], others[len(others) // 2]
 
 
-def worker(directory: Path) -> subprocess.Popen[bytes]:
+def worker(directory: Path, log: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, __file__, "--watch", str(directory)], env=environment)
+    with log.open("wb") as file:
+        return subprocess.Popen([sys.executable, __file__, "--watch", str(directory)], env=environment, stderr=file)
 
 
 def dumps(directory: Path) -> int:
@@ -96,44 +100,57 @@ def forget(directory: Path) -> None:
         path.unlink()
 
 
-def rate(directory: Path, workers: int) -> float:
-    """Seconds from the first dump to the last, so that starting the processes does not count."""
-    forget(directory)
-    running = [worker(directory) for _ in range(workers)]
-    first = last = None
-    while last is None:
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 600
+    while not condition():
+        if time.monotonic() > ends:
+            raise TimeoutError("a worker does not go on; look at its log")
         time.sleep(0.02)
-        count = dumps(directory)
-        first = first or (time.perf_counter() if count else None)
-        last = time.perf_counter() if count == len(STEPS) else None
+
+
+def rate(directory: Path, workers: int) -> float:
+    """Seconds a dump, from when snapshots appear before workers that wait for them."""
+    forget(directory)
+    kept = (directory / "snapshots").rename(directory / "kept")
+    logs = [directory.parent / f"worker-{number}.log" for number in range(workers)]
+    running = [worker(directory, log) for log in logs]
+    until(lambda: all("waiting for snapshots" in log.read_text() for log in logs))
+    started = time.perf_counter()
+    kept.rename(directory / "snapshots")
+    until(lambda: dumps(directory) == len(STEPS))
+    seconds = time.perf_counter() - started
     for each in running:
         each.wait()
-    assert first is not None
-    return (last - first) / (len(STEPS) - 1)
+    return seconds / len(STEPS)
 
 
-def killed(directory: Path) -> tuple[float, float]:
-    """Seconds of all dumps by one worker, and by one that was killed half-way and replaced at once."""
-    seconds = []
-    for kill in (False, True):
-        forget(directory)
-        started = time.perf_counter()
-        one = worker(directory)
-        while kill and dumps(directory) < len(STEPS) // 2:
-            time.sleep(0.02)
-        if kill:
-            time.sleep(1.0)  # in the middle of a snapshot
-            one.send_signal(signal.SIGKILL)
-            one.wait()
-            one = worker(directory)
+def last_written(directory: Path) -> float:
+    written = [*directory.glob("step=*.h5"), *directory.glob("chains/*/*.pt")]
+    return max((path.stat().st_mtime for path in written), default=0.0)
+
+
+def killed(directory: Path, kills: int) -> list[float]:
+    """Seconds of work that was lost to each kill, at random times while a worker works."""
+    chance, lost = random.Random(0), list[float]()
+    forget(directory)
+    for _ in range(kills):
+        before = last_written(directory)
+        one = worker(directory, directory.parent / "killed.log")
+        until(lambda before=before: last_written(directory) > before)
+        time.sleep(chance.uniform(0.0, 2.0))
+        one.send_signal(signal.SIGKILL)
         one.wait()
-        seconds.append(time.perf_counter() - started)
-    return seconds[0], seconds[1]
+        lost.append(time.time() - last_written(directory))
+    worker(directory, directory.parent / "last.log").wait()
+    if dumps(directory) != len(STEPS):
+        raise RuntimeError(f"{dumps(directory)} dumps of {len(STEPS)} snapshots")
+    return lost
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.watch:
@@ -151,8 +168,9 @@ def main() -> None:
             found = rate(Path(folder, "snapshot"), count)
             alone = alone or found
             print(f"| {count} | {found:.2f} | {alone / found:.2f} |", flush=True)
-        whole, broken = killed(Path(folder, "snapshot"))
-        print(f"\n{len(STEPS)} dumps by one worker: {whole:.1f} s; killed in the middle and replaced: {broken:.1f} s")
+        lost = killed(Path(folder, "snapshot"), given.kills)
+        print(f"\n| kill -9 | {' | '.join(str(number + 1) for number in range(len(lost)))} |")
+        print(f"|---|{'---|' * len(lost)}\n| work done again, s | {' | '.join(f'{each:.2f}' for each in lost)} |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ them under other steps, so that every step is read from a file of its own. All o
 starts, so that they are in the page cache where memory allows.
 
 A TensorBoard of its own serves the run, and a headless Chromium shows it: each time is from the action to the frame in
-which the page shows its result. Needs Playwright and Chromium; `--server` measures the requests alone.
+which the page shows its result, by the page's own clock; Playwright looks at a page too seldom. The first picture is
+that of a TensorBoard which has just started, in a browser that remembers nothing: from the navigation to the tab until
+the heatmap is painted. Needs Playwright and Chromium; `--server` measures the requests alone.
 """
 
 import argparse
@@ -27,16 +29,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-
-from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.config import SGLD, Chains
-from bif_lightning.result import Cost, Diagnostics, Estimate, Influence
-from bif_lightning.samples import Samples
+from large_run import make, warm
 
 HOST = "127.0.0.1"
-WRITTEN, DRAWS, CLASSES = 10, 400, 10
+STARTS = 5
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AIMS = {"first picture": 1000, "slider step": 150, "trajectory of a cell": 500}
 
@@ -48,74 +44,14 @@ CLOCK = """([action, condition]) => new Promise((resolve) => {
     const look = () => holds() ? requestAnimationFrame(() => resolve(performance.now() - start)) : setTimeout(look, 1);
     look();
 })"""
+# Keeps the time, from the navigation, at which the first picture is painted.
+WATCH = """new MutationObserver((_, watch) => {
+    if (!document.querySelector('.matrix-panel[data-step]')) return;
+    watch.disconnect();
+    requestAnimationFrame(() => setTimeout(() => { window.painted = performance.now(); }));
+}).observe(document, { subtree: true, childList: true, attributes: true })"""
 PANEL = "document.querySelector('.matrix-panel')"
 CURVES = "document.querySelector('[data-name=curves]').innerText"
-
-
-def make(folder: Path, train: int, query: int, steps: int) -> None:
-    """The run, where it is not there yet."""
-    if len(list(folder.glob("step=*.h5"))) == steps:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    rng = np.random.default_rng(0)
-    sides = [_samples(side, size, rng) for side, size in (("train", train), ("query", query))]
-    write_samples(folder, *sides)
-    traces = [_traces(side, rng) for side in sides]
-    who: dict[str, Any] = {"train": sides[0], "query": sides[1], "precision": "10bit", "epoch": 0}
-    written = [
-        write_dump(folder, _estimate(traces, number, rng), step=100 * (number + 1), **who)
-        for number in range(min(WRITTEN, steps))
-    ]
-    for number in range(len(written), steps):
-        copy = folder / ".copy"
-        shutil.copy(written[number % WRITTEN], copy)
-        with h5py.File(copy, "r+") as file:
-            file.attrs["global_step"] = np.int64(100 * (number + 1))
-        copy.rename(folder / f"step={100 * (number + 1):09d}.h5")
-
-
-def warm(folder: Path) -> None:
-    """Read every file once."""
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
-
-
-def _samples(side: str, size: int, rng: np.random.Generator) -> Samples:
-    names = tuple(f"class {label}" for label in range(CLASSES))
-    ids = tuple(f"{side} {row}" for row in range(size))
-    return Samples(ids=ids, index=np.arange(size), labels=rng.integers(0, CLASSES, size), label_names=names)
-
-
-def _traces(samples: Samples, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors that are alike within a class."""
-    assert samples.labels is not None
-    values = (
-        rng.standard_normal((len(samples), DRAWS), np.float32) + 12 * np.eye(DRAWS, dtype=np.float32)[samples.labels]
-    )
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
-
-
-def _estimate(traces: Sequence[np.ndarray], number: int, rng: np.random.Generator) -> Estimate:
-    weight = (1 + 0.5 * np.sin(number / 2 + np.arange(DRAWS) / 50)).astype(np.float32)
-    correlation = np.clip((traces[0] * weight) @ traces[1].T, -1, 1)
-    error = np.round(rng.normal(0.05, 0.005, correlation.shape), 3).astype(np.float32)
-    scale = np.float32(2**-10)
-    losses = Influence(
-        name="loss", unit="nat", columns=None, correlation=correlation, correlation_standard_error=error,
-        influence=-scale * correlation, influence_standard_error=scale * error,
-        mean=np.ones(correlation.shape[1]), std=np.ones(correlation.shape[1]),
-    )  # fmt: skip
-    return Estimate(
-        losses=losses, observables={}, train_mean=np.ones(len(correlation)), train_std=np.ones(len(correlation)),
-        snapshot_loss=0.3, chain_ids=(0, 1, 2, 3), loss_trace=0.4 + rng.random((4, 100)) / 10,
-        distance_trace=rng.random((4, 100)), divergences=(),
-        diagnostics=Diagnostics(rhat=1.0, ess=200.0, llc=5.0, llc_standard_error=0.1, drift=0.0, score_agreement=0.9),
-        cost=Cost(seconds=60.0, steps=4000, workers=1, extra_bytes=1 << 20),
-        sampler=SGLD(step_size=1e-5, inverse_temperature=1000.0, localization=100.0),
-        chains=Chains(num_chains=4, num_draws=100), parameters=("weight",), num_weights=10**6,
-    )  # fmt: skip
 
 
 @contextmanager
@@ -183,26 +119,72 @@ def requests(port: int, repeats: int) -> Iterator[tuple[str, list[float]]]:
     yield "diagnostics of all steps", [_get(port, f"{root}/trust", run=run["run"])[0]]
 
 
-def browser(port: int, repeats: int) -> Iterator[tuple[str, list[float]]]:
-    """What a person waits for."""
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser that has started."""
     from playwright.sync_api import sync_playwright
 
-    address = f"http://{HOST}:{port}/data/plugin_entry.html?name=influence#influence"
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
-        page = chromium.new_page(viewport={"width": 1500, "height": 1100})
-        time.sleep(1)  # the browser itself has started
-        started = time.perf_counter()
-        page.goto(address)
-        page.wait_for_selector(".matrix-panel[data-step]")
-        yield "first picture", [1000 * (time.perf_counter() - started)]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        time.sleep(1)
+        yield browser
+        browser.close()
+
+
+def first_pictures(logdir: Path, starts: int) -> Iterator[tuple[str, list[float]]]:
+    """What a person waits for who opens the tab: each time a new TensorBoard."""
+    first: list[float] = []
+    again: list[float] = []
+    before: list[float] = []
+    for _ in range(starts):
+        with serving(logdir) as port, chromium() as browser:
+            first.append(_picture(browser, port))
+            again.append(_picture(browser, port))
+            before.append(_before_the_tab(browser, port))
+    yield "first picture", first
+    yield "the same, of a TensorBoard in use", again
+    yield "TensorBoard's own page, before it asks for the tab", before
+
+
+def _picture(browser: Any, port: int) -> float:
+    """Open the tab alone, as TensorBoard's iframe does; milliseconds until the heatmap is painted."""
+    with _fresh(browser) as page:
+        page.goto(f"http://{HOST}:{port}/data/plugin_entry.html?name=influence#influence")
+        page.wait_for_function("window.painted", polling=20)
+        return page.evaluate("window.painted")
+
+
+def _before_the_tab(browser: Any, port: int) -> float:
+    """Open TensorBoard; milliseconds until it opens the tab's iframe."""
+    with _fresh(browser) as page:
+        page.goto(f"http://{HOST}:{port}/#influence")
+        frame = page.wait_for_selector("iframe[src*=plugin_entry]", state="attached").content_frame()
+        frame.wait_for_function("window.painted", polling=20)
+        return frame.evaluate("performance.timeOrigin") - page.evaluate("performance.timeOrigin")
+
+
+@contextmanager
+def _fresh(browser: Any) -> Iterator[Any]:
+    """A page of a browser that remembers nothing."""
+    context = browser.new_context(viewport={"width": 1500, "height": 1100})
+    context.add_init_script(WATCH)
+    page = context.new_page()
+    time.sleep(0.5)
+    yield page
+    context.close()
+
+
+def browser(port: int, repeats: int) -> Iterator[tuple[str, list[float]]]:
+    """What a person waits for who uses the tab."""
+    with chromium() as started, _fresh(started) as page:
+        page.goto(f"http://{HOST}:{port}/data/plugin_entry.html?name=influence#influence")
+        page.wait_for_function("window.painted", polling=20)
         count = int(page.locator("[data-name=slider]").get_attribute("max") or 0)
         time.sleep(1)
         yield "slider step", [_slide(page, at) for at in range(count - 1, count - 1 - repeats, -1)]
         rng = random.Random(1)
         yield "jump to any step", [_slide(page, at) for at in rng.sample(range(count), repeats)]
         yield "trajectory of a cell", [_click(page, rng) for _ in range(max(repeats // 3, 1))]
-        chromium.close()
 
 
 def _slide(page: Any, at: int) -> float:
@@ -248,8 +230,9 @@ def main() -> None:
     warm(options.logdir / "run" / "bif")
     print(f"{options.train:,} x {options.query:,} with {options.steps} steps")
     if not options.server:
+        table("The tab is opened, in Chromium", lambda: first_pictures(options.logdir, STARTS))
         with serving(options.logdir) as port:
-            table("In Chromium", lambda: browser(port, options.repeats))
+            table("The tab is used, in Chromium", lambda: browser(port, options.repeats))
     with serving(options.logdir) as port:
         table("Requests", lambda: requests(port, options.repeats))
 

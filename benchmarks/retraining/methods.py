@@ -87,5 +87,6 @@ METHODS = (
     Method("Subspace 32", estimator(Subspace(num_directions=32))),
     Method("Subspace 64", estimator(Subspace(num_directions=64))),
     Method("Subspace 128, the default", estimator(None)),
+    Method("Subspace 128, Euclidean", estimator(Subspace(metric="euclidean"))),
     Method("Subspace 256", estimator(Subspace(num_directions=256))),
 )  # fmt: skip

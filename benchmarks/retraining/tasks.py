@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from sklearn.datasets import load_diabetes
+from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch import Tensor, nn
 
 import models
@@ -101,6 +101,18 @@ def _tabular_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
 
 
+def _normalized_mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(30, 64),
+        nn.LayerNorm(64),
+        nn.GELU(),
+        nn.Linear(64, 64),
+        nn.LayerNorm(64),
+        nn.GELU(),
+        nn.Linear(64, 2),
+    )
+
+
 def _split(examples: Pairs, train: int, query: int) -> tuple[Pairs, Pairs]:
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     chosen = [examples[row] for row in order[: train + query]]
@@ -116,6 +128,13 @@ def _diabetes() -> tuple[Pairs, Pairs]:
     inputs, targets = torch.from_numpy(features), torch.from_numpy(progression)
     inputs, targets = ((x - x.mean(0)) / x.std(0) for x in (inputs, targets))
     return _split(list(zip(inputs.float(), targets.float(), strict=True)), 342, 100)
+
+
+def _breast_cancer() -> tuple[Pairs, Pairs]:
+    features, benign = load_breast_cancer(return_X_y=True)
+    inputs = torch.from_numpy(features)
+    inputs = ((inputs - inputs.mean(0)) / inputs.std(0)).float()
+    return _split(list(zip(inputs, torch.from_numpy(benign), strict=True)), 400, 100)
 
 
 def _sources() -> tuple[Pairs, Pairs]:
@@ -135,5 +154,7 @@ TASKS = {
             cross_entropy,
             Recipe(300, 16, 2e-3, 0.0, "adam", 60, 3),
         ),
+        # Not looked at while any rule of this package was made.
+        Task("held_out", _normalized_mlp, _breast_cancer, cross_entropy, Recipe(400, 50, 0.05, 1e-3, "sgd", 100, 5)),
     )
 }

@@ -107,6 +107,7 @@ def test_margins_have_the_slope_of_the_loss() -> None:
     torch.testing.assert_close((-slopes[:, None] * margins).double(), rows(task, model, 0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_table_from_start_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +169,7 @@ def test_missing_or_other_files_are_refused(tmp_path: Path) -> None:
         lds.main(["--cifar10", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_the_experiment_on_images_from_start_to_end(tmp_path: Path) -> None:
     settings = cifar10.Settings(
         subsets=5, reference_epochs=2, warmup_images=10, warmup_steps=2, batch_size=16, attribution=40, queries=15,
