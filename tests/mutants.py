@@ -6,24 +6,30 @@ tests that ought to see it until one fails, and prints a table. It exits with 1 
 no longer fits the source (then mend it here), or if the tests fail without a mutant.
 """
 
+import contextlib
+import io
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import Queue
 
 WORKERS = 2
+# Of others, and slow to import: the process that each mutant's is forked of has them already.
+LOADED = ["pytest", "hypothesis", "beartype", "torch", "lightning", "torchmetrics", "datasets", "xarray", "matplotlib"]
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL, REPLAY = "exact/test_posterior_and_kernel.py", "exact/test_chain_replay.py"
 INFLUENCE, BOOKS = "exact/test_moments_and_influence.py", "exact/test_estimate_bookkeeping.py"
 HALF = "engine/test_half_precision.py"
 SUBSPACE, CONDITIONED = "exact/test_subspace.py", "exact/test_conditioned.py"
+METRIC = "exact/test_metric.py"
 NOISE, LAW = "exact/test_noise_streams.py", "statistical/test_sampler_law.py"
+TOKENS, LANGUAGE, TOKEN_DUMPS = (f"tokens/test_{name}.py" for name in ("token_engine", "language", "token_dumps"))
 HOSTS, UNTOUCHED, DATA = "engine/test_hosts.py", "engine/test_untouched.py", "engine/test_data_and_observables.py"
 
 
@@ -225,6 +231,34 @@ MUTANTS = [
     ),
     mutant("negative curvature kept", "subspace.py", ("values.clamp(min=0)", "values"), tests=(SUBSPACE,)),
     mutant(
+        "metric without damping", "metric.py", ("squares[own] + (max(", "squares[own] + 0 * (max("), tests=(METRIC,)
+    ),
+    mutant("metric of its own scale", "metric.py", ("        if mean > 0:\n", "        if False:\n"), tests=(METRIC,)),
+    mutant("metric and not its root", "metric.py", ("curvature.rsqrt()", "curvature.reciprocal()"), tests=(METRIC,)),
+    mutant(
+        "directions not turned back",
+        "metric.py",
+        ("factor.turn(found, back=True)", "factor.turn(found)"),
+        tests=(METRIC,),
+    ),
+    mutant(
+        "sides exchanged", "metric.py", ("_basis(own), _basis(own.mT)", "_basis(own), _basis(own)"), tests=(METRIC,)
+    ),
+    mutant("pull without its metric", "chain.py", ("walker.pulled()", "draw.squared_distance"), tests=(SUBSPACE,)),
+    mutant("queries not whitened", "gradients.py", ("        metric.whiten(queries)\n", ""), tests=(SUBSPACE,)),
+    mutant(
+        "curvature along other directions",
+        "basis.py",
+        ("hessians_along(problem, host, lowered, span", "hessians_along(problem, host, directions, span"),
+        tests=(SUBSPACE,),
+    ),
+    mutant(
+        "draws left in the coordinates",
+        "subspace.py",
+        ("self.metric.lowered(drawn[None])[0]", "drawn"),
+        tests=(SUBSPACE,),
+    ),
+    mutant(
         "directions not orthonormal",
         "subspace.py",
         ("return torch.linalg.solve_triangular(lower.to(rough), rough, upper=False)", "return 2 * rough"),
@@ -284,6 +318,126 @@ MUTANTS = [
         ("values.sum(1) if values.dim() == 2", "values.mean(1) if values.dim() == 2"),
         tests=(DATA,),
     ),
+    mutant(
+        "other sign of token influence",
+        "token_matrices.py",
+        ("np.negative(covariance", "np.positive(covariance"),
+        tests=(TOKENS,),
+    ),
+    mutant(
+        "padding has a loss",
+        "language.py",
+        ("mask = targets != ignore_index", "mask = targets == targets"),
+        tests=(LANGUAGE,),
+    ),
+    mutant(
+        "labels not shifted",
+        "language.py",
+        ("functional.pad(labels[:, 1:], (0, 1)", "functional.pad(labels[:, :-1], (0, 1)"),
+        tests=(LANGUAGE,),
+    ),
+    mutant(
+        "first token after padding has a loss",
+        "language.py",
+        ("~there | ~functional.pad(there, (1, -1))", "~there"),
+        tests=(LANGUAGE,),
+    ),
+    mutant(
+        "softmax alone as the slope",
+        "cross_entropy.py",
+        ("labels[:, None], -ones)", "labels[:, None], 0 * ones)"),
+        tests=(LANGUAGE,),
+    ),
+    mutant(
+        "tokens not centred in chains",
+        "token_products.py",
+        ("about = means if self.centring ==", "about = 0 * means if self.centring =="),
+        tests=(TOKENS,),
+    ),
+    mutant(
+        "batches of tokens unweighted",
+        "token_products.py",
+        ("lengths / lengths.sum()", "lengths**0 / len(lengths)"),
+        tests=(TOKENS,),
+    ),
+    mutant(
+        "errors of token correlations without their variances",
+        "token_matrices.py",
+        ("each -= own", "pass"),
+        tests=(TOKENS,),
+    ),
+    mutant(
+        "draws of tokens in one row",
+        "token_store.py",
+        ("self._first[chain] + draw", "self._first[chain]"),
+        tests=(TOKENS,),
+    ),
+    mutant(
+        "groups of tokens summed",
+        "token_groups.py",
+        ("np.arange(len(sizes))) / sizes", "np.arange(len(sizes)))"),
+        tests=(TOKENS,),
+    ),
+    mutant(
+        "tokens keep the losses of others",
+        "token_values.py",
+        ("kept = losses[mask]", "kept = losses[mask].flip(0)"),
+        tests=(TOKENS,),
+    ),
+    mutant(
+        "closed form of tokens without the posterior",
+        "token_products.py",
+        ("(self.variances[:, None] * train.values).T", "train.values.T"),
+        tests=(TOKENS, TOKEN_DUMPS),
+    ),
+    mutant(
+        "a few examples refuse a step",
+        "stiffness.py",
+        ("if found < _LIMIT / 2:\n            return", "if found < _LIMIT / 2 or examples < 64:\n            break"),
+        tests=("exact/test_calibration.py",),
+    ),
+    mutant(
+        "settings that do not last are kept",
+        "calibration.py",
+        ("lasting=off >= LASTING", "lasting=True"),
+        tests=("exact/test_calibration.py",),
+    ),
+    mutant(
+        "minibatches stay as hot as they are",
+        "calibration.py",
+        ("if heat > _COOL else 1.0", "if heat > math.inf else 1.0"),
+        tests=("exact/test_calibration.py",),
+    ),
+    mutant(
+        "draws by the agreement of one chain more",
+        "pilot.py",
+        ("(1 - self.agreement) / self.agreement", "1 / self.agreement"),
+        tests=("exact/test_calibration.py",),
+    ),
+    mutant(
+        "an example agrees with itself",
+        "pilot.py",
+        ("torch.where(own, products.masked_fill(own, 0).sum(0) / max(count - 1, 1), products)", "products"),
+        tests=("exact/test_calibration.py",),
+    ),
+    mutant(
+        "groups agree about zero",
+        "diagnostics.py",
+        ("left, right = one - one.mean(0), other - other.mean(0)", "left, right = one, other"),
+        tests=("exact/test_diagnostics.py",),
+    ),
+    mutant(
+        "another worker calibrates anew",
+        "trainer/replay.py",
+        ('if settings.get("lasting", True)', "if False"),
+        tests=("offline/test_settling.py",),
+    ),
+    mutant(
+        "a graph of other weights kept",
+        "hessian.py",
+        ("len(parts) == 1 and weights is None", "weights is None"),
+        tests=("exact/test_hessian.py",),
+    ),
     mutant("padding of the whole set", "data.py", ("and self._collates_to_rows_of(stacked, probe)", ""), tests=(DATA,)),
     mutant("readers at once", "data.py", ("with _READING:", "if True:"), tests=(DATA,)),
     mutant("metric not reset", "observables.py", ("        metric.reset()\n", ""), tests=(DATA,)),
@@ -333,6 +487,30 @@ MUTANTS = [
         tests=("engine/test_divergence.py",),
     ),
     mutant(
+        "a stop that handlers of errors swallow",
+        "threads.py",
+        ("class StoppedError(BaseException)", "class StoppedError(RuntimeError)"),
+        tests=("engine/test_threads.py",),
+    ),
+    mutant(
+        "other threads go on after an error",
+        "threads.py",
+        ("                steps.stop()\n                pool", "                pool"),
+        tests=("engine/test_threads.py",),
+    ),
+    mutant(
+        "products with a Hessian not counted",
+        "directional.py",
+        ("                steps.tick(len(products) // len(parts))\n", ""),
+        tests=("engine/test_untouched.py",),
+    ),
+    mutant(
+        "Control-C acts while a claim is let go of",
+        "trainer/replay.py",
+        ("with interrupts_wait(), self._claimed", "with self._claimed"),
+        tests=("offline/test_attribute.py",),
+    ),
+    mutant(
         "gather in the order of ranks",
         "placement.py",
         (
@@ -350,18 +528,18 @@ MUTANTS = [
 ]
 
 
-def run_tests(folder: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    paths = [str(folder / "tests" / test) for test in tests]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-m", "not slow"]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [*command, "--rootdir", str(folder), *paths],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run_tests(folder: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """The exit status of pytest and what it said, in a process that has not imported the package yet."""
+    import pytest
+
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ["PYTHONPATH"] = str(folder)
+    options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = pytest.main([*options, *(str(folder / "tests" / test) for test in tests)])
+    return int(status), said.getvalue()
 
 
 def first_failure(output: str) -> str:
@@ -369,26 +547,24 @@ def first_failure(output: str) -> str:
     return failed[0].split("::")[-1].split(" - ")[0] if failed else ""
 
 
-def judge(folder: Path, one: Mutant) -> tuple[bool, str]:
-    """Whether the mutant was noticed, and by which test."""
-    path = folder / "bif_lightning" / one.file
-    source = path.read_text()
-    mutated = source
-    for old, new in one.patches:
-        if old not in mutated:
-            return False, f"the patch does not fit {one.file}: {old!r}"
-        mutated = mutated.replace(old, new)
-    try:
+def judge(base: Path, one: Mutant) -> tuple[bool, str, float]:
+    """Whether the mutant was noticed, by which test, and in how many seconds."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = shutil.copytree(base, Path(name) / "project")
+        path = folder / "bif_lightning" / one.file
+        mutated = path.read_text()
+        for old, new in one.patches:
+            if old not in mutated:
+                return False, f"the patch does not fit {one.file}: {old!r}", 0.0
+            mutated = mutated.replace(old, new)
         path.write_text(mutated)
-        done = run_tests(folder, one.tests)
-    finally:
-        path.write_text(source)
+        status, said = run_tests(folder, one.tests)
     # 1: tests failed; anything else is a break that no test had to notice, such as a syntax error.
-    return done.returncode == 1, first_failure(done.stdout) if done.returncode == 1 else done.stdout[-300:]
+    return status == 1, first_failure(said) if status == 1 else said[-300:], time.perf_counter() - started
 
 
 def copy_project(folder: Path) -> None:
-    folder.mkdir()
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     for name in ("bif_lightning", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -397,25 +573,23 @@ def copy_project(folder: Path) -> None:
 
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(WORKERS) as pool:
-        folders: Queue[Path] = Queue()
-        for worker in range(WORKERS):
-            folders.put(Path(name) / str(worker))
-            copy_project(Path(name) / str(worker))
-        whole = run_tests(Path(name) / "0", tuple(sorted({test for m in chosen for test in m.tests})))
-        if whole.returncode != 0:
-            print(whole.stdout[-3000:], "\nThe tests fail without any mutant.")
-            return 1
-
-        def try_out(one: Mutant) -> bool:
-            folder, started = folders.get(), time.perf_counter()
-            killed, how = judge(folder, one)
-            folders.put(folder)
-            verdict = "killed" if killed else "SURVIVED"
-            print(f"{verdict:8}  {one.name:36}  {time.perf_counter() - started:5.1f} s  {how}", flush=True)
-            return killed
-
-        survivors = len(chosen) - sum(pool.map(try_out, chosen))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(WORKERS, mp_context=context, max_tasks_per_child=1) as pool,
+    ):
+        base = Path(name)
+        copy_project(base)
+        files = sorted({test for one in chosen for test in one.tests})
+        for status, said in pool.map(partial(run_tests, base), [(test,) for test in files]):
+            if status != 0:
+                print(said[-3000:], "\nThe tests fail without any mutant.")
+                return 1
+        survivors = 0
+        for one, (killed, how, seconds) in zip(chosen, pool.map(partial(judge, base), chosen), strict=True):
+            print(f"{'killed' if killed else 'SURVIVED':8}  {one.name:36}  {seconds:5.1f} s  {how}", flush=True)
+            survivors += not killed
     print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
     return 1 if survivors else 0
 
