@@ -273,7 +273,7 @@ MUTANTS = [
     mutant(
         "second derivative of one group",
         "directional.py",
-        ("of_group, own, workers)", "of_group, [0] * len(own), workers)"),
+        ("of_group, own, workers, steps)", "of_group, [0] * len(own), workers, steps)"),
         tests=(SUBSPACE,),
     ),
     mutant(
@@ -547,18 +547,26 @@ def first_failure(output: str) -> str:
     return failed[0].split("::")[-1].split(" - ")[0] if failed else ""
 
 
+def mutated(folder: Path, one: Mutant) -> str:
+    """The source of the mutant's file with its patches; ValueError where one of them does not fit."""
+    source = (folder / "bif_lightning" / one.file).read_text()
+    for old, new in one.patches:
+        if old not in source:
+            raise ValueError(f"the patch does not fit {one.file}: {old!r}")
+        source = source.replace(old, new)
+    return source
+
+
 def judge(base: Path, one: Mutant) -> tuple[bool, str, float]:
     """Whether the mutant was noticed, by which test, and in how many seconds."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = shutil.copytree(base, Path(name) / "project")
-        path = folder / "bif_lightning" / one.file
-        mutated = path.read_text()
-        for old, new in one.patches:
-            if old not in mutated:
-                return False, f"the patch does not fit {one.file}: {old!r}", 0.0
-            mutated = mutated.replace(old, new)
-        path.write_text(mutated)
+        try:
+            source = mutated(base, one)
+        except ValueError as error:
+            return False, str(error), 0.0
+        (folder / "bif_lightning" / one.file).write_text(source)
         status, said = run_tests(folder, one.tests)
     # 1: tests failed; anything else is a break that no test had to notice, such as a syntax error.
     return status == 1, first_failure(said) if status == 1 else said[-300:], time.perf_counter() - started
