@@ -1,13 +1,19 @@
-"""The curvature of the mean loss along directions, measured on the training examples that carry it.
+"""The curvature of the mean loss along directions, measured on the training examples that tell of it.
 
+All are looked at first, by forward passes along a few random directions z of the span, of norm about 1,
+
+    b_i(z) = (l_i(w* + h·z) + l_i(w* − h·z) − 2·l_i(w*))/h²  ≈  zᵀH_i z,
+
+of which two things are known: how curved each example is, c_i² = mean of b_i² over z, and how much their Hessians
+differ. For Gaussian z the variance of zᵀAz is 2·|A|² (Frobenius), so that a spread of n of the N examples gives their
+mean H with a relative error, root mean square, of
+
+    sqrt((1/n − 1/N)·mean over i of var(b_i − b̄) / var(b̄)).
+
+Where examples are alike, as sequences of many tokens are, few are enough: a spread that brings the error to `ERROR`.
 Where a network has learned, few examples hold nearly all of the curvature: under a softmax an example has about as much
-of it as its label lacks of probability 1. So all are looked at first, by forward passes along a few random directions z
-of the span, of norm about 1,
-
-    c_i² = mean over z of ((l_i(w* + h·z) + l_i(w* − h·z) − 2·l_i(w*))/h²)²  ≈  E (zᵀH_i z)²,
-
-and the Hessian is taken of the fewest that hold 99 % of Σ c_i. Where these are too many, it is taken of the most curved
-ones and of a spread of the others, each of which then stands for several.
+of it as its label lacks of probability 1. Then the Hessian is taken of the fewest that hold 99 % of Σ c_i; where these
+are too many, of the most curved ones and of a spread of the others, each of which then stands for several.
 """
 
 import math
@@ -43,9 +49,12 @@ GROUPS = 8
 HELD = 0.99
 """Share of the curvature that the examples are to hold."""
 
-_FEW = 512  # so many are all taken, which costs little
-_LEAST = 2  # examples a direction
-_PROBES = 4
+ERROR = 0.15
+"""Relative error of the Hessian of a spread of examples, where that is enough."""
+
+_FEW = 512  # so many are all taken where they differ, which costs little
+_LEAST = 2  # examples a direction; 1 where they are alike
+_PROBES = 8
 _TIMED = 4
 
 
@@ -78,29 +87,46 @@ class Sample:
         return found
 
 
-def choose(curvature: Float[Tensor, " pool"], rows: Int[Tensor, " pool"], least: int) -> Sample:
-    """The examples to take, by how curved each is.
+def choose(bent: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"], directions: int) -> Sample:
+    """The examples to take, by how curved each is and how much they differ.
 
     Args:
-        curvature: c_i ≥ 0; where it tells nothing (zero, or not finite) all count alike.
+        bent: b_i(z); where it tells nothing (zero, or not finite) all count alike.
         rows: their positions in the training data.
-        least: take at least so many, where there are.
+        directions: along how many the Hessian is taken; of no fewer examples than that, where there are.
     """
     none, size = rows[:0], len(rows)
-    if size <= max(_FEW, least):
-        return Sample(rows, none, 1.0, size)
+    curvature = bent.square().mean(1).sqrt()
     order = curvature.argsort(descending=True, stable=True)
     held = curvature[order].double().cumsum(0)
-    if not 0 < float(held[-1]) < math.inf:
-        others = rows[spread_rows(size, EXAMPLES)]
+    few, known = size <= max(_FEW, _LEAST * directions), 0 < float(held[-1]) < math.inf
+    needed = size if few else max(_LEAST * directions, int((held < HELD * held[-1]).sum()) + 1)
+    alike = max(directions, enough_of(bent)) if known else EXAMPLES
+    if 2 * alike <= min(needed, EXAMPLES) or not (few or known):
+        others = rows[spread_rows(size, alike)]
         return Sample(none, others, size / len(others), size)
-    needed = max(least, int((held < HELD * held[-1]).sum()) + 1)
+    if few:
+        return Sample(rows, none, 1.0, size)
     if needed <= EXAMPLES:
         return Sample(rows[order[:needed].sort().values], none, 1.0, size)
     certain = EXAMPLES if size <= EXAMPLES else EXAMPLES * 3 // 4
     rest = order[certain:].sort().values
     others = rest[spread_rows(len(rest), EXAMPLES - certain)] if len(rest) else rest
     return Sample(rows[order[:certain].sort().values], rows[others], len(rest) / max(len(others), 1), size)
+
+
+def enough_of(bent: Float[Tensor, "pool probe"]) -> int:
+    """n, examples of a spread whose mean Hessian is that of all but for a relative error of `ERROR`.
+
+    Args:
+        bent: b_i(z) of all of them.
+    """
+    bent = bent.double()
+    mean = bent.mean(0)
+    differing = float((bent - mean).var(1).mean())
+    if differing == 0:
+        return 1
+    return math.ceil(1 / (ERROR**2 * float(mean.var()) / differing + 1 / len(bent)))
 
 
 def hessians_along(
@@ -122,7 +148,7 @@ def hessians_along(
         progress: told of the products of this rank: of each direction with the Hessian of each of its groups.
     """
     with placement.together("the curvature at the snapshot"):
-        found = curved_sample(problem, host, directions, span, workers)
+        found = curved_sample(problem, host, directions, span, workers, len(directions))
     groups = placement.from_first(found).groups()
     with placement.together("the curvature at the snapshot") as meeting:
         own = range(placement.rank, len(groups), placement.world_size)
@@ -149,29 +175,32 @@ def _parts(problem: Problem, group: Sequence[tuple[Tensor, float]]) -> list[Part
 
 
 def curved_sample(
-    problem: Problem, host: Host, directions: Float[Tensor, "direction weight"], span: float, workers: int
+    problem: Problem, host: Host, directions: Float[Tensor, "direction weight"], span: float, workers: int, count: int
 ) -> Sample:
-    """Look at the training examples, and choose those of which the Hessian is taken. Arguments as `hessians_along`."""
-    size, least = len(problem.training), _LEAST * len(directions)
+    """Look at the training examples along some directions, and choose those of which the Hessian is taken.
+
+    Args:
+        count: along how many directions it will be taken. Other arguments as `hessians_along`.
+    """
+    size = len(problem.training)
     rows = spread_rows(size, POOL if problem.training.in_memory else EXAMPLES)
-    curvature = torch.zeros(len(rows))
-    if len(rows) > max(_FEW, least):
+    bent = torch.zeros(len(rows), _PROBES)
+    if len(rows) > _LEAST * count:  # of fewer all are taken, whatever they are
         chunks = rows.split(problem.eval_batch_size)
         generator = torch.Generator().manual_seed(stream_seed(DATA))
         mixed = torch.randn(_PROBES, len(directions), generator=generator) / math.sqrt(len(directions))
         probes = mixed.to(directions) @ directions
         try:
-            found = side_by_side(
-                host, partial(_curvature, problem, host, chunks, probes, span), range(len(chunks)), workers
+            bent = torch.cat(
+                side_by_side(host, partial(_bent, problem, host, chunks, probes, span), range(len(chunks)), workers)
             )
-            curvature = torch.cat(found)
         except Exception:
             # Only losses of the train set are known to be had one by one; of the training data the mean is enough.
-            curvature.zero_()
-    return choose(curvature, rows, least)
+            bent.zero_()
+    return choose(bent, rows, count)
 
 
-def _curvature(
+def _bent(
     problem: Problem,
     host: Host,
     chunks: Sequence[Tensor],
@@ -180,8 +209,8 @@ def _curvature(
     weights: Weights,
     bound: Bound,
     chunk: int,
-) -> Tensor:
-    """c of the examples of one chunk, on the CPU."""
+) -> Float[Tensor, "example probe"]:
+    """b of the examples of one chunk, on the CPU."""
     rows = chunks[chunk]
     batch = problem.minibatch(rows).batch
 
@@ -194,10 +223,10 @@ def _curvature(
         return checked_rows(found, len(rows), "loss_fn").double().cpu()
 
     center = losses(probes[0], 0.0)
-    bent = [losses(probe, span) + losses(probe, -span) - 2 * center for probe in probes]
+    found = [losses(probe, span) + losses(probe, -span) - 2 * center for probe in probes]
     with torch.no_grad():
         weights.flat.copy_(host.center)
-    return (torch.stack(bent) / span**2).square().mean(0).sqrt()
+    return torch.stack(found, 1) / span**2
 
 
 def seconds_for_hessians(problem: Problem, host: Host, count: int, workers: int, ranks: int) -> float:
@@ -209,7 +238,7 @@ def seconds_for_hessians(problem: Problem, host: Host, count: int, workers: int,
     some = torch.stack([random_direction(host, 0, probe) for probe in range(_TIMED)])
     span = 0.005 * norm_of_snapshot(host)
     started = time.perf_counter()
-    groups = curved_sample(problem, host, some, span, workers).groups()
+    groups = curved_sample(problem, host, some, span, workers, count).groups()
     looking = time.perf_counter() - started
     group = Hessian(problem, host, _parts(problem, groups[0]), step=span)
     few, more = (seconds(partial(group.times, some[:n])) for n in (1, _TIMED))

@@ -283,6 +283,12 @@ MUTANTS = [
         tests=("exact/test_directional.py",),
     ),
     mutant(
+        "error of a spread not squared",
+        "directional.py",
+        ("ERROR**2", "ERROR"),
+        tests=("exact/test_directional.py",),
+    ),
+    mutant(
         "half a second derivative",
         "hessian.py",
         ('endswith("::Error")', 'endswith("::Other")'),

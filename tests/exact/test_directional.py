@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bif_lightning import directional
 from bif_lightning.config import Chains
 from bif_lightning.data import Examples
-from bif_lightning.directional import EXAMPLES, Sample, choose, curved_sample, hessians_along
+from bif_lightning.directional import ERROR, EXAMPLES, Sample, choose, curved_sample, enough_of, hessians_along
 from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
 from bif_lightning.stage import ready_for
@@ -36,7 +36,7 @@ def unequal(examples: int, curved: int) -> tuple[Regression, np.ndarray]:
 def measured(problem: Problem, workers: int = 1) -> tuple[Sample, np.ndarray]:
     with ready_for(problem, Chains()) as (host, _, _):
         directions = torch.eye(host.layout.size, dtype=host.center.dtype)[: host.layout.num_weights]
-        sample = curved_sample(problem, host, directions, 0.1, workers)
+        sample = curved_sample(problem, host, directions, 0.1, workers, len(directions))
         found = hessians_along(problem, host, directions, 0.1, workers, Placement())
     return sample, found.numpy()
 
@@ -69,8 +69,8 @@ def test_where_many_are_curved_a_spread_stands_for_the_rest() -> None:
     assert np.linalg.norm(found.mean(0) - world.hessian) < np.linalg.norm(by_spread - world.hessian)
 
 
-def test_few_examples_are_all_taken() -> None:
-    world = Regression.random(301, 5, seed=0)
+def test_few_examples_are_all_taken_where_they_differ() -> None:
+    world, _ = unequal(301, 30)
     sample, found = measured(regression(world))
     assert sample.certain.tolist() == list(range(301))
     np.testing.assert_allclose(found.mean(0), world.hessian, rtol=1e-9, atol=1e-12)
@@ -89,15 +89,50 @@ def test_groups_share_the_sample_out() -> None:
 
 @pytest.mark.parametrize("what", [0.0, float("nan"), float("inf")])
 def test_a_measure_that_tells_nothing_gives_a_spread(what: float) -> None:
-    found = choose(torch.full((3000,), what), torch.arange(3000), 4)
+    found = choose(torch.full((3000, 8), what), torch.arange(3000), 4)
     assert len(found.certain) == 0
     assert len(found.others) * found.weight == pytest.approx(3000)
 
 
 def test_at_least_so_many_are_taken_as_the_directions_need() -> None:
-    curvature = torch.cat([torch.ones(10), torch.full((2000,), 1e-9)])
-    assert len(choose(curvature, torch.arange(2010), 4).certain) == 10
-    assert len(choose(curvature, torch.arange(2010), 300).certain) == 300
+    bent = torch.cat([torch.ones(10), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
+    assert len(choose(bent, torch.arange(2010), 2).certain) == 10
+    assert len(choose(bent, torch.arange(2010), 300).certain) == 600
+    assert len(choose(torch.ones(2010, 1) * torch.arange(8), torch.arange(2010), 300).others) == 300
+
+
+def squares(inputs: np.ndarray) -> tuple[float, float]:
+    """Mean of |H_i − H|² over examples, and |H|², of half-square regression: H_i = xxᵀ."""
+    mean = inputs.T @ inputs / len(inputs)
+    own = (inputs**2).sum(1) ** 2
+    return float(own.mean() - (mean**2).sum()), float((mean**2).sum())
+
+
+def test_enough_examples_are_those_that_bring_the_error_down() -> None:
+    """n of 1/n − 1/N = ERROR²·|H|²/mean |H_i − H|². The variance of zᵀAz of a rank-one A has itself a relative standard
+    error of sqrt(14/probes), and no A has a larger one."""
+    inputs = Regression.random(400, 5, seed=2).inputs
+    differing, whole = squares(inputs)
+    expected = 1 / (ERROR**2 * whole / differing + 1 / 400)
+    probes = np.random.default_rng(0).normal(size=(5, 40_000))
+    found = enough_of(torch.from_numpy((inputs @ probes) ** 2))
+    assert found == pytest.approx(expected, rel=5 * 2 * (14 / 40_000) ** 0.5)
+
+
+def test_alike_examples_are_a_few_with_the_error_that_is_said() -> None:
+    """Over 60 worlds: squared errors of the spread's Hessian, each over what its size foretells, are 1 on average."""
+    ratios = list[float]()
+    for seed in range(60):
+        world = Regression.random(3000, 5, seed=seed)
+        sample, found = measured(regression(world))
+        few = len(sample.others)
+        assert len(sample.certain) == 0
+        assert few * sample.weight == pytest.approx(3000)
+        assert 50 < few <= EXAMPLES / 2
+        differing, whole = squares(world.inputs)
+        error = float(((found.mean(0) - world.hessian) ** 2).sum()) / whole
+        ratios.append(error / (differing / whole * (1 / few - 1 / 3000)))
+    assert abs(np.mean(ratios) - 1) < 5 * np.std(ratios) / 60**0.5
 
 
 def test_a_loss_that_cannot_be_had_one_by_one_gives_a_spread() -> None:
@@ -111,7 +146,7 @@ def test_a_loss_that_cannot_be_had_one_by_one_gives_a_spread() -> None:
     problem.loss = refusing
     with ready_for(problem, Chains()) as (host, _, _):
         directions = torch.eye(host.layout.size, dtype=host.center.dtype)[:5]
-        sample = curved_sample(problem, host, directions, 0.1, 1)
+        sample = curved_sample(problem, host, directions, 0.1, 1, len(directions))
     assert len(sample.others) == EXAMPLES
 
 
@@ -132,12 +167,9 @@ def test_fitted_examples_of_a_network_are_left_out_without_harm() -> None:
         train=rows, query=rows, training=rows, prepare=lambda batch: batch,
     )  # fmt: skip
     sample, found = measured(problem)
-    few, threshold = directional._FEW, 10_000
-    directional._FEW = threshold
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directional, "_FEW", 10_000)
         everything, exact = measured(problem)
-    finally:
-        directional._FEW = few
     assert len(everything.certain) == 1500
     assert len(sample.certain) < 800
     lost = np.linalg.norm(found.mean(0) - exact.mean(0)) / np.linalg.norm(exact.mean(0))
