@@ -10,10 +10,11 @@ mean H with a relative error, root mean square, of
 
     sqrt((1/n − 1/N)·mean over i of var(b_i − b̄) / var(b̄)).
 
-Where examples are alike, as sequences of many tokens are, few are enough: a spread that brings the error to `ERROR`.
-Where a network has learned, few examples hold nearly all of the curvature: under a softmax an example has about as much
-of it as its label lacks of probability 1. Then the Hessian is taken of the fewest that hold 99 % of Σ c_i; where these
-are too many, of the most curved ones and of a spread of the others, each of which then stands for several.
+Where examples are alike, as sequences of many tokens are, few are enough: a spread that brings the error to `ERROR`, if
+that saves half of the work or more. Where a network has learned, few examples hold nearly all of the curvature: under a
+softmax an example has about as much of it as its label lacks of probability 1. Then the Hessian is taken of the fewest
+that hold 99 % of Σ c_i; where these are too many, of the most curved ones and of a spread of the others, each of which
+then stands for several.
 """
 
 import math
