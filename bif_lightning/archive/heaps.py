@@ -36,7 +36,8 @@ class WalkableFile(FileIO):
     def readinto(self, buffer: Any, /) -> int | None:
         """Fill a buffer with what comes next; the bytes that were read."""
         size = super().readinto(buffer)
-        if size and bytes(buffer[: len(_SIGNATURE)]) == _SIGNATURE:
+        # A heap is read with its head at least: what is shorter is something else.
+        if size and size >= _HEAD.size and bytes(buffer[: len(_SIGNATURE)]) == _SIGNATURE:
             _check_heap(bytes(buffer[:size]), self.name)
         return size
 

@@ -110,8 +110,9 @@ def test_whole_heaps_are_read(tmp_path, count):
         assert file.id.get_filesize() == size
 
 
-def test_numbers_that_look_like_a_heap_are_no_heap(tmp_path):
-    values = np.frombuffer(b"GCOL\x01\0\0\0" + struct.pack("<Q", 2**40) + bytes(48), np.uint8)
+@pytest.mark.parametrize("size", [4, 8, 15, 16, 64])
+def test_numbers_that_look_like_a_heap_are_no_heap(tmp_path, size):
+    values = np.frombuffer((b"GCOL\x01\0\0\0" + struct.pack("<Q", 2**40) + bytes(48))[:size], np.uint8)
     with h5py.File(tmp_path / "numbers.h5", "w") as file:
         file["values"] = values
     with WalkableFile(tmp_path / "numbers.h5") as source, h5py.File(source, "r") as file:
