@@ -94,15 +94,15 @@ def choose(bent: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"], direct
     Args:
         bent: b_i(z); where it tells nothing (zero, or not finite) all count alike.
         rows: their positions in the training data.
-        directions: along how many the Hessian is taken; of no fewer examples than that, where there are.
+        directions: along how many the Hessian is taken; of no fewer examples than that, and than there are groups.
     """
     none, size = rows[:0], len(rows)
     curvature = bent.square().mean(1).sqrt()
     order = curvature.argsort(descending=True, stable=True)
     held = curvature[order].double().cumsum(0)
     few, known = size <= max(_FEW, _LEAST * directions), 0 < float(held[-1]) < math.inf
-    needed = size if few else max(_LEAST * directions, int((held < HELD * held[-1]).sum()) + 1)
-    alike = max(directions, enough_of(bent)) if known else EXAMPLES
+    needed = size if few else max(_LEAST * directions, GROUPS, int((held < HELD * held[-1]).sum()) + 1)
+    alike = max(directions, GROUPS, enough_of(bent)) if known else EXAMPLES
     if 2 * alike <= min(needed, EXAMPLES) or not (few or known):
         others = rows[spread_rows(size, alike)]
         return Sample(none, others, size / len(others), size)

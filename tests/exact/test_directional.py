@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bif_lightning import directional
 from bif_lightning.config import Chains
 from bif_lightning.data import Examples
-from bif_lightning.directional import ERROR, EXAMPLES, Sample, choose, curved_sample, enough_of, hessians_along
+from bif_lightning.directional import ERROR, EXAMPLES, GROUPS, Sample, choose, curved_sample, enough_of, hessians_along
 from bif_lightning.placement import Placement
 from bif_lightning.problem import Problem
 from bif_lightning.stage import ready_for
@@ -99,6 +99,24 @@ def test_at_least_so_many_are_taken_as_the_directions_need() -> None:
     assert len(choose(bent, torch.arange(2010), 2).certain) == 10
     assert len(choose(bent, torch.arange(2010), 300).certain) == 600
     assert len(choose(torch.ones(2010, 1) * torch.arange(8), torch.arange(2010), 300).others) == 300
+
+
+def test_no_group_stays_empty() -> None:
+    """With one direction: of one example that has all the curvature, and of such that are all the same."""
+    bent = torch.cat([torch.ones(1), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
+    assert len(choose(bent, torch.arange(2001), 1).groups()) == GROUPS
+    assert len(choose(torch.ones(2001, 1) * torch.arange(8), torch.arange(2001), 1).groups()) == GROUPS
+
+
+@pytest.mark.parametrize(("enough", "taken"), [(140, 140), (199, 199), (202, 400), (330, 400)])
+def test_a_spread_is_taken_where_it_saves_half(enough: int, taken: int) -> None:
+    """400 examples with Hessians (1 ± s)·H: their relative variance is s²."""
+    differing = 1 / ((1 / (enough - 0.5) - 1 / 400) / ERROR**2)
+    size = 1 + differing**0.5 * torch.tensor([1.0, -1.0]).repeat(200).double()
+    bent = size[:, None] * torch.arange(8).double()
+    assert enough_of(bent) == enough
+    sample = choose(bent, torch.arange(400), 4)
+    assert len(sample.others) + len(sample.certain) == taken
 
 
 def squares(inputs: np.ndarray) -> tuple[float, float]:
