@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bif_lightning as bl
+from processes import answers
 from strategy_run import launch
 
 SAVED = {"keeps": True, "options": {"at_steps": [3, 6], "at_end": False}}
@@ -127,13 +128,7 @@ def test_a_script_under_other_launchers(
         )
         for task in tasks
     ]  # fmt: skip
-    try:
-        said = [each.communicate(timeout=200) for each in running]
-    finally:
-        for each in running:
-            each.kill()
-    out = "".join(out for out, _ in said)
-    assert [each.returncode for each in running] == [0] * len(tasks), said[0][1][-3000:]
+    out = "".join(out for out, _ in answers(running))
     assert all(f"{environment} {rank}" in out for rank in range(2)), out
     later, inline = (dumps(tmp_path / name).influence.sel(step=[3, 6]) for name in ("later", "inline"))
     np.testing.assert_array_equal(later, inline)

@@ -13,6 +13,7 @@ import pytest
 
 import bif_lightning as bl
 from offline_run import CHAINS, SAMPLER, STEPS, assert_same_dumps, train
+from processes import answers
 from strategy_run import launch
 
 pytestmark = pytest.mark.slow
@@ -73,14 +74,7 @@ def on_both(hosts: Mapping[str, str], folder: Path, commands: list[list[str]]) -
         )
         for (name, card), command in zip(hosts.items(), commands, strict=True)
     ]  # fmt: skip
-    try:
-        said = [each.communicate(timeout=200) for each in running]
-    finally:
-        for each in running:
-            each.kill()
-    for each, (_, errors) in zip(running, said, strict=True):
-        assert each.returncode == 0, errors[:3000] + errors[-1500:]
-    return [out for out, _ in said]
+    return [out for out, _ in answers(running)]
 
 
 def command(*arguments: str) -> list[str]:
