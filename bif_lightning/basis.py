@@ -77,10 +77,9 @@ def steps_of(problem: Problem, sampler: Sampler, placement: Placement) -> int:
 
 def _steps_of_subspace(problem: Problem, sampler: Subspace, placement: Placement) -> tuple[int, int]:
     directions = min(sampler.num_directions, problem.num_train)
-    queries = 0 if problem.query is problem.train else len(problem.query)
     slopes = directions if problem.observables else 0
     groups = range(placement.rank, min(GROUPS, len(problem.training)), placement.world_size)
-    return problem.num_train + queries + slopes, directions * len(groups)
+    return problem.num_train + problem.num_further_queries + slopes, directions * len(groups)
 
 
 def seconds_for(problem: Problem, host: Host, sampler: Sampler, workers: int, placement: Placement) -> float:
@@ -94,7 +93,7 @@ def seconds_for(problem: Problem, host: Host, sampler: Sampler, workers: int, pl
         if isinstance(sampler, Subspace):
             count = min(count, problem.num_train)
             if sampler.metric == "kronecker":
-                examples = problem.num_train + (0 if problem.query is problem.train else len(problem.query))
+                examples = problem.num_train + problem.num_further_queries
                 found += seconds_for_whitening(host.layout.places, host.center, examples, workers)
             found += seconds_for_hessians(problem, host, count, workers, placement.world_size)
         return found

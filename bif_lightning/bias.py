@@ -22,6 +22,7 @@ from bif_lightning.config import SGLD
 from bif_lightning.curvature import hessian_spectrum
 from bif_lightning.data import spread_rows
 from bif_lightning.hessian import Hessian, examples_in_a_pass
+from bif_lightning.weights import norm_of_snapshot
 
 _CHAIN = -2  # the key of this walk in the noise; chains count from 0
 _STEPS = 8  # from w*, until the stiff directions have relaxed
@@ -113,7 +114,7 @@ def llc_ratio(plan: Plan, llc: float) -> float:
     chunk = examples_in_a_pass(plan.chains.batch_size)
     hessian = Hessian.of_training(plan.problem, plan.host, rows=rows, chunk=chunk, key=plan.chains.seed)
     # A longer step crosses kinks of ReLUs, which enter as curvature, in each of the many flat directions.
-    hessian.step = _STEP * max(plan.host.norm(plan.host.center), 1e-3)
+    hessian.step = _STEP * norm_of_snapshot(plan.host)
     spectrum = hessian_spectrum(hessian, probes=1, steps=steps, held=_HELD)
     return _against(llc, spectrum.effective_dimension(sampler.localization / sampler.inverse_temperature))
 
@@ -129,10 +130,9 @@ def curvature_size(plan: Plan) -> tuple[int, int]:
     snapshots first the steps become fewer, down to 8, then the examples, down to 8.
     """
     chains, problem = plan.chains, plan.problem
-    query = 0 if problem.query is problem.train else len(problem.query)
     draws, steps = chains.num_chains * chains.num_draws, chains.num_chains * chains.num_steps
     gradients = 1 if isinstance(plan.sampler, SGLD) and plan.sampler.gradient == "minibatch" else 2
-    passes = draws * (problem.num_train + query) + steps * chains.batch_size * gradients * _PASSES
+    passes = draws * (problem.num_train + problem.num_further_queries) + steps * chains.batch_size * gradients * _PASSES
     products, most = (int(share * passes) // _PRODUCT_PASSES for share in (_SHARE, _MOST_SHARE))
     rows = min(max(products // _LANCZOS, _FEW_ROWS), _MOST_ROWS)
     if rows > _FEW_ROWS:

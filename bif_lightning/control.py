@@ -6,7 +6,7 @@ gradients but nothing of the posterior's geometry, so a snapshot whose scores on
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from bif_lightning.chain import Plan
 from bif_lightning.config import SGLD
 from bif_lightning.noise import GLOBAL, chain_noise, seed_global
 from bif_lightning.placement import Placement
+from bif_lightning.threads import on_threads
 from bif_lightning.weights import Bound
 
 LEAST_DRAWS = 8
@@ -67,12 +68,8 @@ def control_influence(
 
 
 def _measured(plan: Plan, shares: list[list[int]], scored: list[int]) -> list[tuple[int, Tensor, Tensor]]:
-    if len(shares) <= 1:
-        return [found for share in shares for found in _walk(plan, share, scored)]
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        futures = [pool.submit(_walk, plan, share, scored) for share in shares]
-        return [found for future in futures for found in future.result()]
+    walks = [partial(_walk, plan, share, scored) for share in shares]
+    return [found for part in on_threads(walks, max(1, len(walks)), torch.get_num_threads()) for found in part]
 
 
 def _walk(plan: Plan, draws: Sequence[int], scored: list[int]) -> list[tuple[int, Tensor, Tensor]]:

@@ -109,7 +109,7 @@ def seconds_for_gradients(problem: Problem, host: Host, workers: int) -> float:
     """About how long the gradients of all examples take on so many threads, by a few of them."""
     singles = problem.train_singles  # read before the clock runs
     single = seconds(lambda: _gradients(problem, host, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
-    examples = len(singles) + (0 if problem.query is problem.train else len(problem.query))
+    examples = len(singles) + problem.num_further_queries
     return examples * single / workers
 
 

@@ -16,13 +16,14 @@ the weights. All that is said of an isotropic pull holds there, word for word.
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from bif_lightning.threads import on_threads
 
 Places = Sequence[tuple[int, torch.Size]]
 """Of parameters in the flat vector: the first element, and the shape."""
@@ -84,10 +85,8 @@ class Metric:
             workers: threads, which change no bit.
         """
         places = [(start, shape) for start, shape in places if shape.numel()]
-        with ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
-        ) as pool:
-            factors = tuple(pool.map(partial(_factor, gradients), places))
+        each = [partial(_factor, gradients, place) for place in places]
+        factors = tuple(on_threads(each, workers, torch.get_num_threads()))
         squares = gradients.new_zeros(gradients.shape[1], dtype=torch.float64)
         for some in _chunks(gradients):
             squares += some.square().sum(0, dtype=torch.float64) / len(gradients)

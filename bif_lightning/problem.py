@@ -103,6 +103,11 @@ class Problem:
         """n, rows of the matrices."""
         return len(self.train)
 
+    @property
+    def num_further_queries(self) -> int:
+        """Queries beside the train examples: none where the two sets are one."""
+        return 0 if self.query is self.train else len(self.query)
+
     @cached_property
     def column_counts(self) -> tuple[int, ...]:
         """Columns of the query losses, then of each further observable."""

@@ -6,14 +6,15 @@ feel the pull γ alone. It is the Laplace approximation of the localized posteri
 restricted to where the examples' gradients lie.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.metric import Metric
+from bif_lightning.threads import on_threads
 
 _ROWS, _WEIGHTS = 128, 1 << 14  # of a matrix product
 _STEPS = 60  # of a bisection over 16 decades: further ones change no digit
@@ -58,15 +59,7 @@ def _gram(rows: Float[Tensor, "row weight"], workers: int) -> Float[Tensor, "row
         for part in rows.split(_WEIGHTS, dim=1):
             total[some, rest] += (part[some] @ part[rest].mT).double()
 
-    starts = range(0, len(rows), _ROWS)
-    if workers == 1:
-        for start in starts:
-            fill(start)
-    else:
-        with ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
-        ) as pool:
-            list(pool.map(fill, starts))
+    on_threads([partial(fill, start) for start in range(0, len(rows), _ROWS)], workers, torch.get_num_threads())
     return total.triu() + total.triu(1).mT
 
 

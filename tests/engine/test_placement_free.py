@@ -138,20 +138,24 @@ def test_progress_counts_every_step_of_every_chain() -> None:
     assert seen == [(i, 14) for i in range(1, 15)]
 
 
+@pytest.mark.parametrize("queries", [0, 6])
 @pytest.mark.parametrize("observables", [(), (PerExample("loss again", models.cross_entropy),)], ids=["", "observable"])
-def test_progress_counts_what_a_closed_form_needs_before_its_draws(observables: tuple[PerExample, ...]) -> None:
-    """Gradients of 12 train and 6 query examples, slopes of observables along 4 directions, products of each of these
-    with the Hessians of 8 groups, and 2 chains of 4 draws."""
+def test_progress_counts_what_a_closed_form_needs_before_its_draws(
+    observables: tuple[PerExample, ...], queries: int
+) -> None:
+    """Gradients of 12 train and 6 query examples (none where the former are the queries too), slopes of observables
+    along 4 directions, products of each of these with the Hessians of 8 groups, and 2 chains of 4 draws."""
     seen: list[tuple[int, int]] = []
     data = models.data()
     estimate(
-        models.seeded(models.mlp), models.cross_entropy, data, data[:6],
+        models.seeded(models.mlp), models.cross_entropy, data, data[:queries] if queries else None,
         sampler=Subspace(num_directions=4), chains=Chains(num_chains=2, num_draws=4),
         observables=observables, progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
-    total = 12 + 6 + 4 * len(observables) + 4 * 8 + 2 * 4
+    gradients = 12 + queries
+    total = gradients + 4 * len(observables) + 4 * 8 + 2 * 4
     assert {each for _, each in seen} == {total}
     done = [each for each, _ in seen]
     assert done == sorted(set(done))
-    assert done[:18] == list(range(1, 19))
+    assert done[:gradients] == list(range(1, gradients + 1))
     assert done[-1] == total
