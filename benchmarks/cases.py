@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Examples
-from bif_lightning.problem import Problem
+from bif_lightning.data.dataset import Examples
+from bif_lightning.losses.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 import memory
-from bif_lightning.estimator import estimate_problem
-from bif_lightning.problem import Problem
+from bif_lightning.estimation.estimator import estimate_problem
+from bif_lightning.losses.problem import Problem
 from cases import Case, cases
 from floor import Floor
 from parts import PARTS, shares

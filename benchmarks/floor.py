@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from bif_lightning.placement import Placement
-from bif_lightning.problem import Problem
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.losses.problem import Problem
 from cases import Case
 
 Batch = tuple[Tensor, Tensor]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bif_lightning as bl
-from bif_lightning.language import CHUNK
+from bif_lightning.losses.causal_lm import CHUNK
 
 TOKENS = 150
 GIGA = 1e9

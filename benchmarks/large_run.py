@@ -10,8 +10,8 @@ import numpy as np
 
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.result import Cost, Diagnostics, Estimate, Influence
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Cost, Diagnostics, Estimate, Influence
+from bif_lightning.results.examples import Samples
 
 WRITTEN, DRAWS, CLASSES = 10, 400, 10
 

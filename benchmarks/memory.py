@@ -18,9 +18,9 @@ from torch import nn
 
 import models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate_problem
-from bif_lightning.placement import Placement
-from bif_lightning.problem import Problem
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation.estimator import estimate_problem
+from bif_lightning.losses.problem import Problem
 from cases import Case, cases
 
 MEGA = 1e6

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
-from bif_lightning import chain, estimator
-from bif_lightning.noise import Noise
-from bif_lightning.problem import Problem
+from bif_lightning.estimation import estimator
+from bif_lightning.losses.problem import Problem
+from bif_lightning.rng import Noise
+from bif_lightning.sampling import chain
 from cases import Case
 
 PARTS = ("gradient passes", "measurement", "noise", "update", "minibatch", "snapshot losses", "matrix")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import bif_lightning as bl
-from bif_lightning.diagnostics import group_agreement, score_agreement
-from bif_lightning.verdict import reliability
+from bif_lightning.results.verdict import reliability
+from bif_lightning.statistics.diagnostics import group_agreement, score_agreement
 from retraining.score import lds
 from retraining.tasks import TASKS, Task
 from retraining.truth import Truth, load

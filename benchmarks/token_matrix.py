@@ -18,10 +18,10 @@ from collections.abc import Callable
 import numpy as np
 
 from against_devinterp import clocked
-from bif_lightning.errors import centre_scale
-from bif_lightning.token_matrices import Held, Widths
-from bif_lightning.token_products import Drawn
-from bif_lightning.tokens import Tokens, blocks_of
+from bif_lightning.results.token_matrices import Held, Widths
+from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.tokens import Tokens, blocks_of
+from bif_lightning.statistics.standard_errors import centre_scale
 from tokens import axis, made_up
 
 CHAINS, REPEATS = 4, 3

@@ -16,12 +16,12 @@ from typing import TypeVar
 import numpy as np
 
 import bif_lightning as bl
-from bif_lightning.errors import centre_scale
-from bif_lightning.result import Cost, Diagnostics, Estimate, Influence
-from bif_lightning.storage import Spec, Storage
-from bif_lightning.token_matrices import MOST_BYTES, Held, Widths
-from bif_lightning.token_products import Drawn
-from bif_lightning.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.results.estimate import Cost, Diagnostics, Estimate, Influence
+from bif_lightning.results.token_matrices import MOST_BYTES, Held, Widths
+from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.statistics.standard_errors import centre_scale
+from bif_lightning.storage.scratch import Spec, Storage
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import bif_lightning as bl
 import models
-from bif_lightning.verdict import judge, reliability
+from bif_lightning.results.verdict import judge, reliability
 
 TRAIN, QUERY, BATCH = 1000, 100, 32
 STEPS = (0, 16, 96, 600)

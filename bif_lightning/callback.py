@@ -9,30 +9,30 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from bif_lightning.config import Chains, Sampler
-from bif_lightning.data import Collate
-from bif_lightning.describe import Describe
-from bif_lightning.meeting import PeerFailedError
-from bif_lightning.observables import LossFn, Observable
-from bif_lightning.result import Estimate
-from bif_lightning.settled import Settled
+from bif_lightning.data.dataset import Collate
+from bif_lightning.data.describe import Describe
+from bif_lightning.data.token_texts import Decoder
+from bif_lightning.distributed.watchdog import PeerFailedError
+from bif_lightning.losses.derived.derive import PerSample
+from bif_lightning.losses.observables import LossFn, Observable
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.settings import Settled
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
-from bif_lightning.token_texts import Decoder
-from bif_lightning.trainer.adapter import Request, check_request
-from bif_lightning.trainer.budget import budget_of
-from bif_lightning.trainer.failures import is_fatal, is_of_files, is_preemption
+from bif_lightning.trainer.exceptions import is_fatal, is_of_files, is_preemption
 from bif_lightning.trainer.interrupts import interrupts_wait
-from bif_lightning.trainer.losses import PerSample
-from bif_lightning.trainer.opening import Wanted, check_options, check_same, open_session, settings_of
 from bif_lightning.trainer.outputs import Precision
-from bif_lightning.trainer.session import Session, Verify
-from bif_lightning.trainer.support import check_trainer
-from bif_lightning.trainer.triggers import (
+from bif_lightning.trainer.problem import Request, check_request
+from bif_lightning.trainer.schedule import (
     Triggers,
     averages_weights,
     is_extra_epoch,
     is_last_epoch,
     waits_for_the_clock,
 )
+from bif_lightning.trainer.session import Session, Verify
+from bif_lightning.trainer.setup import Wanted, check_options, check_same, open_session, settings_of
+from bif_lightning.trainer.support import check_trainer
+from bif_lightning.trainer.time_budget import budget_of
 
 
 class BIFCallback(pl.Callback):

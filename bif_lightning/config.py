@@ -119,7 +119,7 @@ class Pairs:
 
     Draws 2k and 2k + 1 of a chain are a pair. The posterior is that of the pull alone, N(w*, σ²·I), with nβ = 0 and
     γ = 1/σ²: no gradient is used, so it serves models that have none. What the losses say of the data enters by the
-    conditioned influence (`bif_lightning.conditioned`), which is the one to rank by.
+    conditioned influence (`bif_lightning.statistics.conditioned`), which is the one to rank by.
 
     Args:
         scale: σ, in weight units. Small beside the weights: draws should see losses that are nearly linear.
@@ -157,7 +157,7 @@ class Subspace:
 
         p(u) = N(u*, Σ),  Σ = (nβ·Qᵀ·H·Q + γ·I)⁻¹,  influence = −g_iᵀΣg_j,
 
-    with g the gradients of single examples' losses (see `bif_lightning.linear`, `bif_lightning.metric`). No chain is
+    with g the gradients of single examples' losses (`curvature.closed_form`, `curvature.kronecker`). No chain is
     run: the draws are independent antithetic ones of p within the span of Q. The matrices do not come from them; they
     show whether the closed form holds, by the losses they meet (LLC against d_eff/2).
 
@@ -211,7 +211,7 @@ class Chains:
         batch_size: m, examples in a gradient minibatch (the whole set where it is smaller).
         num_threads: cores that one chain uses on a CPU. Chains run side by side on the rest; with 1, the bits of a
             chain do not depend on the machine's cores, so give as many chains as there are, or more threads.
-        seed: all randomness of all chains derives from it (see `bif_lightning.noise`).
+        seed: all randomness of all chains derives from it (see `bif_lightning.rng`).
         common_random_numbers: every snapshot of a run uses the same minibatch order and noise, so that a
             difference between snapshots is not a difference of noise. False gives each its own.
         centring: "chain" centres the draws within each chain; "pooled" is the paper's form, where a
@@ -219,7 +219,7 @@ class Chains:
         storage: "traces" keeps every draw (memory C·T·(n+q)), "moments" accumulates co-moments as draws come
             (memory n·q); both give the same numbers up to rounding. "auto" takes traces up to 64 MB, and above that
             the smaller.
-        ridge: r of the conditioned influence, in nat² (`bif_lightning.conditioned`): "auto" by the label-free rule,
+        ridge: r of the conditioned influence, in nat² (`statistics.conditioned`): "auto" by the label-free rule,
             None for no conditioned influence. It needs traces.
 
     Raises:

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from bif_lightning.config import SGLD
-from bif_lightning.diagnostics import (
+from bif_lightning.statistics.diagnostics import (
     agreement_per_query,
     effective_sample_size,
     local_learning_coefficient,

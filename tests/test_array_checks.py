@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from array_types import check_arrays
-from bif_lightning.subspace import effective_dimension
-from bif_lightning.token_values import TokenValues
+from bif_lightning.losses.token_losses import TokenValues
+from bif_lightning.statistics.effective_dimension import effective_dimension
 
 
 @check_arrays

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Features, Value
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
-from bif_lightning.describe import describe_samples
+from bif_lightning.data.describe import describe_samples
 
 
 def gradient_picture(width: int, height: int, mode: str = "RGB") -> Image.Image:

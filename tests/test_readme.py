@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bif_lightning import cli
+from bif_lightning.commands import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

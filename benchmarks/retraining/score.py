@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from bif_lightning.diagnostics import standard_ranks
 from bif_lightning.metrics import LinearDatamodelingScore, resampled_scores, two_way_standard_error
+from bif_lightning.statistics.diagnostics import standard_ranks
 from retraining.truth import Truth
 
 RESAMPLES = 200

@@ -10,6 +10,7 @@ import numpy as np
 DUMP = "bif-lightning-dump"
 SAMPLES = "bif-lightning-samples"
 VERSION = "1.3"
+LOSS = "loss"  # the observable that every dump has: the losses of the queries
 SAMPLES_FILE = "samples.h5"
 DUMP_NAME = re.compile(r"step=(\d{9,})\.h5")
 CHUNK_VALUES = 256 * 256
@@ -141,3 +142,52 @@ def round_to_10_bits(values: np.ndarray) -> np.ndarray:
     truncated = (bits & ~low).view(np.float32)
     finite = np.isfinite(values)
     return np.where(finite, np.where(np.isfinite(rounded), rounded, truncated), values).astype(np.float32)
+
+
+def real(path: str, values: Any, units: str, long_name: str, dims: tuple[str, ...] = ()) -> Variable:
+    """64-bit floats, or one of them where there are no dims."""
+    return Variable(path=path, dims=dims, values=np.asarray(values, np.float64), units=units, long_name=long_name)
+
+
+def whole(path: str, values: Any, long_name: str, dims: tuple[str, ...] = (), units: str = "1") -> Variable:
+    """64-bit integers, or one of them where there are no dims."""
+    return Variable(path=path, dims=dims, values=np.asarray(values, np.int64), units=units, long_name=long_name)
+
+
+def bulk(
+    path: str, values: Any, units: str, long_name: str, dims: tuple[str, ...], sign: str | None = None
+) -> Variable:
+    """32-bit floats, for what makes a dump large; with what its sign means, where it has one."""
+    single = np.asarray(values, np.float32)
+    attrs = {} if sign is None else {"sign": sign}
+    return Variable(path=path, dims=dims, values=single, units=units, long_name=long_name, attrs=attrs)
+
+
+def text_column(path: str, values: Sequence[str], long_name: str, dim: str) -> Variable:
+    """Texts along one axis."""
+    return Variable(path=path, dims=(dim,), values=strings(values), units=None, long_name=long_name)
+
+
+def strings(values: Sequence[str]) -> np.ndarray:
+    """Texts as an object array that HDF5 can hold: NUL and lone surrogates are replaced by visible marks."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = [storable(value) for value in values]
+    return array
+
+
+def string(value: str) -> np.ndarray:
+    """One text as a 0-d object array."""
+    return np.array(storable(value), dtype=object)
+
+
+def storable(text: str) -> str:
+    return text.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")
+
+
+def class_name(names: Sequence[str] | None, label: int) -> str:
+    """Name of a class index, or the index itself where it has no name.
+
+    >>> class_name(("cat", "dog"), 1), class_name(None, 1), class_name(("cat",), 7)
+    ('dog', '1', '7')
+    """
+    return names[label] if names and 0 <= label < len(names) else str(label)

@@ -31,8 +31,8 @@ from bif_lightning.plots.style import (
     with_error,
     wrap,
 )
-from bif_lightning.result import Estimate
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.examples import Samples
 
 _CARD, _GAP, _PICTURE = 1.16, 0.1, 0.9
 _COLUMN, _ROW = 3.9, 0.62

@@ -22,7 +22,7 @@ from bif_lightning.plots.style import (
     shorten,
     type_of,
 )
-from bif_lightning.result import Estimate
+from bif_lightning.results.estimate import Estimate
 
 _INCH_PER_CHAR = 0.078
 

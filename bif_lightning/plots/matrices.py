@@ -28,8 +28,8 @@ from bif_lightning.plots.style import (
     shorten,
     type_of,
 )
-from bif_lightning.result import LabelMeans
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import LabelMeans
+from bif_lightning.results.examples import Samples
 
 _INCH_PER_CHAR = 0.078
 

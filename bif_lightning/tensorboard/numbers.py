@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bif_lightning.result import Estimate
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.pairs import Pairs
 
 MEDIAN, LOW, HIGH = "bif/correlation_median", "bif/correlation_q05", "bif/correlation_q95"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from bif_lightning.result import Influence
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Influence
+from bif_lightning.results.examples import Samples
 
 BAND_PAIRS = 1 << 22
 """Pairs that are looked at together: 16 MB of float32."""

@@ -9,14 +9,14 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from bif_lightning import plots
-from bif_lightning.result import CORRELATION_SIGN, Estimate
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import CORRELATION_SIGN, Estimate
+from bif_lightning.results.examples import Samples
+from bif_lightning.results.verdict import judge
 from bif_lightning.tensorboard.numbers import HIGH, LOW, MEDIAN, OTHER, SAME, describe
 from bif_lightning.tensorboard.numbers import scalars as scalars
 from bif_lightning.tensorboard.pairs import Pairs
 from bif_lightning.tensorboard.records import Record, histogram, markdown, picture, scalar, tag_part, write
 from bif_lightning.tensorboard.texts import READ_ME, top_table, verdict_text
-from bif_lightning.verdict import judge
 
 View = Literal["scalars", "bands", "heatmap", "labels", "chains", "tables", "histograms", "cards"]
 VIEWS: tuple[View, ...] = get_args(View)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from bif_lightning.plots.ranking import strongest
 from bif_lightning.plots.style import label_name, with_error
-from bif_lightning.result import CORRELATION_SIGN, Estimate
-from bif_lightning.samples import Samples
-from bif_lightning.verdict import judge
+from bif_lightning.results.estimate import CORRELATION_SIGN, Estimate
+from bif_lightning.results.examples import Samples
+from bif_lightning.results.verdict import judge
 
 # TensorBoard breaks words to keep a table within the page: a long text would squeeze the other columns.
 _LONGEST = 90

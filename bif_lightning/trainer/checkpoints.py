@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-from bif_lightning.trainer.moment import Moment
+from bif_lightning.trainer.position import Moment
 
 _STEP = re.compile(r"step=(\d+)")
 _SUFFIXES = (".ckpt", ".pt", ".pth")

@@ -10,8 +10,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from bif_lightning.threads import Progress
-from bif_lightning.trainer.failures import PreemptedError
+from bif_lightning.distributed.threads import Progress
+from bif_lightning.trainer.exceptions import PreemptedError
 
 _pending = threading.Event()
 

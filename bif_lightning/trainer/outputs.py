@@ -9,18 +9,18 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.tensorboard import SummaryWriter
 
-from bif_lightning.archive.atomic import sweep_temporaries
-from bif_lightning.archive.provenance import provenance
 from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.data import Examples, digest
-from bif_lightning.describe import Describe, describe_samples
-from bif_lightning.matrices import Labels
-from bif_lightning.result import Estimate
-from bif_lightning.samples import Samples
+from bif_lightning.archive.write.provenance import provenance
+from bif_lightning.data.dataset import Examples, digest
+from bif_lightning.data.describe import Describe, describe_samples
+from bif_lightning.data.token_texts import Decoder, with_tokens
+from bif_lightning.estimation.matrices import Labels
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.examples import Samples
+from bif_lightning.storage.atomic import sweep_temporaries
 from bif_lightning.tensorboard.summaries import VIEWS, scalars, write_summaries
-from bif_lightning.token_texts import Decoder, with_tokens
-from bif_lightning.trainer.adapter import Attribution
-from bif_lightning.trainer.moment import Moment
+from bif_lightning.trainer.position import Moment
+from bif_lightning.trainer.problem import Attribution
 
 Precision = Literal["full", "10bit"]
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 from tqdm.auto import tqdm
 
-from bif_lightning.threads import Progress
+from bif_lightning.distributed.threads import Progress
 
 _REFRESH_SECONDS = 0.1
 _LINE_SECONDS = 10.0

@@ -9,28 +9,28 @@ from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from bif_lightning.calibration import LEAST_DRAWS, provisional
+from bif_lightning.calibration.find import LEAST_DRAWS, provisional
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
-from bif_lightning.estimator import Exchange, estimate_problem, settled_sampler, with_reasons
-from bif_lightning.forecast import Forecast, forecast
-from bif_lightning.noise import unaltered_generators
-from bif_lightning.result import Estimate
-from bif_lightning.settled import Settled, with_draws
-from bif_lightning.shards import reshard
-from bif_lightning.stage import placement_of
-from bif_lightning.trainer.adapter import Attribution
-from bif_lightning.trainer.budget import MOST_DRAWS, Budget, draws_for
-from bif_lightning.trainer.failures import TrainingDisturbedError
-from bif_lightning.trainer.fingerprint import difference, fingerprint
-from bif_lightning.trainer.guard import iterators, training_guard
+from bif_lightning.estimation.estimator import Exchange, estimate_problem, settled_sampler, with_reasons
+from bif_lightning.estimation.forecast import Forecast, forecast
+from bif_lightning.model.sharded import reshard
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.settings import Settled, with_draws
+from bif_lightning.results.verdict import judge
+from bif_lightning.rng import unaltered_generators
+from bif_lightning.sampling.context import placement_of
+from bif_lightning.trainer.exceptions import TrainingDisturbedError
+from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
+from bif_lightning.trainer.guard.guard import iterators, training_guard
 from bif_lightning.trainer.interrupts import end_if_asked, ends_if_asked
-from bif_lightning.trainer.moment import Moment, now
 from bif_lightning.trainer.outputs import Outputs
+from bif_lightning.trainer.position import Moment, now
+from bif_lightning.trainer.problem import Attribution
 from bif_lightning.trainer.progress import progress_of
-from bif_lightning.trainer.snapshots import write_end, write_snapshot
+from bif_lightning.trainer.schedule import share_done
+from bif_lightning.trainer.snapshot_files import write_end, write_snapshot
 from bif_lightning.trainer.support import loss_scale_of
-from bif_lightning.trainer.triggers import share_done
-from bif_lightning.verdict import judge
+from bif_lightning.trainer.time_budget import MOST_DRAWS, Budget, draws_for
 
 Verify = Literal["first", "always", "never"]
 _DRAWS = LEAST_DRAWS, MOST_DRAWS

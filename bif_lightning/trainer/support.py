@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from bif_lightning.placement import Split
+from bif_lightning.distributed.ranks import Split
 
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 """Precisions in which the training was shown to stay as it was."""

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans, Traces
-from bif_lightning.samples import Samples
-from bif_lightning.token_matrices import Held, Widths
-from bif_lightning.token_products import Drawn, Law, Linearized
-from bif_lightning.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans, Traces
+from bif_lightning.results.examples import Samples
+from bif_lightning.results.token_matrices import Held, Widths
+from bif_lightning.results.token_products import Drawn, Law, Linearized
+from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from archive_examples import make_full
+from bif_lightning.archive.read.tokens import open_tokens
 from bif_lightning.archive.schema import VERSION
-from bif_lightning.archive.stored_tokens import open_tokens
 from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.verdict import judge
+from bif_lightning.results.verdict import judge
 
 
 def token_correlation(folder: Path) -> list[list[float | None]]:

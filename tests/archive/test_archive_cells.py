@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bif_lightning.archive import cells
-from bif_lightning.archive.cells import read_cells
-from bif_lightning.archive.guard import UnreadableFileError
+from bif_lightning.archive.read import cells
+from bif_lightning.archive.read.cells import read_cells
+from bif_lightning.archive.read.untrusted import UnreadableFileError
 
 SHAPE = (90, 37)
 USUAL = {"chunks": (32, 16), "shuffle": True, "compression": "gzip"}

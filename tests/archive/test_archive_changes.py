@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from archive_examples import make_estimate, make_samples
-from bif_lightning.archive.bands import found_changes, simultaneous
-from bif_lightning.archive.changes import changes
 from bif_lightning.archive.read import open_run, trajectory
+from bif_lightning.archive.read.queries import changes
 from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.results.bands import found_changes, simultaneous
 
 
 def found(values: list[float], half: float = 1.0, steps: list[int] | None = None) -> list[tuple[str, int, int, int]]:

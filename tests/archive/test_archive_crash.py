@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from archive_examples import make_estimate, make_samples
-from bif_lightning.archive import atomic
-from bif_lightning.archive.atomic import Sink
 from bif_lightning.archive.read import open_run
 from bif_lightning.archive.write import sweep_temporaries, write_dump, write_samples
+from bif_lightning.storage import atomic
+from bif_lightning.storage.atomic import Sink
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("gcc") or shutil.which("cc")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bif_lightning.archive.read import by_label, open_run, open_samples, top
+from bif_lightning.archive.read.tokens import open_tokens
 from bif_lightning.archive.schema import VERSION
-from bif_lightning.archive.stored_tokens import open_tokens
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
 

@@ -11,9 +11,9 @@ import pytest
 
 from archive_examples import make_estimate, make_samples
 from bif_lightning.archive import read
-from bif_lightning.archive.guard import UnreadableFileError, attribute, find, open_file, present
-from bif_lightning.archive.index import read_index
-from bif_lightning.archive.pick import pick
+from bif_lightning.archive.read.index import read_index
+from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.untrusted import UnreadableFileError, attribute, find, open_file, present
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.archive.write import write_dump
 from hostile import HOSTILE, refill

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bif_lightning.archive.matrices import mean_pooled
 from bif_lightning.archive.schema import CHUNK_VALUES, chunk_shape
+from bif_lightning.archive.write.matrices import mean_pooled
 
 
 def test_overview_is_the_mean_of_neighbours_without_nan(rng):

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from archive_examples import make_estimate, make_full, make_influence, make_samples
-from bif_lightning.archive.provenance import provenance, without_secrets
 from bif_lightning.archive.read import open_run, open_samples
 from bif_lightning.archive.schema import round_to_10_bits
 from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.archive.write.provenance import provenance, without_secrets
 from bif_lightning.config import Pairs, Sampler, Subspace
-from bif_lightning.samples import Samples
-from bif_lightning.verdict import judge
+from bif_lightning.results.examples import Samples
+from bif_lightning.results.verdict import judge
 
 
 def same_samples(a: Samples, b: Samples) -> bool:
@@ -298,7 +298,9 @@ def test_rounding_is_to_nearest_even_with_10_bits(values):
 
 
 def test_reading_imports_neither_torch_nor_lightning():
-    code = "import sys, bif_lightning.archive.read, bif_lightning.archive.write, bif_lightning.archive.provenance;"
+    code = (
+        "import sys, bif_lightning.archive.read, bif_lightning.archive.write, bif_lightning.archive.write.provenance;"
+    )
     code += "found = {'torch', 'lightning', 'matplotlib', 'tensorboard'} & set(sys.modules); sys.exit(found or None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -11,7 +11,7 @@ import pytest
 
 import bif_lightning
 from archive_examples import make_estimate, make_full, make_samples, make_tokens
-from bif_lightning.archive.index import read_index
+from bif_lightning.archive.read.index import read_index
 from bif_lightning.archive.schema import VERSION
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import Subspace

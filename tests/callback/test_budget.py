@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import bif_lightning as bl
-from bif_lightning.estimator import CHECKING_DRAWS
-from bif_lightning.trainer.budget import Budget, budget_of, draws_for
-from bif_lightning.trainer.triggers import share_done
+from bif_lightning.estimation.estimator import CHECKING_DRAWS
+from bif_lightning.trainer.schedule import share_done
+from bif_lightning.trainer.time_budget import Budget, budget_of, draws_for
 
 from .tiny_run import Points, bif, fit
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bif_lightning.observables import PerExample
-from bif_lightning.trainer.fingerprint import difference, fingerprint
+from bif_lightning.losses.observables import PerExample
+from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
 
 from .tiny_run import Leaky, Points, bif, fit
 

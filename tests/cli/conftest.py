@@ -7,8 +7,8 @@ import pytest
 
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans
+from bif_lightning.results.examples import Samples
 
 STEPS = (0, 10, 200)
 TRAIN = Samples(

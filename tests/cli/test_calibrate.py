@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 import bif_lightning as bl
-from bif_lightning import sweep
-from bif_lightning.cli import main
+from bif_lightning.calibration import grid
+from bif_lightning.commands.cli import main
 
 APP = """
 import lightning as L
@@ -88,7 +88,7 @@ def trained() -> dict[str, torch.Tensor]:
 def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells, one of which runs away, in place of 36."""
     for name, factors in (("STEPS", (1.0, 8.0)), ("PULLS", (1.0,)), ("TEMPERATURES", (1.0,))):
-        monkeypatch.setattr(sweep, name, factors)
+        monkeypatch.setattr(grid, name, factors)
 
 
 @pytest.mark.usefixtures("small_grid")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bif_lightning.cli import main
-from bif_lightning.report import summary_text
-from bif_lightning.result import CORRELATION_SIGN, INFLUENCE_SIGN
+from bif_lightning.commands.cli import main
+from bif_lightning.commands.report import summary_text
+from bif_lightning.results.estimate import CORRELATION_SIGN, INFLUENCE_SIGN
 
 Capture = pytest.CaptureFixture[str]
-COMMAND = [sys.executable, "-c", "import sys; from bif_lightning.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from bif_lightning.commands.cli import main; sys.exit(main())"]
 
 
 def answer(capsys: Capture, *arguments: object) -> Any:
@@ -197,7 +197,7 @@ def test_wrong_arguments(capsys: Capture, arguments: list[str]) -> None:
 
 def test_help_teaches_and_starts_without_torch() -> None:
     code = (
-        "import sys\nfrom bif_lightning.cli import main\n"
+        "import sys\nfrom bif_lightning.commands.cli import main\n"
         "try: main(['--help'])\n"
         "finally: print('LOADED', sorted({'torch', 'lightning', 'xarray', 'h5py', 'pandas'} & set(sys.modules)))"
     )
@@ -209,7 +209,7 @@ def test_help_teaches_and_starts_without_torch() -> None:
 
 def test_reading_starts_without_torch(run: Path) -> None:
     code = (
-        "import sys\nfrom bif_lightning.cli import main\nmain(sys.argv[1:])\n"
+        "import sys\nfrom bif_lightning.commands.cli import main\nmain(sys.argv[1:])\n"
         "assert not {'torch', 'lightning'} & set(sys.modules), 'slow imports'"
     )
     subprocess.run([sys.executable, "-c", code, "top", str(run), "--query", "1"], check=True, capture_output=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bif_lightning.terminal import columns, number, plain, table, with_error
+from bif_lightning.commands.terminal import columns, number, plain, table, with_error
 
 FINITE = st.floats(min_value=-1e307, max_value=1e307)
 

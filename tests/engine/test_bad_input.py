@@ -12,8 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy
 import bif_lightning as bl
 import small_models as models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate
-from bif_lightning.observables import GroupMean, MetricValue, PerExample
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.losses.observables import GroupMean, MetricValue, PerExample
 from small_models import cross_entropy
 
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)

@@ -10,19 +10,18 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning import bias, control
-from bif_lightning.bias import curvature_size, llc_ratio, noise_ratio
-from bif_lightning.chain import Plan, Walker
-from bif_lightning.checks import Checks
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
-from bif_lightning.control import control_influence, num_control_draws
-from bif_lightning.data import Examples
-from bif_lightning.estimator import mean_of, plan_chains
-from bif_lightning.placement import Placement
-from bif_lightning.problem import Problem
-from bif_lightning.result import Estimate
-from bif_lightning.stage import ready_for
-from bif_lightning.verdict import judge
+from bif_lightning.data.dataset import Examples
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation.estimator import mean_of, plan_chains
+from bif_lightning.losses.problem import Problem
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.verdict import judge
+from bif_lightning.sampling import bias, prior_control
+from bif_lightning.sampling.bias import Checks, curvature_size, llc_ratio, noise_ratio
+from bif_lightning.sampling.chain import Plan, Walker
+from bif_lightning.sampling.context import ready_for
+from bif_lightning.sampling.prior_control import control_influence, num_control_draws
 from targets import Regression, gaussian_influence, half_square
 
 WORLD, QUERY = Regression.random(40, 6, 0), Regression.random(7, 6, 1)
@@ -188,7 +187,7 @@ def test_curvature_takes_a_small_share_of_the_passes() -> None:
 
 
 def test_the_control_is_the_influence_under_the_pull_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "MOST_DRAWS", 4000)
+    monkeypatch.setattr(prior_control, "MOST_DRAWS", 4000)
     with planned(SAMPLER, Chains(num_chains=4, num_draws=20000)) as plan:
         got = control_influence(plan, [0, 3, 6], 1, Placement())
     assert got is not None
@@ -232,7 +231,7 @@ def test_weights_that_run_away_have_an_infinite_noise_ratio(monkeypatch: pytest.
     ("sampler", "draws", "expected"),
     [
         (SAMPLER, 100, 20),
-        (SAMPLER, 1000, control.MOST_DRAWS),
+        (SAMPLER, 1000, prior_control.MOST_DRAWS),
         (SAMPLER, 39, 0),
         (Pairs(), 100, 0),
         (SGLD(step_size=1e-9, inverse_temperature=1.0, localization=0.0), 100, 0),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Examples
-from bif_lightning.estimator import ChainsDivergedError, estimate_problem
-from bif_lightning.problem import Problem
+from bif_lightning.data.dataset import Examples
+from bif_lightning.estimation.estimator import ChainsDivergedError, estimate_problem
+from bif_lightning.losses.problem import Problem
 from targets import Regression
 
 WORLD = Regression.random(8, 3, 0)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate, estimate_problem
-from bif_lightning.result import Estimate
+from bif_lightning.estimation.estimator import estimate, estimate_problem
+from bif_lightning.results.estimate import Estimate
 from small_models import problem_of
 
 FREE = SGLD(step_size=1e-8, inverse_temperature=0.0, localization=1.0)

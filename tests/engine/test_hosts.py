@@ -9,11 +9,11 @@ from torch import nn
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Examples
-from bif_lightning.estimator import estimate, estimate_problem
-from bif_lightning.host import FunctionalHost
-from bif_lightning.problem import Minibatch, Problem, evaluating
-from bif_lightning.result import Estimate
+from bif_lightning.data.dataset import Examples
+from bif_lightning.estimation.estimator import estimate, estimate_problem
+from bif_lightning.losses.problem import Minibatch, Problem, evaluating
+from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.results.estimate import Estimate
 from small_models import cross_entropy, problem_of
 
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)

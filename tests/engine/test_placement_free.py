@@ -11,10 +11,10 @@ import torch
 import ranks
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Subspace
-from bif_lightning.estimator import estimate
-from bif_lightning.observables import PerExample
-from bif_lightning.placement import Placement
-from bif_lightning.result import Cost, Estimate
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.losses.observables import PerExample
+from bif_lightning.results.estimate import Cost, Estimate
 from forked import together
 from ports import free_port
 

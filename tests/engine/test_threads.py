@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from bif_lightning.threads import Steps, StoppedError, on_threads, part_of
+from bif_lightning.distributed.threads import Steps, StoppedError, on_threads, part_of
 
 
 @pytest.mark.parametrize("workers", [1, 3])

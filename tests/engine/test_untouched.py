@@ -12,7 +12,7 @@ from torch import nn
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Subspace
-from bif_lightning.estimator import ChainsDivergedError, estimate, estimate_problem
+from bif_lightning.estimation.estimator import ChainsDivergedError, estimate, estimate_problem
 from small_models import cross_entropy
 
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning import bias, calibration, stiffness
-from bif_lightning.calibration import Calibrated, _chains_for, dimension_for, find_settings
+from bif_lightning.calibration import find, stability
+from bif_lightning.calibration.find import Calibrated, _chains_for, dimension_for, find_settings
+from bif_lightning.calibration.pilot import Pilot, _agreement, run_pilot, small_problem
+from bif_lightning.calibration.stability import check_stable, largest_curvature
 from bif_lightning.config import SGLD, Chains, Pairs
-from bif_lightning.data import Examples, spread_rows
-from bif_lightning.estimator import mean_of
-from bif_lightning.hessian import Hessian
-from bif_lightning.pilot import Pilot, _agreement, run_pilot, small_problem
-from bif_lightning.problem import Problem
-from bif_lightning.settled import Settled
-from bif_lightning.stage import ready_for
-from bif_lightning.stiffness import check_stable, largest_curvature
+from bif_lightning.curvature.hessian import Hessian
+from bif_lightning.data.dataset import Examples, spread_rows
+from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.losses.problem import Problem
+from bif_lightning.results.settings import Settled
+from bif_lightning.sampling import bias
+from bif_lightning.sampling.context import ready_for
 from small_models import cross_entropy, data, mlp, problem_of, seeded
 from targets import Regression, half_square
 
@@ -99,7 +100,7 @@ def test_only_a_long_step_is_held_against_many_examples(
         counts.append(len(rows))
         return Hessian.of_training(*args, rows=rows, **options)
 
-    monkeypatch.setattr(stiffness, "Hessian", SimpleNamespace(of_training=counted))
+    monkeypatch.setattr(stability, "Hessian", SimpleNamespace(of_training=counted))
     top, few = (np.linalg.eigvalsh(h)[-1] for h in (world.hessian, hessian_of_few(world)))
     assert few > 4 * top
     sampler = SGLD(step_size=fraction / (1e3 * top), inverse_temperature=1e3, localization=0)
@@ -218,7 +219,7 @@ def test_steps_are_shortened_until_minibatches_are_cooler_than_the_sampler() -> 
     assert isinstance(heat, SGLD)
     assert isinstance(cool, SGLD)
     shorter = 1 / (heat.step_size * (heat.inverse_temperature * top + heat.localization))
-    assert 1.2 < shorter <= calibration.MOST_COOLED + 0.2
+    assert 1.2 < shorter <= find.MOST_COOLED + 0.2
     assert hot.minibatch_noise == pytest.approx(0.5) or shorter > 3.8
     assert hot.settled.chains == given
     assert whole.minibatch_noise == 0

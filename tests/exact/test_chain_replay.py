@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bif_lightning.config import SGLD, Chains, Gradient, Preconditioner
-from bif_lightning.estimator import estimate
-from bif_lightning.noise import chain_noise
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.rng import chain_noise
 from targets import Regression, WeightValues, half_square
 
 WORLD = Regression.random(9, 3, 0)
@@ -99,9 +99,9 @@ def test_full_batch_control_variate_has_no_gradient_at_the_snapshot() -> None:
 
 
 def test_snapshots_share_their_noise_only_where_asked() -> None:
-    from bif_lightning.data import Examples
-    from bif_lightning.estimator import estimate_problem
-    from bif_lightning.problem import Problem
+    from bif_lightning.data.dataset import Examples
+    from bif_lightning.estimation.estimator import estimate_problem
+    from bif_lightning.losses.problem import Problem
 
     examples = Examples(WORLD.data())
     problem = Problem(

@@ -13,10 +13,10 @@ from torch import Tensor
 import small_models as models
 from bif_lightning.archive.read import open_traces
 from bif_lightning.archive.write import write_dump
-from bif_lightning.conditioned import Conditioner, conditioned_influence, increments, label_free_ridge
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate
-from bif_lightning.samples import Samples
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.results.examples import Samples
+from bif_lightning.statistics.conditioned import Conditioner, conditioned_influence, increments, label_free_ridge
 
 TRAIN, QUERY, WEIGHTS, DRAWS = 7, 4, 5, 24
 

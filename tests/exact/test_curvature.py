@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
-from bif_lightning import bias
 from bif_lightning.config import Chains
-from bif_lightning.curvature import gradient_noise, hessian_spectrum
-from bif_lightning.data import Examples
-from bif_lightning.estimator import mean_of
-from bif_lightning.hessian import Hessian
-from bif_lightning.problem import Problem
-from bif_lightning.stage import ready_for
+from bif_lightning.curvature.hessian import Hessian
+from bif_lightning.curvature.spectrum import gradient_noise, hessian_spectrum
+from bif_lightning.data.dataset import Examples
+from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.losses.problem import Problem
+from bif_lightning.sampling import bias
+from bif_lightning.sampling.context import ready_for
 from small_models import BATCH, cross_entropy, data, seeded
 from targets import Regression, half_square
 

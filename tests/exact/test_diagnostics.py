@@ -10,11 +10,11 @@ from arviz_stats.base import array_stats
 from scipy import stats
 
 from bif_lightning.config import SGLD
-from bif_lightning.diagnostics import (
+from bif_lightning.sampling.divergence import left_posterior
+from bif_lightning.statistics.diagnostics import (
     drift,
     effective_sample_size,
     group_agreement,
-    left_posterior,
     local_learning_coefficient,
     score_agreement,
     split_rhat,

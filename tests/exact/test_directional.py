@@ -5,13 +5,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bif_lightning import directional
 from bif_lightning.config import Chains
-from bif_lightning.data import Examples
-from bif_lightning.directional import ERROR, EXAMPLES, GROUPS, Sample, choose, curved_sample, enough_of, hessians_along
-from bif_lightning.placement import Placement
-from bif_lightning.problem import Problem
-from bif_lightning.stage import ready_for
+from bif_lightning.curvature import subsample
+from bif_lightning.curvature.subsample import (
+    ERROR,
+    EXAMPLES,
+    GROUPS,
+    Sample,
+    choose,
+    curved_sample,
+    enough_of,
+    hessians_along,
+)
+from bif_lightning.data.dataset import Examples
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.losses.problem import Problem
+from bif_lightning.sampling.context import ready_for
 from small_models import cross_entropy, mlp, seeded
 from targets import Regression, half_square
 
@@ -50,7 +59,7 @@ def test_the_examples_that_have_the_curvature_are_found(workers: int) -> None:
     assert len(sample.others) == 0
     assert found.shape == (8, 5, 5)
     error = np.abs(found.mean(0) - world.hessian).max() / np.trace(world.hessian)
-    assert error < 3 * (1 - directional.HELD)
+    assert error < 3 * (1 - subsample.HELD)
 
 
 def test_where_many_are_curved_a_spread_stands_for_the_rest() -> None:
@@ -186,7 +195,7 @@ def test_fitted_examples_of_a_network_are_left_out_without_harm() -> None:
     )  # fmt: skip
     sample, found = measured(problem)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(directional, "_FEW", 10_000)
+        patch.setattr(subsample, "_FEW", 10_000)
         everything, exact = measured(problem)
     assert len(everything.certain) == 1500
     assert len(sample.certain) < 800

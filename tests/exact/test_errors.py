@@ -8,7 +8,9 @@ import torch
 from scipy import stats
 
 from bif_lightning.config import Centring
-from bif_lightning.errors import (
+from bif_lightning.statistics.influence import correlation, products
+from bif_lightning.statistics.moments import Moments, from_draws, stack
+from bif_lightning.statistics.standard_errors import (
     LEAST_DRAWS,
     Reach,
     centre,
@@ -22,8 +24,6 @@ from bif_lightning.errors import (
     settled,
     skewed,
 )
-from bif_lightning.influence import correlation, products
-from bif_lightning.moments import Moments, from_draws, stack
 
 RNG = np.random.default_rng(0)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import bif_lightning.blocks as blocks
+import bif_lightning.estimation.blocks as blocks
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate
-from bif_lightning.observables import GroupMean, PerExample
-from bif_lightning.result import Estimate, Influence
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.losses.observables import GroupMean, PerExample
+from bif_lightning.results.estimate import Estimate, Influence
 from targets import Regression, half_square
 
 WORLD, QUERY = Regression.random(13, 3, 0), Regression.random(6, 3, 1)

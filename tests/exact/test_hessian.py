@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bif_lightning.config import Chains
-from bif_lightning.hessian import Hessian, _plain_attention
-from bif_lightning.problem import Problem
-from bif_lightning.stage import ready_for
+from bif_lightning.curvature.hessian import Hessian, _plain_attention
+from bif_lightning.losses.problem import Problem
+from bif_lightning.sampling.context import ready_for
 from small_models import Attention, data, mlp, problem_of, seeded
 
 

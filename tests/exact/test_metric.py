@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bif_lightning import metric
-from bif_lightning.metric import Metric
-from bif_lightning.weights import layout_of
+from bif_lightning.curvature import kronecker
+from bif_lightning.curvature.kronecker import Metric
+from bif_lightning.model.weights import layout_of
 
 SHAPES = {"matrix": (3, 4), "vector": (5,), "kernel": (2, 2, 3), "number": (), "column": (4, 1)}
 LAYOUT = layout_of({name: torch.zeros(shape) for name, shape in SHAPES.items()})
@@ -49,7 +49,7 @@ def test_whitened_gradients_have_the_inner_products_of_the_metric(
     longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(M^(−½)g)·(M^(−½)g') = gᵀM⁻¹g', of the gradients that made M and of others."""
-    monkeypatch.setattr(metric, "LONGEST_SIDE", longest)
+    monkeypatch.setattr(kronecker, "LONGEST_SIDE", longest)
     train, query = gradients(200), gradients(7, seed=1)
     matrix = dense(train, turned=longest > 0)
     own, other = train.clone(), query.clone()

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import metric_ranks
 from bif_lightning.config import SGLD
-from bif_lightning.diagnostics import effective_sample_size, local_learning_coefficient, split_rhat
 from bif_lightning.metrics import (
     EffectiveSampleSize,
     LinearDatamodelingScore,
@@ -21,6 +20,7 @@ from bif_lightning.metrics import (
     ScoreAgreement,
     SplitRHat,
 )
+from bif_lightning.statistics.diagnostics import effective_sample_size, local_learning_coefficient, split_rhat
 
 
 def spearman(one: Tensor, other: Tensor) -> float:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bif_lightning.config import Centring
-from bif_lightning.influence import correlation, influence, products
-from bif_lightning.moments import Moments, from_draws, merge, push, stack, zero
+from bif_lightning.statistics.influence import correlation, influence, products
+from bif_lightning.statistics.moments import Moments, from_draws, merge, push, stack, zero
 from targets import Regression, gaussian_influence
 
 C, T, N, Q = 3, 11, 4, 5

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bif_lightning.noise import Noise, chain_noise, global_states, seed_global, stream_seed, unaltered_generators
+from bif_lightning.rng import Noise, chain_noise, global_states, seed_global, stream_seed, unaltered_generators
 
 CPU = torch.device("cpu")
 

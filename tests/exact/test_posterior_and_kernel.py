@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bif_lightning.config import SGLD
-from bif_lightning.posterior import drift_, energy
-from bif_lightning.sgld import Preconditioner, preconditioner_for, step_
+from bif_lightning.sampling.divergence import energy
+from bif_lightning.sampling.sgld import Preconditioner, drift_, preconditioner_for, step_
 
 F64 = torch.float64
 W = torch.tensor([0.7, -1.3, 2.1], dtype=F64)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from bif_lightning.config import SGLD, Chains, Pairs, PullMetric, Subspace
-from bif_lightning.estimator import estimate
-from bif_lightning.linear import Linear
-from bif_lightning.result import Estimate
-from bif_lightning.subspace import Normal, effective_dimension, ridge_for, strongest_directions
+from bif_lightning.curvature.closed_form import Linear
+from bif_lightning.curvature.gaussian import Normal, strongest_directions
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.statistics.effective_dimension import effective_dimension, ridge_for
 from targets import Regression, WeightValues, half_square
 
 TRAIN, QUERY = Regression.random(16, 5, 0), Regression.random(6, 5, 1)
@@ -208,6 +209,6 @@ def test_chains_that_pairs_cannot_run_are_refused(change: dict[str, int]) -> Non
 
 
 def test_gradients_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bif_lightning.gradients.MOST_BYTES", 100)
+    monkeypatch.setattr("bif_lightning.curvature.gradients.MOST_BYTES", 100)
     with pytest.raises(ValueError, match=r"16 train and 6 query examples with respect to 5 weights .* restrict params"):
         run(WHOLE)

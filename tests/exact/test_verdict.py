@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bif_lightning.config import SGLD, Chains, Pairs, Subspace
-from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence
-from bif_lightning.verdict import judge, settling
+from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence
+from bif_lightning.results.verdict import judge, settling
 
 SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=50.0)
 CLOSED = Subspace(num_directions=64, inverse_temperature=1e4, localization=50.0)

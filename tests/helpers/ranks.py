@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
-from bif_lightning.estimator import estimate
-from bif_lightning.meeting import Meeting
-from bif_lightning.placement import current_placement
-from bif_lightning.result import Estimate
+from bif_lightning.distributed.ranks import current_placement
+from bif_lightning.distributed.watchdog import Meeting
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.results.estimate import Estimate
 
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)
 CHAINS = Chains(num_chains=3, num_draws=9, batch_size=5, storage="moments")

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bif_lightning import blocks, forecast, matrices
-from bif_lightning.blocks import Maker
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Examples
-from bif_lightning.estimator import mean_of
-from bif_lightning.forecast import Forecast
-from bif_lightning.label_sums import Labels
-from bif_lightning.matrices import Matrices, compute
-from bif_lightning.placement import Placement, current_placement
-from bif_lightning.problem import Problem
-from bif_lightning.recorder import Record, batch_lengths
+from bif_lightning.data.dataset import Examples
+from bif_lightning.distributed.ranks import Placement, current_placement
+from bif_lightning.estimation import blocks, forecast, matrices
+from bif_lightning.estimation.blocks import Maker
+from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.estimation.forecast import Forecast
+from bif_lightning.estimation.matrices import Matrices, compute
+from bif_lightning.losses.problem import Problem
+from bif_lightning.sampling.trace import Record, batch_lengths
+from bif_lightning.statistics.label_means import Labels
 from targets import Regression, half_square
 
 TRAIN, COLUMNS, QUERIES = 101, 13, 9

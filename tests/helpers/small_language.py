@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bif_lightning.config import SGLD, Chains, Sampler
-from bif_lightning.estimator import estimate
-from bif_lightning.language import causal_lm_loss
-from bif_lightning.result import Estimate
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.losses.causal_lm import causal_lm_loss
+from bif_lightning.results.estimate import Estimate
 
 WORDS, WIDTH = 11, 6
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=50.0)

@@ -10,8 +10,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy
 
-from bif_lightning.data import Examples
-from bif_lightning.problem import Problem
+from bif_lightning.data.dataset import Examples
+from bif_lightning.losses.problem import Problem
 
 BATCH = 5
 

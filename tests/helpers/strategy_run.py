@@ -23,8 +23,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader, Dataset
 
 from bif_lightning import SGLD, BIFCallback, Chains, attribute
-from bif_lightning.shards import reshard
-from bif_lightning.trainer.fingerprint import fingerprint
+from bif_lightning.model.sharded import reshard
+from bif_lightning.trainer.guard.fingerprint import fingerprint
 from forked import start
 from ports import free_port
 

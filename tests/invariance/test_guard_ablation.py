@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bif_lightning.trainer.fingerprint import difference, encode, fingerprint
-from bif_lightning.trainer.guard import PARTS, Part, training_guard
+from bif_lightning.trainer.guard.fingerprint import difference, encode, fingerprint
+from bif_lightning.trainer.guard.guard import PARTS, Part, training_guard
 
 CLASSES = 3
 

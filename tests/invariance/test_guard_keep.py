@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from bif_lightning.trainer.arrays import Budget
-from bif_lightning.trainer.fingerprint import encode
-from bif_lightning.trainer.keep import keep
-from bif_lightning.trainer.reach import reach
+from bif_lightning.trainer.guard.fingerprint import encode
+from bif_lightning.trainer.guard.object_graph import reach
+from bif_lightning.trainer.guard.restore import keep
+from bif_lightning.trainer.guard.tensors import Budget
 
 
 def restore_all(root: object, change: Callable[[], object], *, item: int = 2**20) -> None:

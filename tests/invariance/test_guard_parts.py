@@ -14,8 +14,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from bif_lightning.trainer.fingerprint import difference, fingerprint
-from bif_lightning.trainer.guard import PARTS, Scope, _undo_all, iterators, training_guard
+from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
+from bif_lightning.trainer.guard.guard import PARTS, Scope, _undo_all, iterators, training_guard
 
 Action = Callable[[Any, Any], None]
 

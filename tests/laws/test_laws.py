@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from torch.utils.data import Subset, TensorDataset
 
 from bif_lightning.config import SGLD, Chains, Pairs, Subspace
-from bif_lightning.estimator import estimate
-from bif_lightning.influence import correlation, influence, products
-from bif_lightning.moments import Moments, from_draws, merge, push, stack, zero
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.statistics.influence import correlation, influence, products
+from bif_lightning.statistics.moments import Moments, from_draws, merge, push, stack, zero
 from targets import Regression, half_square
 
 quick = settings(deadline=None, max_examples=40)

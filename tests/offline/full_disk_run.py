@@ -18,11 +18,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 import bif_lightning as bl
-import bif_lightning.cli
-from bif_lightning.placement import Placement
+import bif_lightning.commands.cli
+from bif_lightning.distributed.ranks import Placement
 from bif_lightning.trainer.checkpoints import load_weights
-from bif_lightning.trainer.moment import Moment
-from bif_lightning.trainer.snapshots import write_snapshot
+from bif_lightning.trainer.position import Moment
+from bif_lightning.trainer.snapshot_files import write_snapshot
 from offline_run import CHAINS, SAMPLER, STEPS, Keep, Net, assert_same_dumps, points, train
 
 SETTINGS: dict[str, Any] = {"sampler": SAMPLER, "chains": CHAINS}
@@ -119,7 +119,7 @@ def watch(directory: Path) -> int:
     command = ["watch", str(directory), "--model", "offline_run.Net", "--data", "offline_run.points"]
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        status = bif_lightning.cli.main([*command, "--accelerator", "cpu", "--idle", "5"])
+        status = bif_lightning.commands.cli.main([*command, "--accelerator", "cpu", "--idle", "5"])
     print(said.getvalue(), file=sys.stderr)  # noqa: T201
     assert said.getvalue().count("could not write") <= 1, "it went on"
     return status

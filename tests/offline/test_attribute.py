@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bif_lightning as bl
-from bif_lightning.claims import Claims
+from bif_lightning.distributed.leases import Claims
 from bif_lightning.trainer.outputs import Outputs
 from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, attribute, points, train
 

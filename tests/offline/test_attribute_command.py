@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.cli import main
+from bif_lightning.commands.cli import main
 
 APP = """
 import lightning as L

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bif_lightning import claims as claims_module
-from bif_lightning.claims import Claims
+from bif_lightning.distributed import leases as claims_module
+from bif_lightning.distributed.leases import Claims
 
 
 def test_one_holds_it_and_lets_it_go(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_one_holds_it_and_lets_it_go(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from bif_lightning.claims import Claims
+from bif_lightning.distributed.leases import Claims
 with Claims(Path(sys.argv[1])).claimed("a"):
     time.sleep(600)
 """

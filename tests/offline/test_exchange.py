@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.claims import Claims
-from bif_lightning.estimator import ChainsDivergedError, estimate_problem
-from bif_lightning.trainer.exchange import ChainExchange
+from bif_lightning.distributed.leases import Claims
+from bif_lightning.estimation.estimator import ChainsDivergedError, estimate_problem
+from bif_lightning.offline.chain_exchange import ChainExchange
 from small_models import mlp, problem_of, seeded
 
 SAMPLER = bl.SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)

@@ -51,7 +51,7 @@ chains:
 COMMAND = [
     sys.executable, "-c",
     "import sys; from bif_lightning.trainer import progress; progress._LINE_SECONDS = 0.15\n"
-    "from bif_lightning.cli import main; sys.exit(main())",
+    "from bif_lightning.commands.cli import main; sys.exit(main())",
 ]  # fmt: skip
 ATTRIBUTE = [
     "attribute", "saved", "--model", "shown_app.Net", "--data", "shown_app.points", "--train", "0:10", "--query",

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bif_lightning import calibration
-from bif_lightning.archive.index import dump_paths, read_index
+from bif_lightning.archive.read.index import dump_paths, read_index
 from bif_lightning.archive.schema import dump_name
+from bif_lightning.calibration import find
 from offline_run import STEPS, assert_same_dumps, train, watch
 
 
@@ -22,7 +22,7 @@ def test_settings_that_do_not_last_serve_one_snapshot_here_as_there(
 ) -> None:
     """The effective dimension is 0.15 of its aim at the first of three snapshots, 0.21 at the second, which all later
     ones follow, whoever makes them."""
-    monkeypatch.setattr(calibration, "LASTING", 0.2)
+    monkeypatch.setattr(find, "LASTING", 0.2)
     inline = train(tmp_path / "inline", sampler="auto")
     first, second, third = settings_of(inline)
     assert [each["lasting"] for each in (first, second, third)] == [False, True, True]

@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 import bif_lightning as bl
-from bif_lightning.trainer.snapshots import FOLDER, snapshot_path
+from bif_lightning.trainer.snapshot_files import FOLDER, snapshot_path
 from forked import start
 from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, points, train, watch, work
 

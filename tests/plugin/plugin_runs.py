@@ -10,8 +10,8 @@ import numpy as np
 
 from archive_examples import make_columns, make_estimate, make_influence, make_label_means
 from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.result import Estimate
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.place import Place

@@ -8,8 +8,8 @@ import numpy as np
 from estimates import digits_estimate, estimate_from, means_of, texts, with_divergence
 
 from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.result import Estimate, Influence
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Estimate, Influence
+from bif_lightning.results.examples import Samples
 from small_language import by_tokens, sequences
 
 STEPS = (10, 20, 40, 80, 160, 320)

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from bif_lightning import changes, open_run, top, trajectory
 from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.result import CORRELATION_SIGN
+from bif_lightning.results.estimate import CORRELATION_SIGN
 from bif_lightning.tensorboard.plugin.answers import plain
 from bif_lightning.tensorboard.plugin.exports import as_csv
 from bif_lightning.tensorboard.plugin.parameters import Parameters

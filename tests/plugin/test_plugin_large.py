@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bif_lightning.archive import cells
-from bif_lightning.archive.matrices import mean_pooled
+from bif_lightning.archive.read import cells
+from bif_lightning.archive.write.matrices import mean_pooled
 from bif_lightning.tensorboard.plugin import clustering, matrix, orders, trajectories, views
 
 from .plugin_runs import ask, place_of, refused, told, write_run

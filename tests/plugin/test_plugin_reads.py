@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bif_lightning.archive.matrices import mean_pooled
+from bif_lightning.archive.write.matrices import mean_pooled
 
 from .plugin_runs import PNG, STEPS, ask, place_of, refused, samples_of, told, write_run
 

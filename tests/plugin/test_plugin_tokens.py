@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bif_lightning as bl
-from bif_lightning.samples import Samples
+from bif_lightning.results.examples import Samples
 from small_language import by_tokens, sequences
 
 from .plugin_runs import ask, place_of, refused, told

@@ -22,9 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 from bif_lightning.archive.read import open_run, top, trajectory
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate
-from bif_lightning.result import Estimate
-from bif_lightning.samples import Samples
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.summaries import write_summaries
 
 SAMPLER = SGLD(step_size=0.01, inverse_temperature=30.0, localization=10.0)

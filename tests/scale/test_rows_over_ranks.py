@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import shared_rows
-from bif_lightning import blocks, matrices
-from bif_lightning.blocks import Layout
-from bif_lightning.matrices import compute, rounds
-from bif_lightning.placement import Placement
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation import blocks, matrices
+from bif_lightning.estimation.blocks import Layout
+from bif_lightning.estimation.matrices import compute, rounds
 from forked import together
 
 Results = dict[str, Any]

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import bif_lightning.forecast as forecast_module
+import bif_lightning.estimation.forecast as forecast_module
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data import Examples
-from bif_lightning.estimator import mean_of
-from bif_lightning.forecast import Forecast, forecast
-from bif_lightning.placement import Placement
-from bif_lightning.problem import Problem
-from bif_lightning.recorder import keeps_traces, moment_bytes, trace_bytes
+from bif_lightning.data.dataset import Examples
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.estimation.forecast import Forecast, forecast
+from bif_lightning.losses.problem import Problem
+from bif_lightning.sampling.trace import keeps_traces, moment_bytes, trace_bytes
 from targets import Regression, half_square
 
 SAMPLER = SGLD(step_size=0.02, inverse_temperature=7.0, localization=11.0)

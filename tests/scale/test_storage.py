@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bif_lightning.storage import Spec, Storage, check_room
+from bif_lightning.storage.scratch import Spec, Storage, check_room
 
 SPECS = [Spec((1000, 7), np.float32), Spec((1000, 3), np.float64)]
 BYTES = 1000 * (7 * 4 + 3 * 8)

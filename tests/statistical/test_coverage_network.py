@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import bif_lightning as bl
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.verdict import judge
+from bif_lightning.results.verdict import judge
 
 ESTIMATES = 16
 CURVATURE = 1.5  # λmax of the trained network, about

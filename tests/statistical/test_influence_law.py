@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimator import estimate
-from bif_lightning.result import Estimate
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.results.estimate import Estimate
 from targets import Regression, chain_law, gaussian_influence, half_square
 
 TRAIN, QUERY = Regression.random(8, 3, 0), Regression.random(5, 3, 1)

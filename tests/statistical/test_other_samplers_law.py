@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from bif_lightning.conditioned import conditioned_influence
 from bif_lightning.config import SGLD, Chains, Pairs
-from bif_lightning.errors import independent
-from bif_lightning.estimator import estimate
-from bif_lightning.influence import influence
-from bif_lightning.linear import Linear
-from bif_lightning.result import Estimate
-from bif_lightning.subspace import Normal, turned
+from bif_lightning.curvature.closed_form import Linear
+from bif_lightning.curvature.gaussian import Normal, turned
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.statistics.conditioned import conditioned_influence
+from bif_lightning.statistics.influence import influence
+from bif_lightning.statistics.standard_errors import independent
 from targets import Regression, chain_law, gaussian_influence, half_square
 
 TRAIN, QUERY = Regression.random(8, 3, 0), Regression.random(5, 3, 1)

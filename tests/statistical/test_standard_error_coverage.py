@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from bif_lightning.blocks import Maker
 from bif_lightning.config import Chains
-from bif_lightning.matrices import Matrices, compute
-from bif_lightning.placement import Placement
-from bif_lightning.recorder import Record, batch_lengths
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation.blocks import Maker
+from bif_lightning.estimation.matrices import Matrices, compute
+from bif_lightning.sampling.trace import Record, batch_lengths
 from targets import Regression, gaussian_influence
 
 TRAIN, QUERY = Regression.random(8, 6, 0), Regression.random(5, 6, 1)

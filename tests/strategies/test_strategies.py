@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import bif_lightning as bl
 import strategy_run
-from bif_lightning.meeting import PeerFailedError
+from bif_lightning.distributed.watchdog import PeerFailedError
 from bif_lightning.trainer.support import check_trainer
 from strategy_run import launch
 

@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.result import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans
+from bif_lightning.results.examples import Samples
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

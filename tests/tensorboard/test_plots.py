@@ -340,7 +340,7 @@ def test_plots_need_neither_torch_nor_lightning_nor_pyplot():
     code = (
         "import sys, numpy as np\n"
         "from bif_lightning import plots\n"
-        "from bif_lightning.samples import Samples\n"
+        "from bif_lightning.results.examples import Samples\n"
         "one = Samples(ids=('a',), index=np.arange(1))\n"
         "plots.to_png(plots.heatmap(np.ones((1, 1)), one, one))\n"
         "bad = {'torch', 'lightning', 'matplotlib.pyplot'} & set(sys.modules)\n"

@@ -11,9 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bif_lightning.cross_entropy import cross_entropy
-from bif_lightning.language import causal_lm_loss, token_losses
-from bif_lightning.token_values import by_token, present
+from bif_lightning.losses.causal_lm import causal_lm_loss, cross_entropy, token_losses
+from bif_lightning.losses.token_losses import by_token, present
 from small_language import WORDS, language, padded, sequences
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.archive.guard import UnreadableFileError
+from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import round_to_10_bits
 from bif_lightning.config import Chains, Subspace
-from bif_lightning.result import Estimate
-from bif_lightning.samples import Samples
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.examples import Samples
 from small_language import CHAINS, SAMPLER, sequences
 from small_language import by_tokens as estimated
 
@@ -184,7 +184,7 @@ def test_broken_offsets_are_refused(tmp_path: Path) -> None:
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     path = written(tmp_path, by_tokens())
     code = (
-        "import sys; from bif_lightning.archive.stored_tokens import open_tokens; "
+        "import sys; from bif_lightning.archive.read.tokens import open_tokens; "
         f"print(open_tokens({str(path)!r}).correlation(0, 0)['value'].shape); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

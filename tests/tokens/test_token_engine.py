@@ -10,24 +10,25 @@ import pytest
 import torch
 
 import small_language
-from bif_lightning import storage, token_matrices
-from bif_lightning.blocks import Maker
-from bif_lightning.chain import run_chain
 from bif_lightning.config import Chains, Pairs, Subspace
-from bif_lightning.data import Examples
-from bif_lightning.host import FunctionalHost
-from bif_lightning.label_sums import Labels
-from bif_lightning.language import causal_lm_loss
-from bif_lightning.observables import mean_of
-from bif_lightning.placement import Placement
-from bif_lightning.problem import Problem
-from bif_lightning.recorder import Record, batch_lengths
-from bif_lightning.result import Estimate
-from bif_lightning.token_products import Drawn
-from bif_lightning.token_slopes import token_slopes
-from bif_lightning.token_store import TokenStore, gathered
-from bif_lightning.token_values import TokenValues, present
-from bif_lightning.tokens import Tokens
+from bif_lightning.data.dataset import Examples
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation.blocks import Maker
+from bif_lightning.estimation.token_slopes import token_slopes
+from bif_lightning.losses.causal_lm import causal_lm_loss
+from bif_lightning.losses.observables import mean_of
+from bif_lightning.losses.problem import Problem
+from bif_lightning.losses.token_losses import TokenValues, present
+from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.results import token_matrices
+from bif_lightning.results.estimate import Estimate
+from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.tokens import Tokens
+from bif_lightning.sampling.chain import run_chain
+from bif_lightning.sampling.token_trace import TokenStore, gathered
+from bif_lightning.sampling.trace import Record, batch_lengths
+from bif_lightning.statistics.label_means import Labels
+from bif_lightning.storage import scratch
 from forked import together
 from small_language import CHAINS, SAMPLER, by_tokens, padded, sequences
 
@@ -151,8 +152,8 @@ def test_small_tiles_and_a_file_give_the_same(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(token_matrices, "_TILE_BYTES", 4000)
     monkeypatch.setattr(token_matrices, "_VALUE_BYTES", 8 * 60 * 4)
     mapped = list[int]()
-    opened = storage.Storage._open
-    monkeypatch.setattr(storage.Storage, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
+    opened = scratch.Storage._open
+    monkeypatch.setattr(scratch.Storage, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
     tiled = tokens.matrix(rows, columns, "correlation", budget=100)
     assert mapped
     np.testing.assert_allclose(tiled.value, whole.value, rtol=1e-6)
@@ -189,7 +190,7 @@ def test_a_diverged_chain_leaves_no_token_behind(monkeypatch: pytest.MonkeyPatch
             plan = replace(plan, sampler=replace(plan.sampler, step_size=50.0, localization=0.07))
         return run_chain(plan, chain)
 
-    monkeypatch.setattr("bif_lightning.workers.run_chain", broken)
+    monkeypatch.setattr("bif_lightning.sampling.run.run_chain", broken)
     found = by_tokens()
     assert found.chain_ids == (0, 2)
     rest = tokens_of(found)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from bif_lightning import storage, token_matrices
 from bif_lightning.config import SGLD
-from bif_lightning.host import FunctionalHost
-from bif_lightning.storage import Storage
-from bif_lightning.summary import rounded_bytes
-from bif_lightning.token_matrices import Held, Widths
-from bif_lightning.token_products import Drawn
-from bif_lightning.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.estimation.assemble import rounded_bytes
+from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.results import token_matrices
+from bif_lightning.results.token_matrices import Held, Widths
+from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.storage import scratch
+from bif_lightning.storage.scratch import Storage
 from small_language import SAMPLER, by_tokens, language
 
 
@@ -93,9 +94,9 @@ def test_a_matrix_beyond_its_budget_takes_no_memory(
 def test_losses_of_tokens_beyond_their_budget_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = by_tokens()
     mapped = list[int]()
-    opened = storage.Storage._open
-    monkeypatch.setattr(storage.Storage, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
-    monkeypatch.setattr("bif_lightning.token_summary.TokenStore", _small_store(tmp_path))
+    opened = scratch.Storage._open
+    monkeypatch.setattr(scratch.Storage, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
+    monkeypatch.setattr("bif_lightning.estimation.tokens.TokenStore", _small_store(tmp_path))
     filed = by_tokens()
     assert mapped
     assert whole.tokens is not None
@@ -106,7 +107,7 @@ def test_losses_of_tokens_beyond_their_budget_lie_in_a_file(tmp_path: Path, monk
 
 
 def _small_store(folder: Path) -> object:
-    from bif_lightning.token_store import TokenStore
+    from bif_lightning.sampling.token_trace import TokenStore
 
     def store(*args: object, **kwargs: object) -> TokenStore:
         return TokenStore(*args, **(kwargs | {"budget": 100, "scratch": folder}))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from bif_lightning.trainer.losses import derive_loss
+from bif_lightning.losses.derived.derive import derive_loss
 
 CLASSES, TOKENS, VOCABULARY, PAD = 5, 6, 11, -100
 ROWS = [0, 3, 5, 8, 13, 21]

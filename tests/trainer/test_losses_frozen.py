@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bif_lightning.trainer import coefficients
-from bif_lightning.trainer.capture import LossChangedError, NotSeparableError, capture
-from bif_lightning.trainer.coefficients import KeptCoefficients
-from bif_lightning.trainer.losses import derive_loss
+from bif_lightning.losses.derived import separable
+from bif_lightning.losses.derived.derive import derive_loss
+from bif_lightning.losses.derived.intercept import LossChangedError, NotSeparableError, capture
+from bif_lightning.losses.derived.separable import KeptCoefficients
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(30, 4, generator=G), torch.arange(30) * 7 % 5
@@ -148,8 +148,8 @@ def test_chains_that_evaluate_a_batch_at_the_same_time_are_compared(monkeypatch:
             together.wait(10)
         return plain_check(captured, kept)
 
-    plain_check = coefficients.check_sum
-    monkeypatch.setattr(coefficients, "check_sum", check_sum)
+    plain_check = separable.check_sum
+    monkeypatch.setattr(separable, "check_sum", check_sum)
 
     def chain(module: nn.Module) -> None:
         try:

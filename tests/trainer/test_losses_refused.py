@@ -8,14 +8,14 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from bif_lightning.trainer.batch import examples_in
-from bif_lightning.trainer.capture import LossChangedError, NotSeparableError, capture
-from bif_lightning.trainer.losses import check_user_loss, derive_loss
-from bif_lightning.trainer.shares import split
+from bif_lightning.losses.derived.batch_size import examples_in
+from bif_lightning.losses.derived.derive import check_user_loss, derive_loss
+from bif_lightning.losses.derived.exceptions import LossRefusedError
+from bif_lightning.losses.derived.intercept import LossChangedError, NotSeparableError, capture
+from bif_lightning.losses.derived.reduction import split
 
 ROWS = [0, 3, 5, 8]
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 4.0, 0.1])
@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, nn.Module], Any], str, str]] 
 def test_refused_with_reason_and_advice(name: str) -> None:
     objective, *reasons = REFUSED[name]
     torch.manual_seed(1)
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(LossRefusedError) as error:
         derive_loss(step, Model(objective), batch_of, ROWS)
     message = str(error.value)
     captured, others = message.split("- captured from training_step: ")[1].split(
@@ -135,7 +135,7 @@ def pasted(message: str) -> Callable[[nn.Module, Any], Tensor]:
 def test_the_advice_can_be_pasted(name: str) -> None:
     torch.manual_seed(1)
     module = Model(REFUSED[name][0])
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(LossRefusedError) as error:
         derive_loss(step, module, batch_of, ROWS)
     loss_fn = pasted(str(error.value))
     check_user_loss(loss_fn, module, batch_of, ROWS)
@@ -150,7 +150,7 @@ def test_the_advice_keeps_options_and_keys() -> None:
 
     module = Keyed(lambda o, y, m: F.cross_entropy(o, y, label_smoothing=0.1, ignore_index=2) + penalty(m) / len(y))
     keyed = lambda rows: default_collate([{"label": DATA[r][1], "pixels": DATA[r][0]} for r in rows])  # noqa: E731
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(LossRefusedError) as error:
         derive_loss(step, module, keyed, ROWS)
     found = pasted(str(error.value))(module, keyed(ROWS))
     x, y = batch_of(ROWS)
@@ -168,7 +168,7 @@ def test_the_advice_for_token_losses_gives_batch_by_token() -> None:
     x, y = torch.randn(9, 6, 4, generator=g), torch.randint(0, 5, (9, 6), generator=g)
     tokens = lambda rows: (x[list(rows)], y[list(rows)])  # noqa: E731
     module = Tokens()
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(LossRefusedError) as error:
         derive_loss(step, module, tokens, ROWS)
     loss_fn = pasted(str(error.value))
     assert loss_fn(module, tokens(ROWS)).shape == (4, 6)
@@ -224,7 +224,7 @@ def test_chains_in_threads_do_not_see_each_others_losses() -> None:
 def test_modes_of_submodules_come_back_also_after_a_refusal() -> None:
     module = Model(unequal_penalty)
     module.net[0].eval()
-    with pytest.raises(MisconfigurationException):
+    with pytest.raises(LossRefusedError):
         derive_loss(step, module, batch_of, ROWS)
     assert [child.training for child in module.modules()] == [True, True, False, True, True]
 
@@ -247,5 +247,5 @@ def test_examples_in_a_batch_are_counted_or_asked_for() -> None:
     for batch in ({"a": torch.zeros(2), "b": torch.zeros(3)}, "text", 3.0):
         with pytest.raises(NotSeparableError, match="pass size_of"):
             examples_in(batch)
-    with pytest.raises(MisconfigurationException, match="is 9 for a batch of 4 examples"):
+    with pytest.raises(LossRefusedError, match="is 9 for a batch of 4 examples"):
         derive_loss(step, Model(contrastive), batch_of, ROWS, size_of=lambda batch: 9)

@@ -9,14 +9,14 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchmetrics import MeanMetric
 
 import small_models as models
-from bif_lightning.trainer.capture import LossChangedError
-from bif_lightning.trainer.losses import derive_loss
+from bif_lightning.losses.derived.derive import derive_loss
+from bif_lightning.losses.derived.exceptions import LossRefusedError
+from bif_lightning.losses.derived.intercept import LossChangedError
 
 ROWS = [0, 3, 5, 8]
 VMAP, SINGLES = "training_step vmapped over examples", "training_step on batches of one"
@@ -280,7 +280,7 @@ def mean_or_sum(o: Tensor, y: Tensor, module: nn.Module) -> Tensor:
 @pytest.mark.parametrize("objective", [hidden_coupling, coupled_in_halves, mean_or_sum])
 def test_coupling_that_shows_only_at_other_weights_or_in_a_half_is_refused(objective: Objective) -> None:
     torch.manual_seed(1)
-    with pytest.raises(MisconfigurationException, match=r"couples the examples of a batch.*\[0, 3\]|\[0, 3, 5, 8\]"):
+    with pytest.raises(LossRefusedError, match=r"couples the examples of a batch.*\[0, 3\]|\[0, 3, 5, 8\]"):
         derive_loss(step, Model(objective), batch_of, ROWS)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from bif_lightning.trainer.losses import check_user_loss, derive_loss
+from bif_lightning.losses.derived.derive import check_user_loss, derive_loss
+from bif_lightning.losses.derived.exceptions import LossRefusedError
 
 PAD = -100
 G = torch.Generator().manual_seed(0)
@@ -164,7 +164,7 @@ def test_a_sum_without_a_known_divisor_is_refused(name: str) -> None:
     torch.manual_seed(0)
     module = Model(objective)
     derive_loss(step, module, classes, ROWS)
-    with pytest.raises(MisconfigurationException, match=message):
+    with pytest.raises(LossRefusedError, match=message):
         derive_loss(step, module, classes, ROWS, per_sample="sum")
 
 
@@ -176,14 +176,14 @@ def test_weights_by_position_are_no_plain_sum() -> None:
 
     torch.manual_seed(0)
     derive_loss(step, Model(by_position), padded, ROWS)
-    with pytest.raises(MisconfigurationException, match="not one known number"):
+    with pytest.raises(LossRefusedError, match="not one known number"):
         derive_loss(step, Model(by_position), padded, ROWS, per_sample="sum")
 
 
 def test_the_advice_adds_elements_up() -> None:
     torch.manual_seed(0)
     module = Model(lambda o, y: F.mse_loss(o, y, reduction="none").mean())
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(LossRefusedError) as error:
         derive_loss(step, module, lambda rows: (X[list(rows)], one_hot(Y[list(rows)])), ROWS, per_sample="sum")
     message = str(error.value)
     assert 'reduction="none").flatten(1).sum(1)' in message

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 import small_models as models
-from bif_lightning.trainer.losses import check_user_loss
+from bif_lightning.losses.derived.derive import check_user_loss
+from bif_lightning.losses.derived.exceptions import LossRefusedError
 
 ROWS = [2, 4, 7]
 G = torch.Generator().manual_seed(0)
@@ -94,7 +94,7 @@ WRONG: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_loss_is_named(name: str) -> None:
     loss_fn, message = WRONG[name]
-    with pytest.raises(MisconfigurationException, match=message):
+    with pytest.raises(LossRefusedError, match=message):
         check_user_loss(loss_fn, network(), batch_of, ROWS)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import bif_lightning as bl
-from bif_lightning.trainer.fingerprint import fingerprint
+from bif_lightning.trainer.guard.fingerprint import fingerprint
 
 from . import zoo
 from .matrix_run import SAMPLER, Classifier, points

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bif_lightning as bl
-from bif_lightning.trainer.fingerprint import difference, encode, fingerprint
+from bif_lightning.trainer.guard.fingerprint import difference, encode, fingerprint
 
 SAMPLER = bl.SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
 CHAINS = bl.Chains(num_chains=2, num_draws=3, batch_size=8)

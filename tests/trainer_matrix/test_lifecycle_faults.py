@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader
 
 import bif_lightning as bl
-from bif_lightning.trainer.fingerprint import difference, fingerprint
+from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
 
 from .faults import FUSE, Breakable, Fragile, Journal, Screen, Surviving, collate, condition, surviving
 

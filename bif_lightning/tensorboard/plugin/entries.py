@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bif_lightning.archive.pick import pick
+from bif_lightning.archive.read.parts import pick
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.tensorboard.plugin.answers import Answer, as_json
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bif_lightning.archive.matrices import class_name
-from bif_lightning.archive.pick import pick
-from bif_lightning.archive.schema import DUMP
-from bif_lightning.archive.stored_samples import read_samples, read_thumbnail
-from bif_lightning.samples import Samples
+from bif_lightning.archive.read.examples import read_samples, read_thumbnail
+from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.schema import DUMP, class_name
+from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.matrix import matrix_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bif_lightning.samples import Samples
+from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
 from bif_lightning.tensorboard.plugin.compare import pair_of, rank_agreement
 from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of, label_word

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bif_lightning.archive.cells import read_cells
-from bif_lightning.archive.guard import UnreadableFileError
+from bif_lightning.archive.read.cells import read_cells
+from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import RefusedError
 from bif_lightning.tensorboard.plugin.memory import Memory
 from bif_lightning.tensorboard.plugin.parameters import Parameters

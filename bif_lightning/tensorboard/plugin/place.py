@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bif_lightning.archive.pick import Picked, pick
+from bif_lightning.archive.read.parts import Picked, pick
 from bif_lightning.archive.schema import DUMP, SAMPLES_FILE
 from bif_lightning.tensorboard.plugin.answers import RefusedError
 from bif_lightning.tensorboard.plugin.memory import Memory

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bif_lightning.archive.guard import UnreadableFileError
-from bif_lightning.archive.pick import Picked, pick
+from bif_lightning.archive.read.parts import Picked, pick
+from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import DUMP, SAMPLES
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.examples import SIDES, Examples, examples_of

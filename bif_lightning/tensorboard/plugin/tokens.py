@@ -44,7 +44,7 @@ def tokens(place: Place, parameters: Parameters) -> Answer:
 
 def _stored(place: Place, step: int) -> Any:
     # xarray, which the module brings along, takes a second that only this question is worth.
-    from bif_lightning.archive.stored_tokens import open_tokens
+    from bif_lightning.archive.read.tokens import open_tokens
 
     path = place.dump(step)
     samples = place.samples()

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bif_lightning.archive.pick import pick
+from bif_lightning.archive.read.parts import pick
 from bif_lightning.archive.schema import DUMP
-from bif_lightning.result import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
+from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
 from bif_lightning.tensorboard.plugin.answers import Answer, as_json
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from bif_lightning.archive.bands import found_changes, simultaneous
-from bif_lightning.archive.guard import UnreadableFileError
-from bif_lightning.archive.pick import pick
+from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import DUMP
+from bif_lightning.results.bands import found_changes, simultaneous
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.examples import SIDES
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells_of, matrix_of

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from bif_lightning.archive.guard import UnreadableFileError
-from bif_lightning.archive.pick import pick
+from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, DUMP, PARTICULARS
+from bif_lightning.results.verdict import LEAST_RELIABILITY, MOST_DRIFT, MOST_LLC, MOST_NOISE
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.place import Place, remembered, token
-from bif_lightning.verdict import LEAST_RELIABILITY, MOST_DRIFT, MOST_LLC, MOST_NOISE
 
 NUMBERS = (*DIAGNOSTICS, *PARTICULARS, "seconds", "steps", "extra_bytes")
 _MOST_DRAWS = 1000

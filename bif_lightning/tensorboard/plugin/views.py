@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bif_lightning.archive.pick import pick
+from bif_lightning.archive.read.parts import pick
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json, as_numbers
 from bif_lightning.tensorboard.plugin.matrix import WHOLE_CELLS, Matrix, cells, matrix_of, shape_of

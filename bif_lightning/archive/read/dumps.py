@@ -1,0 +1,109 @@
+"""Opens the dumps of a run as one lazy xarray dataset, and what they say of its examples."""
+
+import os
+from pathlib import Path
+
+import xarray as xr
+
+from bif_lightning.archive.read.examples import read_samples, stored_digest
+from bif_lightning.archive.read.index import Index, dump_paths, read_indices, skip
+from bif_lightning.archive.read.run import assemble
+from bif_lightning.archive.read.untrusted import UnreadableFileError
+from bif_lightning.archive.schema import SAMPLES_FILE
+from bif_lightning.results.examples import Samples
+
+
+def open_run(directory: str | os.PathLike[str]) -> xr.Dataset:
+    """All dumps of a run as one dataset, step x train x query. Matrices stay on disk until they are indexed.
+
+    Nothing is held open: each access opens the dumps of the chosen steps, reads what was asked for and closes
+    them, so a run can be read while it is written. Open it again to see later dumps.
+
+    Args:
+        directory: the folder of the dumps, or a single dump.
+
+    Returns:
+        a dataset with dims step, train, query and
+
+        - `influence`, `correlation`, `conditioned` where it was made, and their `_standard_error` (step, train,
+          query); what their sign means is in their attribute `sign`;
+        - `train_loss`, `train_std`, `query_loss`, `query_std`: over the draws, nats;
+        - `<name>_influence`, `<name>_correlation`, ..., `<name>_mean`, `<name>_std` of each further observable;
+        - `label_influence`, `label_correlation` (step, train_group, query_group), where there are label means;
+        - along step: rhat, ess, llc, llc_standard_error, drift, score_agreement, group_agreement, noise_ratio,
+          llc_ratio, control_agreement, snapshot_loss, seconds, steps, workers, extra_bytes, num_chains,
+          num_divergences, divergences, notes, settings_json, verdict, verdict_reason; ridge and effective_dimension
+          where there are any;
+        - `top_stability` (step, query);
+        - `metrics` (step, metric), `loss_trace` and `distance_trace` (step, chain, draw);
+        - coordinates step, epoch, train, query (row numbers), train_id, train_index, train_label, and of query.
+
+        What one dump lacks is NaN there; what no dump has is absent.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path, or no dump in it.
+        UnreadableFileError: none of the dumps can be read.
+
+    Warns:
+        SkippedDumpWarning: a dump is broken, foreign, of a later version, or of other examples; the rest is read.
+    """
+    folder, paths = _find_dumps(Path(directory))
+    indices = _of_one_run(read_indices(paths), folder)
+    if not indices:
+        raise UnreadableFileError(f"none of the {len(paths)} dumps in {folder} can be read; the warnings say why")
+    return assemble(indices, folder)
+
+
+def open_samples(directory: str | os.PathLike[str]) -> tuple[Samples, Samples]:
+    """Who the train and query examples of a run are, with texts and thumbnails.
+
+    Args:
+        directory: the folder of the dumps.
+
+    Raises:
+        FileNotFoundError: the folder has no samples.h5.
+        UnreadableFileError: it is broken, foreign or of a later version.
+    """
+    path = Path(directory) / SAMPLES_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the folder that holds the dumps of a run")
+    return read_samples(path, thumbnails=True)
+
+
+def _find_dumps(path: Path) -> tuple[Path, list[Path]]:
+    if path.is_file():
+        return path.parent, [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist; give the folder that holds the dumps of a run")
+    paths = dump_paths(path)
+    if not paths:
+        nearby = sorted(
+            {str(found.parent) for depth in ("*", "*/*", "*/*/*") for found in path.glob(f"{depth}/step=*.h5")}
+        )
+        hint = (
+            f"there are some in {', '.join(nearby[:5])}: open one of these" if nearby else "has a snapshot been taken?"
+        )
+        raise FileNotFoundError(f"{path} has no dumps (step=000000000.h5 and so on); {hint}")
+    return path, paths
+
+
+def _of_one_run(indices: list[Index], folder: Path) -> list[Index]:
+    if not indices:
+        return []
+    # Without samples.h5, as when a dump was copied alone, the last dump says which examples the run is of.
+    run = _digest_of_run(folder) or indices[-1].samples
+    for index in indices:
+        if index.samples != run:
+            skip(index.path, "it is of other examples than the rest of the run (its samples_sha256 differs)")
+    return [index for index in indices if index.samples == run]
+
+
+def _digest_of_run(folder: Path) -> str | None:
+    path = folder / SAMPLES_FILE
+    if not path.exists():
+        return None
+    try:
+        return stored_digest(path)
+    except (OSError, UnreadableFileError) as error:
+        skip(path, error)
+        return None

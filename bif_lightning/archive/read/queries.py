@@ -1,0 +1,249 @@
+"""The questions people ask of a run: which examples help or hurt, how a pair evolves, how labels act on labels.
+
+Changes over training that are none of the Monte Carlo error: flips of the sign, peaks and troughs.
+"""
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bif_lightning.archive.read.examples import read_samples
+from bif_lightning.archive.read.untrusted import SkippedDumpWarning, UnreadableFileError
+from bif_lightning.archive.schema import LOSS, SAMPLES_FILE, class_name
+from bif_lightning.results.bands import found_changes, simultaneous
+from bif_lightning.results.examples import Samples
+
+Quantity = Literal["influence", "correlation", "conditioned"]
+
+_BAND = 1.959963984540054  # two-sided 95 % of a normal distribution
+
+
+def top(
+    run: xr.Dataset,
+    query: int | str,
+    k: int = 10,
+    *,
+    step: int | None = None,
+    by: Quantity = "influence",
+    observable: str = LOSS,
+) -> pd.DataFrame:
+    """The k train examples that help a query most, then the k that hurt it most.
+
+    An example helps when more weight on it lowers the query's loss: influence below 0, correlation above 0. Where
+    fewer than k examples have that sign, fewer rows are given. Of an observable other than the loss it is not
+    known whether less is better, so `effect` is "lowers" or "raises" there.
+
+    Args:
+        run: from `open_run`.
+        query: row number or id of the query; of an observable with columns of its own, the number or name of one.
+        k: rows of each kind.
+        step: a step of the run; None takes the last.
+        by: "influence" ranks better; "correlation" compares better over steps.
+        observable: name of an observable; the query losses by default.
+
+    Returns:
+        columns rank (1 = most of its effect), effect, train (row number), id, label (class name, None where
+        there is none), text (where samples.h5 has texts), value, standard_error.
+
+    Raises:
+        ValueError: an unknown query, step, quantity or observable; the message lists what is near. Or the
+            dump of that step cannot be read.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; ask for at least 1 row of each kind")
+    name = _variable(run, by, observable)
+    at = _at_step(run, step)
+    axis = str(run[name].dims[-1])
+    column = run.isel(step=at)[[name, f"{name}_standard_error"]].isel({axis: _position(run, axis, query)})
+    values = column[name].values
+    if np.isnan(values).all():
+        raise ValueError(f"{name} of {axis} {query!r} is NaN for every train example at step {int(run.step[at])}")
+    # More weight on the example lowers the observable where this is below 0.
+    direction = -values if by == "correlation" else values
+    order = np.argsort(direction, kind="stable")
+    lowers = [row for row in order if direction[row] < 0][:k]
+    raises = [row for row in order[::-1] if direction[row] > 0][:k]
+    words = ("helps", "hurts") if observable == LOSS else ("lowers", "raises")
+    rows = np.array([*lowers, *raises], dtype=np.int64)
+    return pd.DataFrame(
+        {
+            "rank": [*range(1, len(lowers) + 1), *range(1, len(raises) + 1)],
+            "effect": [words[0]] * len(lowers) + [words[1]] * len(raises),
+            **_who(run, rows),
+            "value": values[rows],
+            "standard_error": column[f"{name}_standard_error"].values[rows],
+        }
+    )
+
+
+def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity = "correlation") -> pd.DataFrame:
+    """How the influence of one train example on one query's loss evolves over training.
+
+    Args:
+        run: from `open_run`.
+        train, query: row number or id of each.
+        by: "correlation" compares over steps; "influence" scales with the local curvature.
+
+    Returns:
+        columns step, value, standard_error, low, high, band_low, band_high: a step each. From low to high is the 95 %
+        interval of the Monte Carlo error at that step alone. The band holds all steps at once with 95 % (Šidák): judge
+        a change over training by it.
+
+    Raises:
+        ValueError: an unknown example or quantity; the message lists what is near.
+    """
+    name = _variable(run, by, LOSS)
+    pair = {"train": _position(run, "train", train), "query": _position(run, "query", query)}
+    chosen = run[[name, f"{name}_standard_error"]].isel(pair)
+    value, error = chosen[name].values, chosen[f"{name}_standard_error"].values
+    wide = simultaneous(int(np.isfinite(error).sum()))
+    return pd.DataFrame(
+        {
+            "step": run["step"].values,
+            "value": value,
+            "standard_error": error,
+            "low": value - _BAND * error,
+            "high": value + _BAND * error,
+            "band_low": value - wide * error,
+            "band_high": value + wide * error,
+        }
+    )
+
+
+def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
+    """Mean influence of the train examples of each label on the queries of each label, over training.
+
+    Args:
+        run: from `open_run`.
+        by: "correlation" compares over steps; "influence" scales with the local curvature.
+
+    Returns:
+        `mean` and `standard_error`, each (step, train_label, query_label), with the coordinates train_label_name
+        and query_label_name where names are known. The standard error is that of the mean itself: entries of a
+        block are not independent.
+
+    Raises:
+        ValueError: the run holds no label means, or an unknown quantity.
+    """
+    _check_quantity(by)
+    if by == "conditioned":
+        raise ValueError("label means are made of the influence and the correlation, not of the conditioned influence")
+    name = f"label_{by}"
+    if name not in run:
+        raise ValueError(
+            "the run holds no label means: they are written when train and query examples have labels. Pass "
+            "describe= to the callback so that both sides do"
+        )
+    means = run[[name, f"{name}_standard_error"]].rename({name: "mean", f"{name}_standard_error": "standard_error"})
+    means = means.drop_vars(["train_label", "query_label"], errors="ignore")
+    names = {each: str(each).replace("_group", "_label") for each in means.variables if "_group" in str(each)}
+    return means.rename(names)
+
+
+def _check_quantity(by: str) -> None:
+    if by not in get_args(Quantity):
+        raise ValueError(f"by is {by!r}; it must be 'influence', 'correlation' or 'conditioned'")
+
+
+def _variable(run: xr.Dataset, by: str, observable: str) -> str:
+    _check_quantity(by)
+    name = by if observable == LOSS else f"{observable}_{by}"
+    if name not in run:
+        if by == "conditioned" and by not in run:
+            raise ValueError(
+                "the run has no conditioned influence: it is made of the draws of SGLD and Pairs, where "
+                "Chains(ridge=...) is not None and draws are kept; rank by influence"
+            )
+        known = [str(each).removesuffix(f"_{by}") for each in run.data_vars if str(each).endswith(f"_{by}")]
+        known = [LOSS, *(each for each in known if each != "label")]
+        raise ValueError(f"the run has no observable {observable!r}; it has {', '.join(map(repr, known))}")
+    if f"{name}_standard_error" not in run:
+        raise ValueError(
+            f"the run has {name} and no {name}_standard_error, which every dump is written with: some other program "
+            "took it out; read the run from the dumps as they were written"
+        )
+    return name
+
+
+def _at_step(run: xr.Dataset, step: int | None) -> int:
+    steps: list[int] = np.atleast_1d(run["step"].values).tolist()
+    if step is None:
+        return len(steps) - 1
+    if step not in steps:
+        near = sorted(sorted(steps, key=lambda each: abs(each - step))[:5])
+        raise ValueError(f"the run has no step {step}; the nearest are {', '.join(map(str, near))}")
+    return steps.index(step)
+
+
+def _position(run: xr.Dataset, axis: str, key: int | str) -> int:
+    if isinstance(key, str):
+        names: list[str] = run[f"{axis}_id" if axis in ("train", "query") else axis].values.tolist()
+        if key in names:
+            return names.index(key)
+        near = difflib.get_close_matches(key, names, n=5, cutoff=0) or names[:5]
+        raise ValueError(f"no {axis} is called {key!r}; the nearest are {', '.join(map(repr, near))}")
+    rows: list[int] = run[axis].values.tolist() if axis in ("train", "query") else list(range(run.sizes[axis]))
+    if key in rows:
+        return rows.index(key)
+    near_rows = sorted(sorted(rows, key=lambda each: abs(each - key))[:5])
+    raise ValueError(f"no {axis} has the number {key}; the nearest are {', '.join(map(str, near_rows))}")
+
+
+def _who(run: xr.Dataset, rows: np.ndarray) -> dict[str, Any]:
+    numbers: list[int] = run["train"].values[rows].tolist()
+    samples = _train_samples(run)
+    names = None if samples is None else samples.label_names
+    who: dict[str, Any] = {"train": numbers, "id": run["train_id"].values[rows]}
+    labels = run["train_label"].values[rows].tolist() if "train_label" in run.coords else [-1] * len(rows)
+    who["label"] = pd.Series(_label_words(labels, names), dtype=object)
+    if samples is not None and samples.texts is not None:
+        who["text"] = [samples.texts[number] for number in numbers]
+    return who
+
+
+def _label_words(labels: Sequence[int], names: tuple[str, ...] | None) -> list[str | None]:
+    return [None if label < 0 else class_name(names, label) for label in labels]
+
+
+def _train_samples(run: xr.Dataset) -> Samples | None:
+    path = Path(run.attrs.get("directory", "")) / SAMPLES_FILE
+    if not path.exists():
+        return None
+    try:
+        return read_samples(path, thumbnails=False)[0]
+    except (OSError, UnreadableFileError) as error:
+        warnings.warn(f"texts and label names are left out: {error}", SkippedDumpWarning, stacklevel=4)
+        return None
+
+
+def changes(run: xr.Dataset, train: int | str, query: int | str, by: Quantity = "correlation") -> pd.DataFrame:
+    """Where the influence of one train example on one query's loss changes for certain.
+
+    All steps are judged together by the simultaneous band of `trajectory`, so that a run without any change shows one
+    with a probability of 5 % at most, however many steps it has.
+
+    Args:
+        run: from `open_run`.
+        train, query: row number or id of each.
+        by: "correlation" compares over steps; "influence" scales with the local curvature.
+
+    Returns:
+        columns kind, step, value, before, after, in the order of the steps. A "flip" is a step whose band lies on the
+        other side of 0 than that of the step `before`, the last one whose band excludes 0. A "peak" (or "trough") is
+        the highest (lowest) step between `before` and `after`, whose bands lie below (above) its own; `after` of a flip
+        is its own step.
+
+    Raises:
+        ValueError: an unknown example or quantity; the message lists what is near.
+    """
+    of = trajectory(run, train, query, by)
+    arrays = (of[name].to_numpy(np.float64) for name in ("value", "band_low", "band_high"))
+    return pd.DataFrame(
+        found_changes(of["step"].tolist(), *arrays), columns=["kind", "step", "value", "before", "after"]
+    )

@@ -1,0 +1,205 @@
+"""Reads influence token by token from a dump: any block of it, made when it is asked for. No torch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import h5py
+import numpy as np
+import xarray as xr
+from jaxtyping import Int
+
+from bif_lightning.archive.examples_file import SIDES
+from bif_lightning.archive.read.examples import read_samples
+from bif_lightning.archive.read.untrusted import UnreadableFileError, find, open_file, require
+from bif_lightning.archive.schema import DUMP, SAMPLES_FILE
+from bif_lightning.config import Centring
+from bif_lightning.results.estimate import CORRELATION_SIGN, INFLUENCE_SIGN
+from bif_lightning.results.examples import Samples
+from bif_lightning.results.token_matrices import Quantity, TokenMatrix, Widths
+from bif_lightning.results.token_products import Drawn, Law, Linearized, Values
+from bif_lightning.results.tokens import SideName, TokenAxis, Tokens, blocks_of
+
+Which = int | Sequence[int] | None
+
+_FAR = 256  # tokens between two that are not worth reading: a chunk of most dumps
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """What a dump knows of the tokens of one axis; the file is open only while it is read."""
+
+    path: Path
+    name: str
+
+    def take(self, tokens: Int[np.ndarray, " token"]) -> Values:
+        """Of these tokens: HDF5 reads ranges far faster than lists, so neighbours are read together."""
+        order = np.argsort(tokens, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(tokens[order]) > _FAR) + 1) if len(order) else []
+        with open_file(self.path, DUMP) as file:
+            dataset = require(file, self.name)
+            out = np.empty((*dataset.shape[:-1], len(tokens)), np.float32)
+            for group in groups:
+                first, last = int(tokens[group[0]]), int(tokens[group[-1]])
+                out[..., group] = dataset[..., first : last + 1][..., tokens[group] - first]
+        return out
+
+    def whole(self) -> Values:
+        """Of all of them."""
+        with open_file(self.path, DUMP) as file:
+            return np.asarray(require(file, self.name)[...], np.float32)
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Token by token influence of one dump.
+
+    Attributes:
+        tokens: which tokens there are, and their matrices.
+        samples: of train and query, with the texts of their tokens; None without a samples file beside the dump.
+    """
+
+    tokens: Tokens
+    samples: tuple[Samples, Samples] | None
+
+    @property
+    def train(self) -> TokenAxis:
+        """The train tokens that have a loss."""
+        return self.tokens.train
+
+    @property
+    def query(self) -> TokenAxis:
+        """The query tokens that have a loss."""
+        return self.tokens.query
+
+    def influence(
+        self, train: Which = None, query: Which = None, *, errors: bool = True, device: str | None = None
+    ) -> xr.Dataset:
+        """−Cov in nat² of all tokens of some train sequences with all tokens of some queries; negative = helps.
+
+        Args:
+            train, query: sequences, by row of the dump's `train` and `query`; None for all.
+            errors: standard errors too, which take many times as long.
+            device: where draws are multiplied, such as "cuda"; None for NumPy on the CPU, as for errors in any case.
+
+        Returns:
+            `value` and `standard_error` (train_token, query_token), and along either axis `<side>_sequence`,
+            `<side>_position`, `<side>_text` (where texts are known), `<side>_loss` in nat.
+
+        Raises:
+            ValueError: there is no such sequence, or no such device; errors are asked for on a device.
+            UnreadableFileError: the dump has become unreadable.
+        """
+        return self._dataset(train, query, "influence", errors=errors, device=device)
+
+    def correlation(
+        self, train: Which = None, query: Which = None, *, errors: bool = True, device: str | None = None
+    ) -> xr.Dataset:
+        """+Corr of the same tokens, in [−1, 1]; positive = helps. See `influence`."""
+        return self._dataset(train, query, "correlation", errors=errors, device=device)
+
+    def texts(self, side: SideName, sequence: int) -> list[str] | None:
+        """Texts of all tokens of one sequence, also of those without a loss; None where they are not known.
+
+        Raises:
+            ValueError: there is no such sequence.
+        """
+        axis = self.train if side == "train" else self.query
+        axis.rows_of(sequence)
+        found = None if self.samples is None else self.samples[SIDES.index(side)].tokens
+        return None if found is None else list(found[sequence])
+
+    def _dataset(
+        self, train: Which, query: Which, quantity: Quantity, *, errors: bool, device: str | None
+    ) -> xr.Dataset:
+        rows, columns = self.train.rows_of(train), self.query.rows_of(query)
+        found: TokenMatrix = self.tokens.matrix(rows, columns, quantity, errors=errors, device=device)
+        units, sign = ("1", CORRELATION_SIGN) if quantity == "correlation" else ("nat^2", INFLUENCE_SIGN)
+        dims, attrs = (
+            ("train_token", "query_token"),
+            {"units": units, "sign": sign, "long_name": f"{quantity} of tokens"},
+        )
+        values: dict[str, Any] = {"value": (dims, found.value, attrs)}
+        if found.standard_error is not None:
+            values["standard_error"] = (dims, found.standard_error, {"units": units})
+        coordinates = self._coordinates("train", rows) | self._coordinates("query", columns)
+        return xr.Dataset(values, coords=coordinates)
+
+    def _coordinates(self, side: SideName, rows: Int[np.ndarray, " token"]) -> dict[str, Any]:
+        axis, dim = (self.train if side == "train" else self.query), f"{side}_token"
+        sequence, position = axis.sequence[rows], axis.position[rows]
+        found = {
+            dim: rows,
+            f"{side}_sequence": (dim, sequence),
+            f"{side}_position": (dim, position),
+            f"{side}_loss": (dim, axis.loss[rows], {"units": "nat"}),
+        }
+        known = None if self.samples is None else self.samples[SIDES.index(side)].tokens
+        if known is not None:
+            texts = [known[i][s] if s < len(known[i]) else "" for i, s in zip(sequence, position, strict=True)]
+            found[f"{side}_text"] = (dim, np.array(texts, dtype=object))
+        return found
+
+
+def open_tokens(dump: str | os.PathLike[str]) -> StoredTokens:
+    """Token by token influence of one dump, of which any block can be asked for.
+
+    Texts come from the samples file in the same folder.
+
+    Args:
+        dump: the file, `step=000006000.h5`.
+
+    Raises:
+        ValueError: the dump has no tokens: `per_token=True` of the callback keeps them.
+        UnreadableFileError: the file is broken, foreign or of a later version.
+        FileNotFoundError: there is none.
+    """
+    path = Path(dump)
+    with open_file(path, DUMP) as file:
+        if find(file, "tokens/train_token") is None:
+            raise ValueError(f"{path} has no tokens; give the callback per_token=True, which keeps their losses")
+        try:
+            law, name = _law(file)
+            widths = Widths(
+                *(_number(file, each) for each in ("influence_factor", "influence_draws", "correlation_factor"))
+            )
+            axes = {side: _axis(file, side) for side in SIDES}
+        except (OSError, RuntimeError, TypeError) as error:
+            raise UnreadableFileError(f"{path} is damaged ({error})") from error
+    sources = (StoredValues(path, f"tokens/{side}_{name}") for side in SIDES)
+    beside = path.with_name(SAMPLES_FILE)
+    samples = read_samples(beside, thumbnails=False) if beside.exists() else None
+    return StoredTokens(Tokens(**axes, blocks=blocks_of(law, widths, *sources)), samples)
+
+
+def _law(file: h5py.File) -> tuple[Law, str]:
+    if find(file, "tokens/train_change") is None:
+        return Linearized(_array(file, "variance"), _array(file, "group_change")), "slope"
+    chains = require(file, "tokens/train_change").shape[0]
+    lengths = tuple(int(length) for length in _array(file, "batch_draws"))
+    draws = require(file, "tokens/train_change").shape[1]
+    if sum(lengths) != draws:
+        raise UnreadableFileError(f"{file.filename}: its batches have {sum(lengths)} draws a chain, its tokens {draws}")
+    centring: Any = require(file, "tokens/centring").asstr()[()]
+    if centring not in get_args(Centring):
+        raise UnreadableFileError(f"{file.filename}: its tokens are centred by {centring!r}, which is not known")
+    return Drawn(chains, lengths, centring, _number(file, "centre_factor")), "change"
+
+
+def _axis(file: h5py.File, side: str) -> TokenAxis:
+    sequence = _array(file, f"{side}_sequence")
+    size = len(require(file, side))
+    if len(sequence) and (sequence.min() < 0 or sequence.max() >= size or (np.diff(sequence) < 0).any()):
+        raise UnreadableFileError(f"{file.filename}: tokens of {side} belong to sequences that it does not have")
+    parts = ("position", "snapshot_loss", "loss", "std")
+    return TokenAxis(sequence=sequence, num_sequences=size, **{part: _array(file, f"{side}_{part}") for part in parts})
+
+
+def _array(file: h5py.File, name: str) -> np.ndarray:
+    return np.asarray(require(file, f"tokens/{name}")[...])
+
+
+def _number(file: h5py.File, name: str) -> float:
+    return float(require(file, f"tokens/{name}")[()])

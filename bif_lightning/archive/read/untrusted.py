@@ -1,0 +1,236 @@
+"""Opens files of unknown origin: whole, of a known version, and without pointers to other files.
+
+Files whose texts HDF5 can read without going round in circles.
+
+HDF5 keeps texts of any length in heaps: blocks of the file that hold one object after the other. libhdf5 walks a heap
+by the sizes that stand in it; where damage made one of them 0, it walks on the spot for ever (seen with HDF5 2.0). It
+reads each heap by itself, so a file that looks at what is read can refuse such a heap before libhdf5 walks it.
+"""
+
+import os
+import stat
+import struct
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from bif_lightning.archive.schema import VERSION
+
+_SIGNATURE = b"GCOL"
+_HEAD = struct.Struct("<4sB3xQ")  # signature, version, bytes of the heap
+_OBJECT = struct.Struct("<HHIQ")  # index, references, reserved, bytes
+
+
+class HeapError(OSError):
+    """A heap of a file is damaged."""
+
+
+class WalkableFile(FileIO):
+    """A file for h5py to read, in which every heap can be walked.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        HeapError: on reading a heap that cannot be.
+        OSError: the system does not let it be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, "rb")
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Fill a buffer with what comes next; the bytes that were read."""
+        size = super().readinto(buffer)
+        # A heap is read with its head at least: what is shorter is something else.
+        if size and size >= _HEAD.size and bytes(buffer[: len(_SIGNATURE)]) == _SIGNATURE:
+            _check_heap(bytes(buffer[:size]), self.name)
+        return size
+
+
+def _check_heap(heap: bytes, path: object) -> None:
+    """Refuse a heap whose objects do not fill it one after the other."""
+    _, _, end = _HEAD.unpack_from(heap)
+    # HDF5 reads the beginning of a longer one first, and then all of it.
+    if end > len(heap):
+        return
+    at = _HEAD.size
+    # At the end there can be less room than an object needs.
+    while at + _OBJECT.size <= end:
+        index, _, _, size = _OBJECT.unpack_from(heap, at)
+        # What is free counts its own head; what is held does not, and ends at a multiple of 8 bytes.
+        step = size if index == 0 else _OBJECT.size + -(-size // 8) * 8
+        if step < _OBJECT.size or at + step > end:
+            raise HeapError(f"{path}: the texts of the file are damaged, in object {index} of a heap")
+        at += step
+
+
+# gzip reaches 1032:1 at most; a dataset that declares far more than it stores is made of fill values.
+_MOST_EXPANSION = 1200
+_MOST_CHUNK_BYTES = 1 << 26
+_MOST_RANK = 4
+_MOST_ATTRIBUTE_BYTES = 1 << 16
+# Deflate, shuffle and Fletcher-32, which SPEC.md allows: every further decoder is one more that a file can attack.
+_FILTERS = {1, 2, 3}
+
+
+class UnreadableFileError(ValueError):
+    """A file that is broken, foreign, of a later version, or refers to data outside of itself."""
+
+
+class SkippedDumpWarning(UserWarning):
+    """A dump, or a part of one, was left out of a run; the message says which and why."""
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str], schema: str) -> Generator[h5py.File]:
+    """Open a file for reading, without a lock (files are never changed in place, and some disks cannot lock).
+
+    A file whose texts libhdf5 could read for ever is refused as soon as they are read (`heaps.py`).
+
+    Raises:
+        UnreadableFileError: it is no regular file, no whole HDF5 file, of another schema or a later major version.
+        FileNotFoundError: there is none.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise UnreadableFileError(f"{path} is not a regular file")
+    try:
+        with WalkableFile(path) as source, _open(path, source) as file:
+            _check(file, Path(path), schema)
+            yield file
+    except HeapError as error:
+        raise UnreadableFileError(str(error)) from error
+
+
+def _open(path: str | os.PathLike[str], source: WalkableFile) -> h5py.File:
+    try:
+        return h5py.File(path, "r", driver="fileobj", fileobj=source)
+    except OSError as error:
+        raise UnreadableFileError(f"{path} is not a whole HDF5 file ({error})") from error
+
+
+def attribute(node: h5py.File | h5py.Group | h5py.Dataset, name: str) -> Any:
+    """The value of an attribute, or None where there is none. Its size is looked at before it is read.
+
+    Raises:
+        UnreadableFileError: it is larger than 64 KiB.
+    """
+    key = name.encode()
+    if not h5py.h5a.exists(node.id, key):
+        return None
+    size = h5py.h5a.get_info(node.id, key).data_size
+    if size > _MOST_ATTRIBUTE_BYTES:
+        raise UnreadableFileError(f"{node.file.filename}: the attribute {name} of {node.name} has {size:,} bytes")
+    attrs: Any = node.attrs
+    return attrs[name]
+
+
+def _check(file: h5py.File, path: Path, schema: str) -> None:
+    try:
+        _check_schema(file, path, schema)
+    except (UnreadableFileError, HeapError):
+        raise
+    # This is what h5py makes of attributes whose storage is damaged.
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise UnreadableFileError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _check_schema(file: h5py.File, path: Path, schema: str) -> None:
+    found = attribute(file, "schema")
+    if found != schema:
+        raise UnreadableFileError(f"{path} is no {schema} file (its schema is {found!r})")
+    version = str(attribute(file, "schema_version"))
+    major = version.partition(".")[0]
+    known = VERSION.partition(".")[0]
+    if not major.isdecimal():
+        raise UnreadableFileError(f"{path} has the schema version {version!r}, which is no number")
+    if int(major) > int(known):
+        raise UnreadableFileError(
+            f"{path} was written by {attribute(file, 'creator') or 'an unknown program'} (schema {version}); "
+            f"this reader knows {known}.x: upgrade bif_lightning"
+        )
+
+
+def find(file: h5py.File, path: str) -> h5py.Dataset | None:
+    """The dataset at a path, or None where there is none.
+
+    Raises:
+        UnreadableFileError: a step of the path is a soft or external link, or the data lies in another file, or
+            it declares more values than it can hold.
+    """
+    node = _node(file, path)
+    if node is None:
+        return None
+    if not isinstance(node, h5py.Dataset):
+        raise UnreadableFileError(f"{file.filename}: {path} is no dataset")
+    _check_storage(file, path, node)
+    return node
+
+
+def present(file: h5py.File, path: str) -> bool:
+    """Whether there is a dataset or group at a path.
+
+    Raises:
+        UnreadableFileError: a step of the path is a soft or external link.
+    """
+    return _node(file, path) is not None
+
+
+def _node(file: h5py.File, path: str) -> Any:
+    node: Any = file
+    for part in path.split("/"):
+        if not isinstance(node, h5py.Group):
+            raise UnreadableFileError(f"{file.filename}: {node.name} is no group, so there is no {path}")
+        link = node.get(part, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise UnreadableFileError(f"{file.filename}: {path} is a link to elsewhere, which is not followed")
+        node = node[part]
+    return node
+
+
+def members(file: h5py.File, path: str) -> tuple[str, ...]:
+    """Names in a group that lies in this file; empty where there is no such group."""
+    link = file.get(path, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        return ()
+    group = file[path]
+    return tuple(group) if isinstance(group, h5py.Group) else ()
+
+
+def require(file: h5py.File, path: str) -> h5py.Dataset:
+    """The dataset at a path that every file has.
+
+    Raises:
+        UnreadableFileError: as `find`, or there is none.
+    """
+    dataset = find(file, path)
+    if dataset is None:
+        raise UnreadableFileError(f"{file.filename} has no {path}")
+    return dataset
+
+
+def _check_storage(file: h5py.File, path: str, dataset: h5py.Dataset) -> None:
+    if dataset.is_virtual or dataset.external:
+        raise UnreadableFileError(f"{file.filename}: the data of {path} lies in another file, which is not read")
+    if dataset.ndim > _MOST_RANK:
+        raise UnreadableFileError(f"{file.filename}: {path} has {dataset.ndim} axes; {_MOST_RANK} is the most")
+    plan = dataset.id.get_create_plist()
+    filters = {plan.get_filter(each)[0] for each in range(plan.get_nfilters())}
+    if not filters <= _FILTERS:
+        raise UnreadableFileError(
+            f"{file.filename}: {path} is stored with filter {min(filters - _FILTERS)}; only gzip, shuffle and "
+            "Fletcher-32 are read"
+        )
+    item = dataset.dtype.itemsize
+    chunk = item
+    for size in dataset.chunks or ():
+        chunk *= size
+    stored = dataset.id.get_storage_size()
+    if chunk > _MOST_CHUNK_BYTES or dataset.nbytes > _MOST_EXPANSION * stored + _MOST_CHUNK_BYTES:
+        raise UnreadableFileError(f"{file.filename}: {path} declares {dataset.nbytes:,} bytes but stores {stored:,}")

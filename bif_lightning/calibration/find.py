@@ -1,0 +1,252 @@
+"""Settings of a sampler by measurement at the snapshot, without labels.
+
+A setting of SGLD is a pull λ = γ/nβ, a temperature nβ and a step ε. Each follows from one thing that short chains show
+(`bif_lightning.calibration.pilot`):
+
+    λ    its effective dimension is a tenth of the training examples, as far as the draws can fill it
+    nβ   the losses are nearly linear over the reach of the chains
+    ε    c/(nβ·λmax + γ), with λmax the largest Hessian eigenvalue; halved where chains run away, and where that
+         does not help, since the loss curves downwards at w*, λ is raised; shorter where minibatches would heat the
+         chains, since their part in the variance of a step is proportional to it
+    k    draws have forgotten the one before
+    C·T  another estimate of as many draws would agree with this one
+
+The first two are measured and not computed from the Hessian, since a network of ReLUs or maxima has none: differences
+of its gradients over any distance hold jumps, which swamp all but the largest eigenvalues.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bif_lightning.calibration.pilot import Pilot, run_pilot, small_problem
+from bif_lightning.calibration.search import MOST_THINNING, WITHIN, Aim
+from bif_lightning.calibration.stability import check_stable, largest_curvature, steadied
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.curvature.spectrum import gradient_noise
+from bif_lightning.losses.problem import Problem
+from bif_lightning.model.weights import Host
+from bif_lightning.results.settings import Settled
+from bif_lightning.results.verdict import MOST_NOISE
+from bif_lightning.sampling.bias import noise_ratio
+from bif_lightning.sampling.chain import Plan
+
+EXAMPLES_PER_DIMENSION, DRAWS_PER_DIMENSION = 10, 8
+"""d_eff is n/10, and an eighth of the draws at most: fewer draws see a posterior that they cannot tell from noise."""
+
+RELIABILITY = 0.75
+"""Of the agreement with another estimate on groups of examples: a little more than the verdict asks for."""
+
+LEAST_DRAWS, MOST_DRAWS = 64, 800
+"""Draws of all chains."""
+
+MOST_STEPS = 12_800
+"""Steps between the draws of all chains: where draws forget slowly, there are fewer of them."""
+
+MOST_COOLED = 4.0
+"""The factor at most by which minibatches shorten the step, and lengthen the chains. Larger minibatches would do as
+well, but nobody has said that memory has room for them."""
+
+LASTING = 0.25
+"""The share of its aim that d_eff has to reach for later snapshots to keep the settings. Of four networks of
+digits, d_eff was 0.25 to 1.3 of it once training had begun to pay, and below 0.06, or negative, in the first steps."""
+
+_COOL = 0.5 * MOST_NOISE  # 8 gradients tell the ratio within a factor of two
+_ATTEMPTS = 12
+_SNAPSHOT = -1  # keys noise that no snapshot uses
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pilot, and what was concluded from it."""
+
+    pilot: Pilot
+    conclusion: str
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The settings found, and how.
+
+    Attributes:
+        settled: the settings.
+        curvature: λmax, nats per squared weight unit.
+        noise: λmax(F), the scale of the gradient noise of single examples (`curvature.GradientNoise`).
+        target: the effective dimension that was aimed at.
+        pilot: of the settings found.
+        trials: every pilot, in order.
+        sound: whether the effective dimension is what was aimed at, up to the factor allowed.
+        minibatch_noise: noise ratio (`bias.noise_ratio`) of these settings.
+    """
+
+    settled: Settled
+    curvature: float
+    noise: float
+    target: float
+    pilot: Pilot
+    trials: tuple[Trial, ...]
+    sound: bool
+    minibatch_noise: float = math.nan
+
+    @property
+    def plain_noise_ratio(self) -> float:
+        """ε·(nβ)²·λmax(F)/4m: above 1, plain minibatches in place of control variates would heat the chains."""
+        sampler = self.settled.sampler
+        assert isinstance(sampler, SGLD)
+        heat = sampler.step_size * sampler.inverse_temperature**2 * self.noise
+        return heat / (4 * self.settled.chains.batch_size)
+
+    def __str__(self) -> str:
+        sampler, chains, last = self.settled.sampler, self.settled.chains, self.pilot
+        assert isinstance(sampler, SGLD)
+        return (
+            f"step_size {sampler.step_size:.3g}, inverse_temperature {sampler.inverse_temperature:.3g}, localization "
+            f"{sampler.localization:.3g}; {chains.num_chains} chains x {chains.num_draws} draws, thinning "
+            f"{chains.thinning}, burn-in {chains.burn_in} (largest curvature {self.curvature:.3g}, noise ratio "
+            f"{self.minibatch_noise:.2g}, {self.plain_noise_ratio:.2g} without control variates, effective dimension "
+            f"{last.dimension:.3g} for {self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, memory "
+            f"{last.memory:.3g} steps; {len(self.trials)} pilots)"
+        )
+
+
+def find_settings(
+    problem: Problem,
+    host: Host,
+    chains: Chains | None,
+    *,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Calibrated:
+    """Find settings of SGLD by measurement at the snapshot.
+
+    Args:
+        chains: as given by the user, taken as they are; None chooses draws, thinning and burn-in too.
+        seed: of the random start of the power iteration.
+        tick: called after every step of a pilot.
+
+    Raises:
+        ValueError: the loss is flat or not finite at the snapshot, or chains run away with every setting.
+    """
+    given, small = chains or Chains(), small_problem(problem, host, seed)
+    curvature = _checked(largest_curvature(problem, host, replace(given, seed=seed)))
+    target = dimension_for(
+        len(problem.training), MOST_DRAWS if chains is None else chains.num_chains * chains.num_draws
+    )
+    aim, trials = Aim(curvature, target), list[Trial]()
+    while len(trials) < _ATTEMPTS:
+        pilot = run_pilot(small, host, aim.sampler, given, aim.spacing, tick=tick)
+        trials.append(Trial(pilot, aim.learn(pilot)))
+        if aim.done:
+            break
+    if aim.best is None:
+        last = trials[-1].pilot
+        raise ValueError(
+            f"chains did not stay near the snapshot in any of {len(trials)} pilots; the last, with step_size "
+            f"{last.sampler.step_size:.3g} and localization {last.sampler.localization:.3g}: {trials[-1].conclusion}; "
+            "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
+        )
+    best = aim.best
+    heat = noise_ratio(_plan(problem, host, best.sampler, given))
+    shorter = min(heat / _COOL, MOST_COOLED) if heat > _COOL else 1.0
+    sampler = replace(best.sampler, step_size=best.sampler.step_size / shorter)
+    off = best.dimension / target
+    return Calibrated(
+        Settled(sampler, chains or _chains_for(best, shorter), lasting=off >= LASTING),
+        curvature,
+        gradient_noise(problem, host).largest,
+        target,
+        best,
+        tuple(trials),
+        sound=1 / WITHIN <= off <= WITHIN,
+        minibatch_noise=heat / shorter,
+    )
+
+
+def _plan(problem: Problem, host: Host, sampler: SGLD, chains: Chains) -> Plan:
+    return Plan(
+        problem=problem,
+        host=host,
+        sampler=sampler,
+        chains=chains,
+        snapshot=_SNAPSHOT,
+        loss=math.nan,
+        traces=False,
+        tick=lambda: None,
+        stochastic=problem.stochastic,
+    )
+
+
+def dimension_for(examples: int, draws: int) -> float:
+    """The effective dimension to aim at: n/10, and at most an eighth of the draws.
+
+    >>> dimension_for(1000, 800), dimension_for(50_000, 800), dimension_for(20, 800)
+    (100.0, 100.0, 2.0)
+    """
+    return max(1.0, min(examples / EXAMPLES_PER_DIMENSION, draws / DRAWS_PER_DIMENSION))
+
+
+def provisional(chains: Chains | None) -> Settled:
+    """Settings that take about as long as those that `find_settings` finds, before it can."""
+    usual = Chains(num_draws=MOST_DRAWS // 2 // Chains().num_chains, thinning=10, burn_in=20)
+    return Settled(SGLD(step_size=1e-9, inverse_temperature=1.0, localization=1.0), chains or usual)
+
+
+def _chains_for(pilot: Pilot, shorter: float) -> Chains:
+    """Thinning by the memory, burn-in of two memories, and draws by how far the chains of the pilot agree.
+
+    Args:
+        pilot: of the settings.
+        shorter: the factor by which steps are shorter than the pilot's, and the memory of the chains longer.
+    """
+    default = Chains()
+    memory = 1.0 if math.isnan(pilot.memory) else pilot.memory * shorter
+    thinning = max(1, min(MOST_THINNING, round(memory)))
+    needed = pilot.draws_for(RELIABILITY, thinning / shorter)
+    draws = min(max(needed, LEAST_DRAWS), MOST_DRAWS, MOST_STEPS // thinning)
+    return replace(
+        default,
+        num_draws=math.ceil(draws / default.num_chains),
+        thinning=thinning,
+        burn_in=min(math.ceil(2 * memory), 4 * MOST_THINNING),
+    )
+
+
+def _checked(curvature: float) -> float:
+    if not 0 < curvature < float("inf"):
+        raise ValueError(
+            f"the largest curvature of the loss is {curvature:g} at the snapshot, which sets no scale for the "
+            "sampler; give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...)"
+        )
+    return curvature
+
+
+def settle(
+    sampler: SGLD | Literal["auto"],
+    chains: Chains | None,
+    settled: Settled | None,
+    problem: Problem,
+    host: Host,
+    tick: Callable[[], None] = lambda: None,
+) -> Settled:
+    """The settings of this snapshot.
+
+    Args:
+        sampler, chains: as given; "auto" measures until it finds what lasts, and freezes it, all but a step size that
+            later proves too long.
+        settled: what an earlier snapshot settled on; None where none did.
+        tick: called after every step of a pilot.
+
+    Raises:
+        ValueError: see `find_settings` and `check_stable` (checked while nothing is settled).
+    """
+    given = chains or Chains()
+    if sampler == "auto":
+        if settled is None:
+            found = find_settings(problem, host, chains, seed=given.seed, tick=tick)
+            return replace(found.settled, reasons=str(found))
+        assert isinstance(settled.sampler, SGLD)
+        return replace(settled, sampler=steadied(settled.sampler, largest_curvature(problem, host, given)))
+    if settled is None:
+        check_stable(sampler, problem, host, given)
+    return settled or Settled(sampler, given)

@@ -1,0 +1,188 @@
+"""Calibration by itself: the settings that fit a model, a grid of pilots around them, a page, and a YAML."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from bif_lightning.calibration.find import Calibrated, find_settings
+from bif_lightning.calibration.pilot import CHAINS, DRAWS, Pilot, run_pilot, small_problem
+from bif_lightning.calibration.stability import stiffness
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data.dataset import Collate, Examples, MapDataset, check_map_style
+from bif_lightning.losses.observables import LossFn, mean_of
+from bif_lightning.losses.problem import Problem
+from bif_lightning.losses.token_losses import present
+from bif_lightning.model.weights import Host
+from bif_lightning.plots.sweep import Cell, sweep
+from bif_lightning.results.settings import Settled
+from bif_lightning.sampling.context import placement_of, ready_for, to_device_of
+
+STEPS = (0.25, 1.0, 4.0, 8.0)
+"""Factors of the step size, in columns; SGLD is unstable from 4 on."""
+
+PULLS = (0.1, 1.0, 10.0)
+"""Factors of the pull, localization over inverse temperature, in rows."""
+
+TEMPERATURES = (0.01, 1.0, 100.0)
+"""Factors of nβ, in blocks: smaller posteriors to the right."""
+
+Told = Callable[[int, int], None]
+"""(pilots done, pilots in all)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings for a run, and the pilots around them.
+
+    Attributes:
+        found: the settings, and how they were found.
+        cells: the grid.
+        spacing: steps from one draw of a pilot to the next.
+    """
+
+    found: Calibrated
+    cells: tuple[Cell, ...]
+    spacing: int
+
+    @property
+    def settled(self) -> Settled:
+        """The sampler and its chains."""
+        return self.found.settled
+
+    def plot(self) -> Figure:
+        """Loss traces over the grid, cells that diverged marked, the choice framed."""
+        return sweep(self.cells, self.found.target, self.spacing, str(self.found))
+
+    def as_yaml(self) -> str:
+        """`sampler` and `chains` as BIFCallback takes them in a LightningCLI configuration."""
+        lines = ["# init_args of bif_lightning.BIFCallback"]
+        for name, value in (("sampler", self.settled.sampler), ("chains", self.settled.chains)):
+            lines += [f"{name}:", f"  class_path: bif_lightning.{type(value).__name__}", "  init_args:"]
+            lines += [f"    {key}: {_plain(each)}" for key, each in asdict(value).items()]
+        return "\n".join(lines) + "\n"
+
+    def __str__(self) -> str:
+        trials = [f"  {n}. {trial.conclusion}" for n, trial in enumerate(self.found.trials, 1)]
+        doubt = "" if self.found.sound else "\nThe effective dimension is not what was aimed at: look at the page."
+        return "\n".join(["Pilots:", *trials, f"Choice: {self.found}{doubt}"])
+
+
+def calibrate(
+    model: nn.Module,
+    loss_fn: LossFn,
+    train: MapDataset,
+    *,
+    training_data: MapDataset | None = None,
+    chains: Chains | None = None,
+    params: str | Sequence[str] | None = None,
+    collate_fn: Collate | None = None,
+    eval_batch_size: int = 256,
+    told: Told | None = None,
+) -> Calibration:
+    """Measure which settings of SGLD suit a model at its present weights, without labels.
+
+    The same search as `sampler="auto"` makes at the first snapshot of a run, followed by pilots over a grid around what
+    it finds: step size x localization x inverse temperature. The model is not written to.
+
+    Args:
+        model: any module with float32 or float64 parameters, trained or not.
+        loss_fn: (module, batch) -> Tensor[batch], or [batch, token].
+        train: the attribution set.
+        training_data: where gradient minibatches come from; None for `train`.
+        chains: taken as they are; None chooses draws, thinning and burn-in.
+        params: name patterns of the parameters to sample; None for all trainable ones.
+        collate_fn, eval_batch_size: as of `estimate`.
+        told: called after every pilot of the grid.
+
+    Raises:
+        ValueError: bad input, a loss that is flat or not finite, or chains that run away with every setting.
+    """
+    check_map_style(train, "train")
+    examples, losses = Examples(train, collate_fn), present(loss_fn)
+    problem = Problem(
+        module=model,
+        loss=losses,
+        objective=lambda module, batch: mean_of(losses(module, batch)),
+        train=examples,
+        query=examples,
+        training=examples if training_data is None else Examples(training_data, collate_fn),
+        prepare=to_device_of(model),
+        params=[params] if isinstance(params, str) else params,
+        eval_batch_size=eval_batch_size,
+    )
+    return calibrate_problem(problem, chains, told=told)
+
+
+def calibrate_problem(problem: Problem, chains: Chains | None = None, *, told: Told | None = None) -> Calibration:
+    """`calibrate` for a problem that is there already. On one process."""
+    given = chains or Chains()
+    with ready_for(problem, given, placement_of(problem.module)) as (host, _, _):
+        found = find_settings(problem, host, chains, seed=given.seed)
+        last = found.pilot
+        small, cells, size = small_problem(problem, host, given.seed), list[Cell](), _size()
+        for block, row, column in np.ndindex(len(TEMPERATURES), len(PULLS), len(STEPS)):
+            factors = TEMPERATURES[block], PULLS[row], STEPS[column]
+            sampler = scaled(last.sampler, found.curvature, *factors)
+            pilot = last if factors == (1, 1, 1) else _pilot(small, host, sampler, given, last.spacing)
+            cells.append(_cell((block, row, column), pilot, found.curvature, chosen=factors == (1, 1, 1)))
+            if told is not None:
+                told(len(cells), size)
+    return Calibration(found, tuple(cells), last.spacing)
+
+
+def scaled(sampler: SGLD, curvature: float, temperature: float, pull: float, step: float) -> SGLD:
+    """The sampler with these multiples of nβ, of γ/nβ, and of ε·(nβ·λmax + γ).
+
+    A step in the last unit is as stable in one cell of the grid as in another.
+    """
+    nb = sampler.inverse_temperature
+    stiff = step * sampler.step_size * (nb * curvature + sampler.localization)
+    hotter = temperature * nb
+    localization = temperature * pull * sampler.localization
+    # SGLD refuses a step with which the pull alone runs away; such a cell shows that it does.
+    step_size = min(stiff / (hotter * curvature + localization), 3.9 / localization)
+    return replace(sampler, step_size=step_size, inverse_temperature=hotter, localization=localization)
+
+
+def _size() -> int:
+    return len(TEMPERATURES) * len(PULLS) * len(STEPS)
+
+
+def _pilot(small: Problem, host: Host, sampler: SGLD, chains: Chains, spacing: int) -> Pilot:
+    try:
+        return run_pilot(small, host, sampler, chains, spacing)
+    except (RuntimeError, ValueError) as error:  # of a model that refuses weights which are not finite
+        lost = torch.full((CHAINS, DRAWS), torch.nan, dtype=torch.float64)
+        return Pilot(sampler, spacing, lost, float("nan"), f"{type(error).__name__}: {error}")
+
+
+def _cell(place: tuple[int, int, int], pilot: Pilot, curvature: float, *, chosen: bool) -> Cell:
+    return Cell(
+        block=place[0],
+        row=place[1],
+        column=place[2],
+        sampler=pilot.sampler,
+        stiffness=stiffness(pilot.sampler, curvature),
+        rise=pilot.sampler.inverse_temperature * (pilot.loss.numpy() - pilot.snapshot_loss),
+        diverged=pilot.diverged,
+        dimension=pilot.dimension,
+        nonlinearity=pilot.nonlinearity,
+        chosen=chosen,
+    )
+
+
+def _plain(value: object) -> str:
+    """A YAML scalar. An exponent without a point is text to YAML 1.1."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        text = repr(value)
+        mantissa, exponent, power = text.partition("e")
+        return f"{mantissa}.0{exponent}{power}" if exponent and "." not in mantissa else text
+    return str(value)

@@ -1,0 +1,220 @@
+"""What the command line says of a run: first as plain data, the JSON of `--json`, then as text made of that."""
+
+import math
+from collections.abc import Mapping
+from textwrap import fill
+from typing import Any
+
+import xarray as xr
+
+from bif_lightning.archive.read import by_label, top
+from bif_lightning.archive.read.queries import Quantity
+from bif_lightning.commands.terminal import number, plain, table, with_error
+from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
+
+_SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditioned": CONDITIONED_SIGN}
+_MOST_LABELS = 12  # a wider table wraps on a usual terminal
+_MOST_ERRORS = 5  # and so does one of values with their errors
+_DIAGNOSTICS = (
+    "snapshot_loss", "llc", "llc_standard_error", "rhat", "ess", "drift", "score_agreement", "group_agreement",
+    "noise_ratio", "llc_ratio", "control_agreement", "seconds",
+)  # fmt: skip
+_WIDTH = 110
+_IN_DOUBT = "?"
+_COLUMNS = """loss at w*  mean train loss at the snapshot, nat
+LLC         local learning coefficient of the snapshot, nat, ± standard error
+R-hat       near 1: the chains agree on the mean loss; this says nothing of the influence
+ESS         effective number of draws behind the mean loss
+drift       change of the mean loss from first to second half, in standard errors; beyond ±3 chains still move
+ranks       rank correlation of the influence between two halves of the chains, or, of Subspace, of the examples
+            behind its curvature: 1 = same order, 0 = chance
+groups      the same of the plain correlation: how far the halves agree on sums over groups of train examples
+noise       of minibatches, in that of the sampler itself; above 1 the draws are hotter than the posterior
+LLC ratio   LLC over what the curvature at w* explains: 1 = quadratic, below 0 = drift, far above 1 = not local
+control     rank agreement of the influence with that of noise alone, without data
+chains      behind the numbers / started; those that diverged are left out"""
+
+
+def summary(data: xr.Dataset, run: str) -> dict[str, Any]:
+    """What a run holds: sizes, a dict for each step with its diagnostics, label means of the last step.
+
+    Args:
+        data: from `open_run`.
+        run: what to call it.
+    """
+    columns = {name: data[name].values.tolist() for name in ("step", "epoch", *_DIAGNOSTICS) if name in data}
+    for name in ("verdict", "verdict_reason"):
+        columns[name] = data[name].values.tolist()
+    columns["chains"] = data["num_chains"].values.tolist()
+    columns["diverged"] = data["num_divergences"].values.tolist()
+    for name in ("divergences", "notes"):
+        columns[name] = [text.splitlines() for text in data[name].values.tolist()]
+    names = [str(name) for name in data.data_vars]
+    observables = [name.removesuffix("_influence") for name in names if name.endswith("_influence")]
+    return {
+        "run": run,
+        "train": data.sizes["train"],
+        "query": data.sizes["query"],
+        "observables": ["loss", *(name for name in observables if name != "label")],
+        "steps": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+        "labels": _label_means(data),
+        "signs": dict(_SIGNS),
+    }
+
+
+def _label_means(data: xr.Dataset) -> dict[str, Any] | None:
+    if "label_correlation" not in data:
+        return None
+    means = by_label(data).isel(step=-1)
+    names: dict[str, list[Any]] = {}
+    for side in ("train_label", "query_label"):
+        known = f"{side}_name" if f"{side}_name" in means.coords else side
+        names[side] = [str(name) for name in means[known].values.tolist()]
+    return {
+        "step": int(means["step"]),
+        **names,
+        "mean_correlation": means["mean"].values.tolist(),
+        "standard_error": means["standard_error"].values.tolist(),
+    }
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The answer of `summary` as tables."""
+    steps: list[dict[str, Any]] = summary["steps"]
+    head = ["step", "verdict", "loss at w*", "LLC", "R-hat", "ESS", "drift", "ranks"]
+    head += ["groups", "noise", "LLC ratio", "control", "chains", "seconds"]
+    rows = [
+        [
+            str(row["step"]),
+            row["verdict"] or "-",
+            number(row.get("snapshot_loss"), 4),
+            with_error(row.get("llc"), row.get("llc_standard_error")),
+            number(row.get("rhat")),
+            number(row.get("ess")),
+            number(row.get("drift"), 2),
+            number(row.get("score_agreement"), 2),
+            number(row.get("group_agreement"), 2),
+            number(row.get("noise_ratio"), 2),
+            number(row.get("llc_ratio"), 2),
+            number(row.get("control_agreement"), 2),
+            f"{row['chains']}/{row['chains'] + row['diverged']}",
+            number(row.get("seconds")),
+        ]
+        for row in steps
+    ]
+    parts = [
+        f"{plain(summary['run'], 200)}: {summary['train']} train x {summary['query']} query examples, "
+        f"{len(steps)} snapshot{'s' * (len(steps) != 1)}, influence on {plain(', '.join(summary['observables']), 200)}",
+        table(head, rows),
+        _COLUMNS,
+    ]
+    happened = [f"step {row['step']}: {plain(text, 400)}" for row in steps for text in row["divergences"]]
+    notes = dict.fromkeys(plain(text, 400) for row in steps for text in row["notes"])
+    doubtful = [row for row in steps if row["verdict"] not in ("", "good")]
+    doubts = [f"step {row['step']}: {plain(row['verdict_reason'], 400)}" for row in doubtful]
+    parts += ["\n".join(fill(doubt, _WIDTH, subsequent_indent="  ") for doubt in doubts)] * bool(doubts)
+    parts += ["\n".join(happened)] * bool(happened) + ["\n".join(f"note: {note}" for note in notes)] * bool(notes)
+    if summary["labels"] is not None:
+        parts.append(_labels_text(summary["labels"]))
+    return "\n\n".join([*parts, "\n".join(fill(sign, _WIDTH) for sign in summary["signs"].values())])
+
+
+def _labels_text(labels: dict[str, Any]) -> str:
+    rows, columns = labels["train_label"], labels["query_label"]
+    title = f"Mean correlation by label at step {labels['step']} (rows train, columns query)"
+    if max(len(rows), len(columns)) > _MOST_LABELS:
+        return f"{title}: {len(rows)} x {len(columns)} labels are too many to print; --json holds them all"
+    short = len(columns) > _MOST_ERRORS
+    note = ", . = within 2 standard errors of 0; --json holds the errors" if short else ", ± standard error"
+    cell, width = (_short_cell, 7) if short else (with_error, 16)
+    body = [
+        [plain(name, 16), *(cell(value, error) for value, error in zip(values, errors, strict=True))]
+        for name, values, errors in zip(rows, labels["mean_correlation"], labels["standard_error"], strict=True)
+    ]
+    return f"{title}{note}\n{table(['', *(plain(name, width) for name in columns)], body, left=[''])}"
+
+
+def _short_cell(value: float, error: float) -> str:
+    return f"{value:+.2f}" if abs(value) >= 2 * error else "."
+
+
+def extremes(
+    data: xr.Dataset, query: str, *, k: int, step: int | None, by: Quantity, observable: str
+) -> dict[str, Any]:
+    """The train examples that act most on a query (see `archive.read.top`), with the question that they answer.
+
+    Args:
+        data: from `open_run`.
+        query: row number of a query where there is such a row, else its id; of an observable with columns of
+            its own, the number or name of one.
+        k, step, by, observable: as `top` takes them.
+
+    Raises:
+        ValueError: an unknown query, step or observable.
+    """
+    name = by if observable == "loss" else f"{observable}_{by}"
+    axis = str(data[name].dims[-1]) if name in data else "query"
+    is_row = query.isascii() and query.isdecimal() and int(query) < data.sizes[axis]
+    rows = top(data, int(query) if is_row else query, k, step=step, by=by, observable=observable)
+    names = [str(each) for each in data["query_id" if axis == "query" else axis].values.tolist()]
+    row = int(query) if is_row else names.index(query)
+    at = data.isel(step=-1) if step is None else data.sel(step=step)
+    return {
+        "run": str(data.attrs["directory"]),
+        "step": int(at["step"]),
+        "axis": axis,
+        "query": row,
+        "id": names[row],
+        "observable": observable,
+        "by": by,
+        "units": str(data[name].attrs.get("units", "")),
+        "sign": _SIGNS[by],
+        "verdict": str(at["verdict_reason"].item()),
+        "top_stability": _stability(at, row) if observable == "loss" else None,
+        "examples": rows.to_dict("records"),
+    }
+
+
+def _stability(snapshot: xr.Dataset, row: int) -> float | None:
+    if "top_stability" not in snapshot:
+        return None
+    found = float(snapshot["top_stability"][row])
+    return None if math.isnan(found) else found
+
+
+def extremes_text(answer: Mapping[str, Any]) -> str:
+    """The answer of `extremes` as a table."""
+    examples: list[dict[str, Any]] = answer["examples"]
+    units = "" if answer["units"] in ("", "1") else f", {answer['units']}"
+    title = (
+        f"{answer['axis']} {answer['query']} (id {plain(answer['id'])}) at step {answer['step']}: "
+        f"{answer['by']} on {answer['observable']}{units}, ± standard error"
+    )
+    optional = [name for name in ("label", "text") if any(row.get(name) is not None for row in examples)]
+    head = ["", "train", "id", answer["by"], "", *optional]
+    rows = [
+        [
+            row["effect"],
+            str(row["train"]),
+            plain(row["id"], 30),
+            with_error(row["value"], row["standard_error"]),
+            _doubt(row["value"], row["standard_error"]),
+            *(plain(str(row[name]), 24 if name == "label" else 60) for name in optional),
+        ]
+        for row in examples
+    ]
+    parts = [title, table(head, rows, left=["", "id", *optional]) if rows else "No train example acts on it."]
+    if any(row[4] for row in rows):
+        parts.append(f"{_IN_DOUBT} = within 2 standard errors of 0: the sign is not known")
+    if answer["top_stability"] is not None:
+        parts.append(
+            "Of its 10 most helpful and 10 most harmful by half of the draws (of Subspace: of the examples behind its "
+            f"curvature),\nthe other half finds {answer['top_stability']:.0%} too (by influence)."
+        )
+    if answer["verdict"]:
+        parts.append(fill(f"The snapshot is {plain(answer['verdict'], 400)}", _WIDTH))
+    return "\n\n".join([*parts, fill(answer["sign"], _WIDTH)])
+
+
+def _doubt(value: float, error: float) -> str:
+    return "" if abs(value) >= 2 * error else _IN_DOUBT

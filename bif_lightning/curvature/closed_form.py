@@ -1,0 +1,100 @@
+"""The closed form: influence under a Gaussian posterior, of losses that are linear where it lies.
+
+In the coordinates u = M^½·w of the pull's metric (`curvature.kronecker`), where gradients are g = M^(−½)·∇l, with
+l_i(u) ≈ l_i(u*) + g_i·(u − u*) and p = N(u*, Σ), Σ = (nβ·Qᵀ·H·Q + γ·I)⁻¹,
+
+    Cov(l_i, φ_j) = g_iᵀΣg_j = g_i·g_j/γ + Σ_k (v_k − 1/γ)·(q_k·g_i)(q_k·g_j),   v_k = 1/(nβ·h_k + γ),
+
+in the eigenvectors q_k of H. There are no draws in it and so no Monte Carlo error; what it does not know exactly is H,
+which is a mean over training examples. Measured on G groups of them, group by group, it moves the covariance by
+
+    Z_g − Cov = −nβ·(Σg_i)ᵀ·Qᵀ(H_g − H)Q·(Σg_j)
+
+to first order, and the standard error is that of the mean of these over groups.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.curvature.gaussian import Normal
+from bif_lightning.statistics.influence import Products
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Gradients at the snapshot of all that is measured, and the posterior of the weights.
+
+    Attributes:
+        normal: the posterior.
+        train: gradients of the train losses, whitened by its metric, nats per weight unit.
+        columns: gradients of the columns.
+        train_along, columns_along: q_k·g, float64, on the CPU.
+        variances: v_k.
+        column_variances: g_jᵀΣg_j of all columns, as each group has it.
+        deviations: H_g − H in the basis of the eigenvectors, nats per squared weight unit.
+    """
+
+    normal: Normal
+    train: Float[Tensor, "train weight"]
+    columns: Float[Tensor, "column weight"]
+    train_along: Float[Tensor, "train direction"]
+    columns_along: Float[Tensor, "column direction"]
+    variances: Float[Tensor, " direction"]
+    deviations: Float[Tensor, "group direction direction"]
+    column_variances: Float[Tensor, "group column"]
+
+    @classmethod
+    def of(
+        cls,
+        normal: Normal,
+        hessians: Float[Tensor, "group direction direction"],
+        train: Float[Tensor, "train weight"],
+        columns: Float[Tensor, "column weight"],
+    ) -> "Linear":
+        """From the Hessian of each group in the basis of the posterior's directions."""
+        along = (train @ normal.directions.mT).double().cpu()
+        across = (columns @ normal.directions.mT).double().cpu()
+        deviations = (hessians - hessians.mean(0)).double().cpu()
+        # A direction of negative curvature was cut off at 0, which a small change does not move.
+        cut = (normal.curvature == 0).cpu()
+        deviations[:, cut] = 0
+        deviations[:, :, cut] = 0
+        variances = normal.variances.double().cpu()
+        of_columns = _variances(normal, columns, across, variances, deviations)
+        return cls(normal, train, columns, along, across, variances, deviations, of_columns)
+
+    @property
+    def groups(self) -> int:
+        """Groups of training examples that the curvature was measured on."""
+        return len(self.deviations)
+
+    def held(self) -> list[Tensor]:
+        """The tensors that take memory."""
+        factors = [side for each in self.normal.metric.factors for side in (each.left, each.right) if side is not None]
+        return [self.train, self.columns, self.normal.directions, *factors]
+
+    def products(self, rows: slice) -> Products:
+        """Covariances of some train rows with all columns, for each group to first order; their mean is exact."""
+        pull = 1 / self.normal.localization
+        train, along = self.train[rows], self.train_along[rows]
+        whole = (train @ self.columns.mT).double().cpu() * pull
+        whole += (along * (self.variances - pull)) @ self.columns_along.mT
+        moved = along * self.variances, self.columns_along * self.variances
+        return Products(
+            torch.full((self.groups,), 1 / self.groups, dtype=torch.float64),
+            whole - self.normal.inverse_temperature * (moved[0] @ self.deviations @ moved[1].mT),
+            _variances(self.normal, train, along, self.variances, self.deviations),
+            self.column_variances,
+        )
+
+
+def _variances(
+    normal: Normal, gradients: Tensor, along: Tensor, variances: Tensor, deviations: Tensor
+) -> Float[Tensor, "group row"]:
+    """gᵀΣg of each row, as each group has it."""
+    pull, moved = 1 / normal.localization, along * variances
+    whole = gradients.square().sum(1, dtype=torch.float64).cpu() * pull + (along.square() * (variances - pull)).sum(1)
+    return whole - normal.inverse_temperature * ((moved @ deviations) * moved).sum(-1)

@@ -1,0 +1,119 @@
+"""A Gaussian posterior whose curvature is known in a few directions: N(u*, Σ), Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹.
+
+It lies in the coordinates u = M^½·w, in which the pull is isotropic (`curvature.kronecker`). Q holds K orthonormal
+directions as rows, h the eigenvalues of the Hessian of the mean loss in their span, clipped at 0. All other directions
+feel the pull γ alone. It is the Laplace approximation of the localized posterior (MacKay 1992), with the Hessian
+restricted to where the examples' gradients lie.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.curvature.kronecker import Metric
+from bif_lightning.distributed.threads import on_threads
+from bif_lightning.statistics.effective_dimension import effective_dimension
+
+_ROWS, _WEIGHTS = 128, 1 << 14  # of a matrix product
+
+
+def strongest_directions(
+    gradients: Float[Tensor, "example weight"], count: int, workers: int = 1
+) -> Float[Tensor, "direction weight"]:
+    """An orthonormal basis of the `count` leading right singular vectors of the gradients; fewer where their rank is.
+
+    Args:
+        workers: threads, which change no bit.
+
+    Raises:
+        ValueError: all of them are 0, or not finite.
+
+    By way of the examples' Gram matrix in float64 (n x n), then orthonormalized once more in the precision of the
+    gradients (Cholesky QR), which the division by small singular values has cost.
+    """
+    few = len(gradients) < 256
+    gram = gradients.double() @ gradients.mT.double() if few else _gram(gradients, workers)
+    values, vectors = torch.linalg.eigh(gram)
+    known = values > values[-1] * gram.shape[0] * torch.finfo(gradients.dtype).eps
+    keep = min(count, int(known.sum()))
+    if keep == 0:
+        raise ValueError(
+            "the gradient of every train example is 0 or not finite: to first order none has influence; sample with "
+            "SGLD, or look at the loss there"
+        )
+    coefficients = vectors[:, -keep:].flip(1) / values[-keep:].flip(0).sqrt()
+    rough = coefficients.mT.to(gradients) @ gradients
+    lower = torch.linalg.cholesky(_gram(rough, workers))
+    return torch.linalg.solve_triangular(lower.to(rough), rough, upper=False)
+
+
+def _gram(rows: Float[Tensor, "row weight"], workers: int) -> Float[Tensor, "row row"]:
+    """Inner products of all rows: products in the rows' precision, a slice of weights at a time, sums in float64."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+
+    def fill(start: int) -> None:
+        some, rest = slice(start, start + _ROWS), slice(start, None)
+        for part in rows.split(_WEIGHTS, dim=1):
+            total[some, rest] += (part[some] @ part[rest].mT).double()
+
+    on_threads([partial(fill, start) for start in range(0, len(rows), _ROWS)], workers, torch.get_num_threads())
+    return total.triu() + total.triu(1).mT
+
+
+@dataclass(frozen=True)
+class Normal:
+    """N(u*, Σ) with Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹, without its mean.
+
+    Attributes:
+        directions: Q, orthonormal rows, eigenvectors of the Hessian in their span.
+        curvature: h, its eigenvalues there, 0 or above, in nats per squared weight unit.
+        inverse_temperature, localization: nβ and γ.
+        metric: M, of the coordinates u = M^½·w.
+    """
+
+    directions: Float[Tensor, "direction weight"]
+    curvature: Float[Tensor, " direction"]
+    inverse_temperature: float
+    localization: float
+    metric: Metric = Metric()  # noqa: RUF009 - it is frozen
+
+    @classmethod
+    def of(
+        cls,
+        directions: Float[Tensor, "direction weight"],
+        hessian: Float[Tensor, "direction direction"],
+        inverse_temperature: float,
+        localization: float,
+        metric: Metric = Metric(),  # noqa: B008 - it is frozen
+    ) -> tuple["Normal", Float[Tensor, "direction direction"]]:
+        """From any basis of the span and the Hessian in it (its symmetric part); also its eigenvectors, as columns."""
+        values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
+        own = vectors.mT.to(directions) @ directions
+        return cls(own, values.clamp(min=0), inverse_temperature, localization, metric), vectors
+
+    @property
+    def variances(self) -> Float[Tensor, " direction"]:
+        """1/(nβ·h_k + γ), the variance along each direction; 1/γ along all others."""
+        return 1 / (self.inverse_temperature * self.curvature + self.localization)
+
+    @property
+    def effective_dimension(self) -> float:
+        """d_eff = Σ h_k/(h_k + γ/nβ): how many directions the data pins down more than the pull does."""
+        return effective_dimension(self.curvature, self.localization / self.inverse_temperature)
+
+    def color(self, standard: Float[Tensor, " weight"]) -> Float[Tensor, " weight"]:
+        """M^(−½)·QᵀVQ·ξ with V = diag(1/√(nβ·h_k + γ)): in the weights, the part within the span of a draw of
+        N(0, Σ), for ξ ~ N(0, I)."""
+        drawn = (self.variances.sqrt().to(standard) * (self.directions @ standard)) @ self.directions
+        return self.metric.lowered(drawn[None])[0]
+
+
+def turned(
+    hessians: Float[Tensor, "group direction direction"], vectors: Float[Tensor, "direction direction"]
+) -> Float[Tensor, "group direction direction"]:
+    """Symmetric parts of Hessians in another basis of the same span, given as columns."""
+    hessians = hessians.double()
+    return vectors.mT @ ((hessians + hessians.mT) / 2) @ vectors

@@ -1,0 +1,181 @@
+"""Gradients at the snapshot, of every single example's loss."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bif_lightning.curvature.kronecker import Metric
+from bif_lightning.data.dataset import Batch
+from bif_lightning.distributed.threads import Steps, on_threads
+from bif_lightning.losses.problem import Problem
+from bif_lightning.model.sharded import is_sharded
+from bif_lightning.model.weights import Bound, Host, Weights, layout_of, sampled_parameters
+from bif_lightning.rng import GLOBAL, seed_global, stream_seed
+
+MOST_BYTES = 1 << 31
+"""Memory that the gradients of all examples may take: 2 GB."""
+
+_TIMED = 4
+
+T = TypeVar("T")
+
+
+def why_no_gradients(problem: Problem) -> str | None:
+    """Why the gradients of all examples cannot be held; None if they can."""
+    if is_sharded(problem.module):
+        return "the module is sharded over ranks, and gradients of single examples are not taken there"
+    rows = problem.num_train + (0 if problem.query is problem.train else sum(problem.column_counts))
+    layout = layout_of(sampled_parameters(problem.module, problem.params))
+    needed = rows * layout.size * layout.dtype.itemsize
+    if needed > MOST_BYTES:
+        return (
+            f"the gradients of {problem.num_train} train and {len(problem.query)} query examples with respect to "
+            f"{layout.num_weights} weights take {needed / 1e9:.3g} GB, more than {MOST_BYTES / 1e9:.3g} GB; "
+            "restrict params to fewer weights, or take fewer examples"
+        )
+    return None
+
+
+def train_gradients(
+    problem: Problem, host: Host, workers: int, steps: Steps | None = None
+) -> Float[Tensor, "train weight"]:
+    """Gradient at w* of the loss of each train example, [n, size of the flat vector], nats per weight unit.
+
+    Args:
+        steps: one for each example.
+    """
+    return _gradients(problem, host, problem.train_singles, workers, steps)
+
+
+def column_gradients(
+    problem: Problem,
+    host: Host,
+    workers: int,
+    train: Float[Tensor, "train weight"],
+    metric: Metric,
+    directions: Float[Tensor, "direction weight"],
+    span: float,
+    steps: Steps | None = None,
+) -> Float[Tensor, "column weight"]:
+    """Gradient of each query loss, and the part within the span of the directions of that of further observables.
+
+    Those need not have a gradient: their slope along d_k = M^(−½)·q_k is (φ(w* + h·d_k) − φ(w* − h·d_k))/2h.
+
+    Args:
+        train: gradients of the train examples, whitened, which serve as the queries' where the two sets are one.
+        metric: M, by which the others are whitened too.
+        directions, span: q_k, orthonormal rows, and h.
+        steps: one for each query, unless they are the train examples, and for each direction of observables.
+    """
+    queries, steps = train, steps or Steps()
+    if problem.query is not problem.train:
+        queries = _gradients(problem, host, problem.query_singles, workers, steps)
+        metric.whiten(queries)
+    if not problem.observables:
+        return queries
+    lowered = metric.lowered(directions)
+
+    def slope(weights: Weights, bound: Bound, k: int) -> Tensor:
+        ends = list[Tensor]()
+        for sign in (1.0, -1.0):
+            _put(host, weights, lowered[k], sign * span)
+            _key_global(problem, host)
+            ends.append(problem.measure_columns(bound)[problem.column_counts[0] :])
+        steps.tick()
+        return (ends[0] - ends[1]) / (2 * span)
+
+    slopes = torch.stack(side_by_side(host, slope, range(len(directions)), workers, steps))
+    return torch.cat([queries, slopes.mT.to(queries) @ directions])
+
+
+def _key_global(problem: Problem, host: Host) -> None:
+    """The same random numbers for a model that draws some: what they change is no slope and no curvature."""
+    if problem.stochastic:
+        seed_global(host.device, stream_seed(GLOBAL))
+
+
+def _put(host: Host, weights: Weights, direction: Tensor, step: float) -> None:
+    with torch.no_grad():
+        torch.add(host.center, direction, alpha=step, out=weights.flat)
+
+
+def seconds_for_gradients(problem: Problem, host: Host, workers: int) -> float:
+    """About how long the gradients of all examples take on so many threads, by a few of them."""
+    singles = problem.train_singles  # read before the clock runs
+    single = seconds(lambda: _gradients(problem, host, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
+    examples = len(singles) + problem.num_further_queries
+    return examples * single / workers
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Of a call, the second time."""
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _gradients(
+    problem: Problem, host: Host, singles: Sequence[Batch], workers: int, steps: Steps | None = None
+) -> Tensor:
+    steps = steps or Steps()
+    out = torch.empty(len(singles), host.layout.size, dtype=host.center.dtype, device=host.device)
+
+    def row(weights: Weights, bound: Bound, i: int) -> None:
+        out[i] = _gradient(problem, host, weights, bound, singles[i])
+        steps.tick()
+
+    side_by_side(host, row, range(len(singles)), workers, steps)
+    return out
+
+
+def _gradient(problem: Problem, host: Host, weights: Weights, bound: Bound, single: Batch) -> Tensor:
+    scale = problem.loss_scale
+    while True:
+        weights.gradient.zero_()
+        _key_global(problem, host)
+        bound.call(partial(_backward, problem, single, scale))
+        if scale <= 1 or math.isfinite(host.norm(weights.gradient)):
+            return weights.gradient / scale
+        scale /= 2
+
+
+def _backward(problem: Problem, single: Batch, scale: float, module: nn.Module) -> None:
+    loss = problem.loss(module, single).sum()
+    if not loss.requires_grad:
+        # Losses taken from a training step come without a graph. The step on a batch of one is the same up to a
+        # factor that does not depend on the weights: the divisor of the example.
+        mean = problem.objective(module, single)
+        known = float(mean.detach())
+        loss = mean * (float(loss) / known if known != 0 else 1.0)
+    (loss * scale).backward()
+
+
+def side_by_side(
+    host: Host,
+    function: Callable[[Weights, Bound, int], T],
+    indices: Sequence[int],
+    workers: int,
+    steps: Steps | None = None,
+) -> list[T]:
+    """The function at the snapshot for every index, on threads with weights of their own; results in order.
+
+    Args:
+        steps: that the function counts, and by which it can be stopped.
+    """
+
+    def part(first: int) -> list[T]:
+        with torch.enable_grad():
+            weights = host.weights()
+            bound = host.bind(weights)
+            return [function(weights, bound, index) for index in indices[first::workers]]
+
+    calls = [partial(part, first) for first in range(workers)]
+    parts = on_threads(calls, workers, torch.get_num_threads(), steps)
+    return [parts[i % workers][i // workers] for i in range(len(indices))]

@@ -1,0 +1,150 @@
+"""The shape of the loss at the snapshot: Hessian spectrum, effective dimension, gradient noise.
+
+The spectrum comes from stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4)): for a
+random start z of d numbers, tr f(H) ≈ d·Σ_k τ_k·f(θ_k), with θ_k the Ritz values of a few Lanczos steps from z, and τ_k
+the squared first components of the eigenvectors of the tridiagonal matrix; averaged over starts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.curvature.hessian import EXAMPLES, Hessian
+from bif_lightning.data.dataset import spread_rows
+from bif_lightning.losses.problem import Problem
+from bif_lightning.model.weights import Host
+from bif_lightning.rng import stream_seed
+
+PROBES, STEPS = 2, 16
+"""Random starts and Lanczos steps of the spectrum."""
+
+GRADIENTS = 32
+"""Minibatch gradients behind the noise."""
+
+_KEPT_BYTES = 2**29
+_LEAST_GRADIENTS = 4
+_PROBE_KEY = -1
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of a symmetric matrix, each standing for several.
+
+    Attributes:
+        values: eigenvalues (Ritz values), in nats per squared weight unit for the Hessian of a mean loss.
+        counts: how many eigenvalues each stands for; the sum is the number of weights.
+    """
+
+    values: Float[Tensor, " ritz"]
+    counts: Float[Tensor, " ritz"]
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue, from below."""
+        return float(self.values.max())
+
+    def effective_dimension(self, pull: float) -> float:
+        """d_eff(λ) = tr H(H + λI)⁻¹, the number of directions that the loss holds more firmly than λ does.
+
+        Negative curvature counts as none. λ = γ/nβ, in the unit of the eigenvalues, above 0.
+        """
+        positive = self.values.clamp(min=0)
+        return float((positive / (positive + pull)) @ self.counts)
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """The covariance F of the gradient of one example's loss; that of a minibatch of m is about F/m.
+
+    Attributes:
+        largest: λmax(F), in squared nats per squared weight unit; NaN for fewer than 4 training examples.
+        trace: tr F, likewise.
+    """
+
+    largest: float
+    trace: float
+
+
+def hessian_spectrum(
+    hessian: Hessian, *, probes: int = PROBES, steps: int = STEPS, held: int | None = None
+) -> Spectrum:
+    """The spectrum of the Hessian of the mean loss at the snapshot, by stochastic Lanczos quadrature.
+
+    Costs probes·steps products with the Hessian. d_eff has a relative standard error of about √(2/(probes·d_eff)).
+
+    Args:
+        hessian: of the loss.
+        probes, steps: random starts, and Lanczos steps from each.
+        held: vectors that each new one is made orthogonal to; None for as many as memory has room for.
+    """
+    host, seed = hessian.host, hessian.key
+    size = host.layout.num_weights
+    values, counts = list[Tensor](), list[Tensor]()
+    for probe in range(probes):
+        diagonal, beside = _lanczos(hessian, random_direction(host, seed, probe), host, min(steps, size), held)
+        theta, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1))
+        values.append(theta)
+        counts.append(vectors[0].square() * (size / probes))
+    return Spectrum(torch.cat(values), torch.cat(counts))
+
+
+def gradient_noise(problem: Problem, host: Host) -> GradientNoise:
+    """λmax and trace of the covariance F of one example's gradient, from the Gram matrix of minibatch gradients.
+
+    The largest eigenvalue of a sample covariance of G gradients is too large by about the mean of the others, which is
+    subtracted.
+    """
+    weights = host.weights()
+    bound = host.bind(weights)
+    rows = spread_rows(len(problem.training), EXAMPLES)
+    if len(rows) < _LEAST_GRADIENTS:
+        return GradientNoise(math.nan, math.nan)
+    count = max(_LEAST_GRADIENTS, min(GRADIENTS, _KEPT_BYTES // (4 * host.layout.size), len(rows) // 2))
+    # Neighbours in a sorted set are alike: deal the rows out, so that every part is a sample of the whole.
+    parts = [rows[index::count] for index in range(count)]
+    found = list[Tensor]()
+    for part in parts:
+        problem.gradient(host, weights, bound, problem.minibatch(part))
+        found.append(weights.gradient.clone())
+    mean = torch.stack(found).mean(0)
+    centred = [gradient - mean for gradient in found]
+    gram = torch.tensor([[host.inner(a, b) for b in centred] for a in centred], dtype=torch.float64)
+    size = sum(map(len, parts)) / count
+    eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0) * (size / (count - 1))
+    trace, top = float(eigenvalues.sum()), float(eigenvalues[-1])
+    return GradientNoise(max(top - (trace - top) / (count - 2), 0.0), trace)
+
+
+def random_direction(host: Host, seed: int, probe: int) -> Float[Tensor, " weight"]:
+    """A direction of norm 1, uniform over the sphere: one for each `probe`."""
+    direction = torch.zeros_like(host.center)
+    for parameter, piece in enumerate(host.layout.pieces(direction)):
+        key = stream_seed(seed, _PROBE_KEY, probe, parameter)
+        host.fill_normal(piece, parameter, torch.Generator(host.device).manual_seed(key))
+    return direction / host.norm(direction)
+
+
+def _lanczos(
+    hessian: Hessian, start: Tensor, host: Host, steps: int, held: int | None
+) -> tuple[Float[Tensor, " step"], Float[Tensor, " between"]]:
+    """Diagonal and off-diagonal of the tridiagonal matrix of so many Lanczos steps; fewer where the space ends.
+
+    Every new vector is made orthogonal to those held: gradients in single precision are too rough for the short
+    recurrence alone.
+    """
+    kept = max(2, min(held or steps, _KEPT_BYTES // (start.element_size() * max(len(start), 1))))
+    basis, diagonal, beside = [start], list[float](), list[float]()
+    while True:
+        vector = hessian.times(basis[-1][None])[0]
+        diagonal.append(host.inner(vector, basis[-1]))
+        length = host.norm(vector)
+        for earlier in reversed(basis):
+            vector = vector - host.inner(vector, earlier) * earlier
+        left = host.norm(vector)
+        if len(diagonal) == steps or not left > 1e-6 * length:
+            return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(beside, dtype=torch.float64)
+        beside.append(left)
+        basis = [*basis, vector / left][-kept:]

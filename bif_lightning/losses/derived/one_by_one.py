@@ -1,0 +1,299 @@
+"""Per-example losses without taking the training step apart: the step on batches of one, vmapped or one by one.
+
+The loss of an example is what the step returns for a batch of it alone, whatever arithmetic is inside. That is a
+loss to attribute only if the loss of a batch is made of such losses: where it is neither their mean nor their sum, at
+the module's weights and with noise on them, the examples of a batch are coupled, and the step is refused.
+"""
+
+import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from textwrap import shorten
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bif_lightning.losses.derived.batch_size import BatchOf
+from bif_lightning.losses.derived.intercept import LossChangedError, NotSeparableError, Step, scalar_loss
+from bif_lightning.losses.derived.proof import (
+    AutocastTypes,
+    at_perturbed_weights,
+    equal_losses,
+    float_types,
+    rounding,
+    tells_apart,
+)
+from bif_lightning.losses.derived.reduction import PerSample
+from bif_lightning.model.sharded import is_sharded
+
+
+@dataclass(frozen=True)
+class VmappedLoss:
+    """The training step vectorised over the examples of a batch, each as a batch of one; made by `prove_singles`."""
+
+    rung: str = field(default="training_step vmapped over examples", init=False)
+    cost: str = field(default="one vectorised forward pass for each batch", init=False)
+    eval_batch_size: int | None = field(default=None, init=False)
+    per_sample: PerSample = field(default="mean", init=False)
+
+    step: Step
+
+    def __call__(self, module: nn.Module, batch: Any) -> Float[Tensor, " example"]:
+        """The loss of each example alone.
+
+        Args:
+            module: with the weights to evaluate, in eval mode.
+            batch: plain containers (dict, list, tuple) of tensors, whose rows are the examples.
+
+        Returns:
+            Losses, shape [batch], float32, or float64 where the step computes in it; without a graph.
+
+        Raises:
+            LossChangedError: the batch has another form, or the step returned no scalar.
+        """
+
+        def one(example: Any) -> Tensor:
+            return scalar_loss(self.step(module, tree_map(_as_batch, example)))
+
+        reason = _not_rows(batch)
+        if reason is not None:
+            raise _changed(reason)
+        with torch.no_grad():
+            try:
+                # An example that draws random numbers has no loss of its own.
+                return _at_least_float32(torch.vmap(one, randomness="error")(batch))
+            except NotSeparableError as cause:
+                raise _changed(str(cause)) from cause
+
+    def refreeze(self) -> None:
+        """Nothing: no batch is compared with an earlier evaluation."""
+
+
+@dataclass(frozen=True)
+class SingleLoss:
+    """The training step on one example at a time; made by `prove_singles`.
+
+    Attributes:
+        step: the training step.
+        cost: in words, with the reason why vmap does not do.
+        differentiates: whether the step asks autograd for gradients inside, and so must record a graph.
+    """
+
+    rung: str = field(default="training_step on batches of one", init=False)
+    eval_batch_size: int | None = field(default=1, init=False)
+    per_sample: PerSample = field(default="mean", init=False)
+
+    step: Step
+    cost: str
+    differentiates: bool
+
+    def __call__(self, module: nn.Module, batch: Any) -> Float[Tensor, " example"]:
+        """The loss of an example.
+
+        Args:
+            module: with the weights to evaluate, in eval mode.
+            batch: a collated batch of one example.
+
+        Returns:
+            Its loss, shape [1], float32, or float64 where the step computes in it; without a graph.
+
+        Raises:
+            LossChangedError: the step returned no scalar.
+        """
+        with torch.set_grad_enabled(self.differentiates):
+            try:
+                return _at_least_float32(scalar_loss(self.step(module, batch)).detach().reshape(1))
+            except NotSeparableError as cause:
+                raise _changed(str(cause)) from cause
+
+    def refreeze(self) -> None:
+        """Nothing: no batch is compared with an earlier evaluation."""
+
+
+def prove_singles(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequence[int]) -> VmappedLoss | SingleLoss:
+    """Prove that the loss of a batch is the mean or the sum of its examples' losses alone.
+
+    Arguments as for `derive_loss`; the module in eval mode.
+
+    Returns:
+        The vectorised loss where it gives the losses of the batches of one, else the one by one.
+
+    Raises:
+        NotSeparableError: the step fails on a batch of one, its loss there is constant or not finite, or a batch has
+            another loss than the mean and the sum.
+    """
+    noisy = at_perturbed_weights(step, module)
+    given, other = (_Trial.run(s, module, batch_of, rows) for s in (step, noisy))
+    given_scale = max(given.scale(), other.scale())  # small losses drown in rounding
+    if not (given.tells_apart() or other.tells_apart()):
+        raise NotSeparableError(equal_losses(rows, given.alone))
+    kinds = given.made_by(given_scale) & other.made_by(other.scale())
+    if not kinds:
+        wrong = other if given.made_by(given_scale) else given
+        raise NotSeparableError(wrong.coupling(rows))
+    reason: str | None = "its weights are in shards"
+    if not is_sharded(module):
+        with _fields_put_back(module):
+            trials = ((step, given, given_scale), (noisy, other, other.scale()))
+            reason = _vmap_fails(module, batch_of, rows, trials)
+    if reason is None:
+        return VmappedLoss(step)
+    cost = f"one forward pass for each example, since vmap does not do ({reason}); a loss_fn saves them"
+    return SingleLoss(step, cost, _differentiates(step, module, batch_of(rows[:1])))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The step on each example alone, on all of them, and on a half.
+
+    Attributes:
+        alone: losses, shape [row], float64.
+        parts: (the loss of a batch, the losses alone of its examples).
+        rounding: relative difference of losses that is no difference.
+    """
+
+    alone: Tensor
+    parts: tuple[tuple[float, Tensor], ...]
+    rounding: float
+
+    @classmethod
+    def run(cls, step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequence[int]) -> "_Trial":
+        with torch.enable_grad(), AutocastTypes() as autocast:
+            alone = torch.stack([_attempt(step, module, batch_of, [row]) for row in rows]).double()
+            bad = [row for row, value in zip(rows, alone.tolist(), strict=True) if not math.isfinite(value)]
+            if bad:
+                raise NotSeparableError(f"the loss of example {bad[0]} is not finite in a batch of one")
+            sizes = {len(rows), (len(rows) + 1) // 2}
+            parts = [(float(_attempt(step, module, batch_of, rows[:size])), alone[:size]) for size in sorted(sizes)]
+        types = float_types(module) | autocast.types
+        return cls(alone, tuple(parts), max(rounding(dtype, alone.device) for dtype in types or {torch.float32}))
+
+    def scale(self) -> float:
+        """Mean size of the losses."""
+        return float(self.alone.abs().mean())
+
+    def tells_apart(self) -> bool:
+        return tells_apart(self.alone, self.rounding * self.scale())
+
+    def made_by(self, scale: float) -> set[str]:
+        """Which of "mean" and "sum" gives the losses of the batches from those alone, to rounding at this scale."""
+
+        def near(loss: float, expected: Tensor, size: int) -> bool:
+            return abs(loss - float(expected)) <= self.rounding * scale * size
+
+        means = all(near(loss, alone.mean(), 1) for loss, alone in self.parts)
+        sums = all(near(loss, alone.sum(), len(alone)) for loss, alone in self.parts)
+        return {name for name, right in (("mean", means), ("sum", sums)) if right}
+
+    def coupling(self, rows: Sequence[int]) -> str:
+        """Say how the loss of a batch differs from its examples'."""
+        found = "; ".join(
+            f"of a batch of {list(rows[: len(alone)])} it is {loss:.6g}, alone their losses have the mean "
+            f"{float(alone.mean()):.6g} and the sum {float(alone.sum()):.6g}"
+            for loss, alone in self.parts
+        )
+        return (
+            f"the loss couples the examples of a batch, or divides them unequally: {found}. Roots of means, "
+            "hard-example mining, statistics of the batch and means over all tokens do so"
+        )
+
+    def difference(self, found: Tensor, scale: float) -> float | None:
+        """The largest difference from the losses alone, if that is more than rounding at this scale."""
+        largest = float((found.double() - self.alone).abs().max())
+        return None if largest <= self.rounding * scale else largest
+
+
+def _attempt(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequence[int]) -> Tensor:
+    where = f"a batch of one, example {rows[0]}" if len(rows) == 1 else f"a batch of the examples {list(rows)}"
+    try:
+        return scalar_loss(step(module, batch_of(rows))).detach()
+    except NotSeparableError as reason:
+        raise NotSeparableError(f"on {where}: {reason}") from reason
+    except Exception as cause:
+        raise NotSeparableError(f"training_step raised {type(cause).__name__} on {where}: {cause}") from cause
+
+
+def _differentiates(step: Step, module: nn.Module, single: Any) -> bool:
+    try:
+        with torch.no_grad():
+            step(module, single)
+    except Exception:  # with a graph it was run before
+        return True
+    return False
+
+
+def _vmap_fails(
+    module: nn.Module, batch_of: BatchOf, rows: Sequence[int], trials: Sequence[tuple[Step, _Trial, float]]
+) -> str | None:
+    """Why vmap does not give the losses alone, in a few words; None where it does."""
+    batch = batch_of(rows)
+    try:
+        for step, trial, scale in trials:
+            apart = trial.difference(VmappedLoss(step)(module, batch), scale)
+            if apart is not None:
+                return f"it differs from them by {apart:.3g}"
+        # A tensor that the step stored while vmapped passes for one of the next vmap; without vmap it is an error.
+        with torch.no_grad():
+            trials[0][0](module, batch_of(rows[:1]))
+    except Exception as cause:
+        return shorten(f"{type(cause).__name__}: {cause}", 160, placeholder=" ...")
+    return None
+
+
+def _as_batch(row: Tensor) -> Tensor:
+    return row.unsqueeze(0)
+
+
+def _not_rows(batch: Any) -> str | None:
+    leaves = tree_leaves(batch)
+    strange = [type(leaf).__name__ for leaf in leaves if not (isinstance(leaf, Tensor) and leaf.dim())]
+    if strange:
+        return f"the batch holds {strange[0]}, and not only tensors of rows in plain containers"
+    lengths = sorted({len(leaf) for leaf in cast("Sequence[Tensor]", leaves)})
+    return None if len(lengths) == 1 else f"the batch holds tensors of lengths {lengths}"
+
+
+@contextmanager
+def _fields_put_back(module: nn.Module) -> Generator[None]:
+    """Undo assignments to fields and buffers of the module's parts, and appending to their lists.
+
+    What a step stores while it is vmapped is of no use outside: a tensor of that kind in the state of a metric fails
+    the next step.
+    """
+    tables: list[dict[str, Any]] = []
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):  # its tables are no dictionaries
+            continue
+        tables += [part.__dict__, cast("dict[str, Any]", part._buffers)]
+    before = [(table, dict(table)) for table in tables]
+    lists = [
+        (value, list(cast("list[Any]", value))) for _, kept in before for value in kept.values() if _is_list(value)
+    ]
+    try:
+        yield
+    finally:
+        for table, kept in before:
+            for name in table.keys() - kept.keys():
+                del table[name]
+            table.update(kept)
+        for value, kept in lists:
+            value[:] = kept
+
+
+def _is_list(value: object) -> bool:
+    return type(value) is list
+
+
+def _at_least_float32(losses: Tensor) -> Tensor:
+    return losses if losses.dtype == torch.float64 else losses.float()
+
+
+def _changed(reason: str) -> LossChangedError:
+    return LossChangedError(
+        f"the per-example losses of training_step held when they were checked, but not on this batch: {reason}. "
+        "Pass loss_fn(module, batch) -> Tensor[batch] to the callback"
+    )

@@ -1,0 +1,119 @@
+"""The oracle for per-example losses: an example in a batch of one must have the loss of its row."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bif_lightning.losses.derived.intercept import Step
+from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.model.sharded import ShardHost, is_sharded, reshard
+
+# A batch and a batch of one take different kernels, and on a GPU only one of them may round to TF32.
+ROUNDING: Final = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+ROUNDING_TF32: Final = 1e-2
+_SPREAD: Final = 3.0
+
+
+def at_perturbed_weights(step: Step, module: nn.Module) -> Step:
+    """The same step at weights with noise on them, where examples that had equal losses have different ones.
+
+    The noise is the same at every call: 0.5 of a parameter's root mean square plus 0.05, so that a head of
+    zeros moves as well. The module is as it was after each call. Where ranks hold it in shards, all make the same
+    calls. Without a trainable parameter the step is at the module's own weights.
+    """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return step
+    sharded = is_sharded(module)
+    host = ShardHost(module) if sharded else FunctionalHost(module, twins=False)
+    weights = host.weights()
+    generator = torch.Generator(host.device).manual_seed(0)
+    with torch.no_grad():
+        for parameter, piece in enumerate(host.layout.pieces(weights.flat)):
+            noise = torch.empty_like(piece)
+            host.fill_normal(noise, parameter, generator)
+            if piece.numel():  # a rank may have no share of a small parameter
+                piece.add_(noise * _noise_size(piece))
+    bound = host.bind(weights)
+
+    def perturbed(other: nn.Module, batch: Any) -> object:
+        if sharded:
+            reshard(other)  # what an earlier forward pass gathered would be used in place of the noise
+        return bound.call(lambda worn: step(worn, batch))
+
+    return perturbed
+
+
+def _noise_size(value: Tensor) -> Tensor:
+    return 0.5 * value.square().mean().sqrt() + 0.05
+
+
+def rounding(dtype: torch.dtype, device: torch.device) -> float:
+    """Relative difference of losses that rounding explains in this precision on this device."""
+    tolerance = ROUNDING.get(dtype, ROUNDING[torch.float32])
+    return max(tolerance, ROUNDING_TF32) if device.type == "cuda" and dtype != torch.float64 else tolerance
+
+
+class AutocastTypes(TorchFunctionMode):
+    """Notes the types that autocast rounds to while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and torch.is_autocast_enabled(result.device.type):
+            self.types.add(torch.get_autocast_dtype(result.device.type))
+        return result
+
+
+def float_types(module: nn.Module) -> set[torch.dtype]:
+    """Of its weights: a network may round to them before it casts its outputs to float32."""
+    return {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+
+
+def tells_apart(alone: Tensor, tolerance: float) -> bool:
+    """Whether losses differ from each other by more than a few tolerances, so that a wrong row would be seen."""
+    return bool(((alone - alone.mean()).abs() > _SPREAD * tolerance).any())
+
+
+def disagreement(alone: Tensor, rows: Tensor, indices: Sequence[int], tolerance: float) -> str | None:
+    """Say how rows differ from the losses of the examples alone.
+
+    Args:
+        alone: the loss of each example in a batch of one, shape [row].
+        rows: the loss that the batch gives to each, shape [row].
+        indices: the example of each row, for the message.
+        tolerance: largest difference, in the losses' units, beyond 1e-4 of each loss.
+
+    Returns:
+        The first difference in words; None where there is none.
+    """
+    for index, single, row in zip(indices, alone.tolist(), rows.tolist(), strict=True):
+        if not math.isfinite(single) or not math.isfinite(row):
+            return f"the loss of example {index} is {single} alone and {row} in a batch"
+        if abs(single - row) > tolerance + 1e-4 * abs(single):
+            return (
+                f"example {index} has loss {single:.6g} in a batch of one, but {row:.6g} as its part of a batch of "
+                f"{len(indices)}: the loss couples the examples of a batch (contrastive losses, hard-example "
+                "mining and random mixing do), or its elements are not in the order of the examples"
+            )
+    return None
+
+
+def equal_losses(rows: Sequence[int], alone: Tensor) -> str:
+    """Say that all examples have one loss, so that nothing was proved."""
+    return (
+        f"examples {list(rows)} all have the loss {alone[0].item():.6g} in a batch of one, also with noise on the "
+        "weights, so that a wrong loss could not be told from theirs (contrastive losses of one example are constant)"
+    )

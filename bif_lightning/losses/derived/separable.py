@@ -1,0 +1,323 @@
+"""The losses of examples out of one run of the training step on their batch, and the proof that they are.
+
+The step's loss is taken apart (`capture`), must be the sum of its parts with factors that do not depend on the
+network (`coefficients`), is divided among the examples (`shares`), and each example in a batch of one must have the
+loss of its row (`oracle`). All but the last are tested again on every batch.
+
+The coefficients of a captured loss: they must account for all of it, and stay what they were at every draw.
+
+`check_sum` compares Σ_k c_k r_k with L, so that a loss with parts that are no such sum (a hand-written penalty,
+a square root) is refused and never cut short. That equality alone does not see a weight that depends on the
+network: the larger of two losses adds up whichever of them it is. So `KeptCoefficients` compares with the c
+that the same batch had before.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bif_lightning.losses.derived.batch_size import BatchOf
+from bif_lightning.losses.derived.intercept import (
+    Captured,
+    LossChangedError,
+    NotSeparableError,
+    Step,
+    Term,
+    capture,
+    scalar_loss,
+)
+from bif_lightning.losses.derived.proof import (
+    at_perturbed_weights,
+    disagreement,
+    equal_losses,
+    float_types,
+    rounding,
+    tells_apart,
+)
+from bif_lightning.losses.derived.reduction import PerSample, Rule, calls_of, consistent_rules, split
+
+Coefficients = Sequence[Tensor | None]
+"""c of each term, None where it is no part of the loss."""
+
+_TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def check_sum(captured: Captured, kept: Coefficients | None = None) -> bool:
+    """Require L = Σ_k c_k r_k, with the loss's own coefficients and with kept ones.
+
+    Args:
+        captured: a loss and its terms.
+        kept: coefficients of the same terms for the same batch at other weights; None for no comparison.
+
+    Returns:
+        Whether the loss is finite; if not, nothing is required.
+
+    Raises:
+        NotSeparableError: the terms do not add up, or one has another weight in the loss than it had.
+    """
+    used = [term for term in captured.terms if term.coefficients is not None]
+    parts = torch.cat([_products(term).flatten() for term in used])
+    moves = [] if kept is None else [_moved(term, c) for term, c in zip(captured.terms, kept, strict=True)]
+    # One transfer, so that a GPU waits once for each batch.
+    numbers = torch.stack([captured.loss.double(), parts.sum(), parts.abs().sum(), *moves]).tolist()
+    loss, total, scale = numbers[:3]
+    if not (math.isfinite(loss) and math.isfinite(scale)):  # a diverged chain is found and named by the sampler
+        return False
+    tolerance = _TOLERANCE[captured.loss.dtype] * max(scale, abs(loss))
+    if abs(total - loss) > tolerance:
+        names = ", ".join(term.call.name for term in used)
+        raise NotSeparableError(
+            f"training_step returned {loss:.7g}, but the losses that it called ({names}) add up to {total:.7g} with "
+            "the coefficients that it gave them: a part of the loss is written by hand, or the loss is no weighted "
+            "sum of theirs",
+            [term.call for term in used],
+        )
+    for k, moved in enumerate(numbers[3:]):
+        if not moved <= tolerance:
+            raise _other_weight(captured.terms[k], moved, loss)
+    return True
+
+
+class KeptCoefficients:
+    """For each batch, the coefficients that it had when it was first evaluated.
+
+    They must belong to the batch (its classes, its tokens) and not to the network's weights: then every draw of
+    every chain finds the same ones, and what was proved of the first holds for all. Serves chains on several
+    threads. Batches are told apart by identity and are referenced, so that none can take the place of another:
+    evaluate the same batch objects at every draw, and clear between snapshots.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._kept: dict[int, tuple[Any, Coefficients]] = {}
+
+    def __len__(self) -> int:
+        """Number of batches whose coefficients are kept."""
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget all batches: the next evaluation of each is its first again."""
+        with self._lock:
+            self._kept.clear()
+
+    def check(self, batch: Any, captured: Captured) -> None:
+        """`check_sum` with the coefficients kept for this batch; they are kept now if there are none.
+
+        Raises:
+            NotSeparableError: see `check_sum`.
+        """
+        with self._lock:
+            _, kept = self._kept.get(id(batch), (batch, None))
+        finite = check_sum(captured, kept)
+        if kept is not None or not finite:
+            return
+        own = coefficients_of(captured)
+        with self._lock:
+            _, first = self._kept.setdefault(id(batch), (batch, own))
+        if first is not own:  # another chain was first, after this one had looked
+            check_sum(captured, first)
+
+
+def coefficients_of(captured: Captured) -> Coefficients:
+    """c of each term."""
+    return [term.coefficients for term in captured.terms]
+
+
+def _products(term: Term) -> Tensor:
+    elements = term.call.elements.detach()
+    return (torch.zeros_like(elements) if term.coefficients is None else term.coefficients * elements).double()
+
+
+def _moved(term: Term, kept: Tensor | None) -> Tensor:
+    """Σ_k |c_k − kept_k| |r_k|: how much of the loss has another weight; inf if the elements are others."""
+    elements = term.call.elements.detach()
+    now, then = (torch.zeros_like(elements) if c is None else c for c in (term.coefficients, kept))
+    if now.shape != then.shape:
+        return elements.new_full((), math.inf, dtype=torch.float64)
+    return ((now - then) * elements).abs().sum(dtype=torch.float64)
+
+
+def _other_weight(term: Term, moved: float, loss: float) -> NotSeparableError:
+    call = term.call
+    return NotSeparableError(
+        f"the weight that {call.name}(reduction={call.reduction!r}) has in the loss of this batch depends on the "
+        f"network: it is not what it was at other weights, which moves {moved:.3g} of a loss of {loss:.7g}. The "
+        "larger of two losses, a threshold, or a factor that is computed or learned does so",
+        (call,),
+    )
+
+
+@dataclass(frozen=True)
+class CapturedLoss:
+    """Per-example losses out of a training step on a batch; made by `prove_captured`.
+
+    Attributes:
+        step: the training step.
+        rules: how each of its loss calls is divided among examples.
+        size_of: the number of examples in a batch.
+        per_sample: which loss of an example, see `shares`.
+    """
+
+    rung: str = field(default="captured from training_step", init=False)
+    cost: str = field(default="one forward pass for each batch", init=False)
+    eval_batch_size: int | None = field(default=None, init=False)
+
+    step: Step
+    rules: tuple[tuple[Rule, ...], ...]
+    size_of: Callable[[Any], int]
+    per_sample: PerSample
+    _kept: KeptCoefficients = field(default_factory=KeptCoefficients, init=False, repr=False, compare=False)
+
+    def __call__(self, module: nn.Module, batch: Any) -> Float[Tensor, " example"]:
+        """The loss of each example alone.
+
+        Args:
+            module: with the weights to evaluate, in eval mode.
+            batch: a collated batch, the same object at every draw.
+
+        Returns:
+            Losses, shape [batch], float32, or float64 where the step computes in it; without a graph.
+
+        Raises:
+            LossChangedError: the step's loss on this batch is no longer the proved kind of sum.
+        """
+        count = self.size_of(batch)
+        try:
+            captured = capture(self.step, module, batch)
+            losses = split(captured, count, self.rules, self.per_sample)
+            self._kept.check(batch, captured)
+        except NotSeparableError as reason:
+            raise LossChangedError(
+                "the per-example losses derived from training_step held when they were checked, but not on this "
+                f"batch of {count}: {reason}. Pass loss_fn(module, batch) -> Tensor[batch] to the callback"
+            ) from reason
+        return losses
+
+    def refreeze(self) -> None:
+        """Take the coefficients of each batch's next evaluation as the ones to hold from then on."""
+        self._kept.clear()
+
+
+def prove_captured(
+    step: Step,
+    module: nn.Module,
+    batch_of: BatchOf,
+    rows: Sequence[int],
+    *,
+    per_sample: PerSample,
+    size_of: Callable[[Any], int],
+) -> CapturedLoss:
+    """Take the training step's loss apart, and prove the losses of the examples that this gives.
+
+    Arguments as for `derive_loss`; the module in eval mode.
+
+    Raises:
+        NotSeparableError: it cannot be taken apart, or is not proved.
+    """
+    batch = batch_of(rows)
+    _check_sizes(size_of, batch, batch_of, rows)
+    given = _Trial.run(step, module, batch, batch_of, rows)
+    rules = consistent_rules(given.batch, given.singles)
+    _prove(given, rules, step, module, batch, batch_of)
+    split(given.batch, len(rows), rules, per_sample)
+    return CapturedLoss(step, rules, size_of, per_sample)
+
+
+def _check_sizes(size_of: Callable[[Any], int], batch: Any, batch_of: BatchOf, rows: Sequence[int]) -> None:
+    for part, count in ((batch, len(rows)), (batch_of(rows[:1]), 1)):
+        found = size_of(part)
+        if found != count:
+            raise NotSeparableError(f"size_of(batch) is {found} for a batch of {count} examples; pass another size_of")
+
+
+def _prove(
+    given: "_Trial", rules: Sequence[Sequence[Rule]], step: Step, module: nn.Module, batch: Any, batch_of: BatchOf
+) -> None:
+    perturbed = at_perturbed_weights(step, module)
+    elsewhere = _attempt(perturbed, module, batch, "the batch with noise on the weights")
+    _check_constant(given.batch, elsewhere)
+    if given.unequal(rules, given.scale()) is None and given.tells_apart():
+        return
+    # Small losses drown in rounding and equal ones prove nothing: other weights decide, and set the unit.
+    other = _Trial.run(perturbed, module, batch, batch_of, given.rows)
+    wrong = given.unequal(rules, max(given.scale(), other.scale())) or other.unequal(rules, other.scale())
+    if wrong is None and not other.tells_apart():
+        wrong = equal_losses(given.rows, given.alone)
+    if wrong is not None:
+        raise NotSeparableError(wrong, calls_of(given.batch))
+
+
+def _check_constant(given: Captured, elsewhere: Captured) -> None:
+    called, then = ([call.name for call in calls_of(captured)] for captured in (given, elsewhere))
+    if called != then:
+        raise NotSeparableError(
+            f"training_step called {', '.join(called)}, but {', '.join(then)} with noise on the weights",
+            calls_of(given),
+        )
+    check_sum(elsewhere, coefficients_of(given))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The step on a batch and on each of its examples alone; `alone` is without capture."""
+
+    rows: Sequence[int]
+    dtypes: set[torch.dtype]
+    batch: Captured
+    singles: tuple[Captured, ...]
+    alone: Tensor
+
+    @classmethod
+    def run(cls, step: Step, module: nn.Module, batch: Any, batch_of: BatchOf, rows: Sequence[int]) -> "_Trial":
+        together = _attempt(step, module, batch, f"a batch of the examples {list(rows)}")
+        singles: list[Captured] = []
+        alone: list[Tensor] = []
+        for row in rows:
+            single = batch_of([row])
+            captured = _attempt(step, module, single, f"a batch of one, example {row}")
+            singles.append(captured)
+            alone.append(_plain(step, module, single, captured))
+        return cls(rows, float_types(module), together, tuple(singles), torch.stack(alone))
+
+    def scale(self) -> float:
+        """Mean size of the losses; 0 where one is not finite."""
+        mean = float(self.alone.abs().mean())
+        return mean if math.isfinite(mean) else 0.0
+
+    def unequal(self, rules: Sequence[Sequence[Rule]], scale: float) -> str | None:
+        """How a row differs from its example alone by more than rounding at losses of this scale, if one does."""
+        shares = split(self.batch, len(self.rows), rules)
+        return disagreement(self.alone, shares, self.rows, self._rounding() * scale)
+
+    def tells_apart(self) -> bool:
+        """Whether a row in the wrong place would show."""
+        return tells_apart(self.alone, self._rounding() * self.scale())
+
+    def _rounding(self) -> float:
+        dtypes = self.dtypes | {call.precision for call in calls_of(self.batch)}
+        return max(rounding(dtype, self.alone.device) for dtype in dtypes)
+
+
+def _attempt(step: Step, module: nn.Module, batch: Any, where: str) -> Captured:
+    try:
+        captured = capture(step, module, batch)
+        check_sum(captured)
+    except NotSeparableError as reason:
+        raise NotSeparableError(f"on {where}: {reason}", reason.calls) from reason
+    except Exception as cause:
+        raise NotSeparableError(f"training_step raised {type(cause).__name__} on {where}: {cause}") from cause
+    return captured
+
+
+def _plain(step: Step, module: nn.Module, single: Any, captured: Captured) -> Tensor:
+    with torch.enable_grad():  # a step may differentiate inside
+        loss = scalar_loss(step(module, single)).detach().double()
+    # Where everything is ignored torch's mean is 0/0; an example without a target has loss 0.
+    empty = all(t.call.weights is not None and not bool(t.call.weights.any()) for t in captured.terms)
+    return torch.zeros_like(loss) if empty and bool(loss.isnan()) else loss

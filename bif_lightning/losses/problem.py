@@ -1,0 +1,239 @@
+"""What is to be estimated: a module, its loss, the training data, and the examples on both axes."""
+
+import math
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bif_lightning.data.dataset import Batch, Examples, digest
+from bif_lightning.distributed.ranks import Placement, Split
+from bif_lightning.losses.observables import Batches, DividedBatches, ExampleLoss, LossFn, Observable, per_example
+from bif_lightning.losses.token_losses import TokenValues, token_values
+from bif_lightning.model.weights import Bound, Host, Weights
+from bif_lightning.rng import DATA, seed_global, stream_seed
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """A batch for the gradient, or this rank's part of one, whose mean loss enters with a weight."""
+
+    batch: Batch
+    weight: float = 1.0
+
+
+@dataclass
+class Problem:
+    """Everything about an estimate but the weights and the settings; serves every snapshot of a run.
+
+    Attributes:
+        module: the model; its weights at the time of an estimate are the snapshot.
+        loss: loss of each example of a batch, [batch] or [batch, token].
+        objective: (module, batch) -> the mean loss of a batch, a scalar; its gradient moves the chains.
+        train: the attribution set, rows of the matrices.
+        query: the query set, columns of the matrices; the same object as `train` for train x train.
+        training: the whole training data, from which minibatches are drawn.
+        observables: measured on the query set beside the losses.
+        params: name patterns of the parameters to sample; None for all trainable ones.
+        eval_batch_size: examples in a batch where losses are measured.
+        prepare: makes a collated batch ready for the module (device, precision, user's hooks).
+        split: how the examples of a batch are divided among ranks, where they hold the module in shards.
+        loss_scale: what losses are multiplied by before a backward pass in half precision, so that gradients do not
+            vanish there; they are divided by it afterwards.
+        check_gradient: compare the gradient with finite differences of the loss before the first chain.
+        tokens: losses of single tokens, of which `loss` has the sums; None where they are not asked for.
+    """
+
+    module: nn.Module
+    loss: ExampleLoss
+    objective: Callable[[nn.Module, Batch], Tensor]
+    train: Examples
+    query: Examples
+    training: Examples
+    prepare: Callable[[Batch], Batch]
+    observables: Sequence[Observable] = ()
+    params: Sequence[str] | None = None
+    eval_batch_size: int = 256
+    split: Split = field(default_factory=Split)
+    loss_scale: float = 1.0
+    check_gradient: bool = True
+    tokens: LossFn | None = None
+    twins: bool | None = field(default=None, init=False)
+    """Whether twins of the module reproduce it; None until it was tried."""
+    loaded: bool = field(default=False, init=False)
+    """Whether the examples have been read."""
+    stochastic: bool = field(default=False, init=False)
+    """Whether the model (also in evaluation mode) or the training data draws random numbers from global generators."""
+
+    @cached_property
+    def train_batches(self) -> Batches:
+        """All train examples, ready for the module."""
+        return self._measured(self.train)
+
+    @cached_property
+    def query_batches(self) -> Batches:
+        """All query examples, ready for the module."""
+        if self.query is self.train:
+            return self.train_batches
+        return self._measured(self.query)
+
+    @cached_property
+    def train_singles(self) -> list[Batch]:
+        """Each train example as a batch of its own, ready for the module."""
+        return [self.prepare(batch) for batch, _ in self.train.batches(1)]
+
+    @cached_property
+    def query_singles(self) -> list[Batch]:
+        """Each query example as a batch of its own."""
+        if self.query is self.train:
+            return self.train_singles
+        return [self.prepare(batch) for batch, _ in self.query.batches(1)]
+
+    def _measured(self, examples: Examples) -> Batches:
+        batches = [(self.prepare(batch), count) for batch, count in examples.batches(self.eval_batch_size)]
+        return batches if self.split.parts == 1 else DividedBatches(batches, self.split)
+
+    @property
+    def num_train(self) -> int:
+        """n, rows of the matrices."""
+        return len(self.train)
+
+    @property
+    def num_further_queries(self) -> int:
+        """Queries beside the train examples: none where the two sets are one."""
+        return 0 if self.query is self.train else len(self.query)
+
+    @cached_property
+    def column_counts(self) -> tuple[int, ...]:
+        """Columns of the query losses, then of each further observable."""
+        q = len(self.query)
+        return (q, *(q if (c := o.columns(q)) is None else len(c) for o in self.observables))
+
+    def load(self, seed: int, device: torch.device, placement: Placement) -> None:
+        """Read the examples, once: what is measured, and the training data where it may be kept in memory. The same on
+        every rank and in every run, also where reading draws random numbers of the global generators. Collective.
+
+        Raises:
+            ValueError: they differ between the ranks.
+        """
+        if self.loaded:
+            return
+        with placement.together("reading the examples"):
+            seed_global(device, stream_seed(seed, DATA))
+            self.training.prepare()
+            measured = [self.train_batches, self.query_batches]
+            found = digest(measured) if placement.world_size > 1 else ""
+        everyone = placement.everywhere(found)
+        if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
+            raise ValueError(
+                f"ranks {differing} read other train or query examples than rank 0, so that their losses would not be "
+                "those of the same examples: the dataset draws random numbers from a generator of its own, or reads "
+                "other files. Pass datasets without augmentation"
+            )
+        self.loaded = True
+
+    def minibatch(self, indices: Tensor) -> Minibatch:
+        """These rows of the training data, ready for the module: of a divided batch, this rank's part."""
+        rows, weight = self.split.rows(indices)
+        return Minibatch(self.prepare(self.training.batch(rows)), weight)
+
+    def measure(self, bound: Bound) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"]]:
+        """Train losses, and query losses followed by the further observables, at the bound weights."""
+
+        def everything(module: nn.Module) -> tuple[Tensor, Tensor]:
+            train = per_example(self.loss, module, self.train_batches, "loss_fn")
+            return train, self._columns(module, train if self.query is self.train else None)
+
+        with torch.no_grad():
+            return bound.call(everything)
+
+    def measure_tokens(
+        self, bound: Bound
+    ) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"], tuple[TokenValues, TokenValues]]:
+        """What `measure` gives, with the losses of single tokens of train and query examples.
+
+        Raises:
+            ValueError: the loss function does not return losses of tokens.
+        """
+        function = self.tokens or self.loss
+
+        def everything(module: nn.Module) -> tuple[Tensor, Tensor, tuple[TokenValues, TokenValues]]:
+            train = token_values(function, module, self.train_batches)
+            query = train if self.query is self.train else token_values(function, module, self.query_batches)
+            return train.sums, self._columns(module, query.sums), (train, query)
+
+        with torch.no_grad():
+            return bound.call(everything)
+
+    def measure_columns(self, bound: Bound) -> Float[Tensor, " column"]:
+        """Query losses followed by the further observables alone, at the bound weights."""
+        with torch.no_grad():
+            return bound.call(lambda module: self._columns(module, None))
+
+    def _columns(self, module: nn.Module, query: Tensor | None) -> Tensor:
+        if query is None:
+            query = per_example(self.loss, module, self.query_batches, "loss_fn")
+        further = [o.measure(module, self.query_batches, query).to(query) for o in self.observables]
+        return torch.cat([query, *further]) if further else query
+
+    def add_gradient(self, bound: Bound, minibatch: Minibatch, factor: float = 1.0) -> None:
+        """Add the gradient of (factor x) the mean loss of a minibatch to the bound weights' gradient."""
+        factor *= minibatch.weight
+
+        def backward(module: nn.Module) -> None:
+            loss = self.objective(module, minibatch.batch)
+            loss.backward(None if factor == 1 else torch.full_like(loss, factor))
+
+        bound.call(backward)
+
+    def gradient(
+        self, host: Host, weights: Weights, bound: Bound, parts: Minibatch | Sequence[tuple[Minibatch, float]]
+    ) -> None:
+        """Write the gradient of the mean loss of a minibatch, or of the sum of such means, each with its share, by the
+        largest scale that does not overflow."""
+        shared = [(parts, 1.0)] if isinstance(parts, Minibatch) else parts
+        scale = self.loss_scale
+        while True:
+            weights.gradient.zero_()
+            for minibatch, share in shared:
+                self.add_gradient(bound, minibatch, scale * share)
+            if scale <= 1 or math.isfinite(host.norm(weights.gradient)):
+                break
+            scale /= 2
+        if scale != 1:
+            weights.gradient.div_(scale)
+
+    def mean_loss(self, bound: Bound, minibatch: Minibatch) -> float:
+        """The mean loss of a minibatch, of all its parts, at the bound weights."""
+        with torch.no_grad():
+            loss = bound.call(lambda module: self.objective(module, minibatch.batch))
+        parts = self.split.gathered(loss.detach().double() * minibatch.weight)
+        return sum(float(part) for part in parts) / len(parts)
+
+
+@contextmanager
+def eagerly() -> Generator[None]:
+    """Compiled modules run as written: chains would make the compiler trace them again, and use up its patience."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing the compiler takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """The module in evaluation mode, so that an example's loss is its own; each part's flag is put back."""
+    flags = [(part, part.training) for part in module.modules()]
+    for part, _ in flags:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag

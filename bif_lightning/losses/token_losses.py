@@ -1,0 +1,132 @@
+"""Losses of single tokens: what a loss function returns of them, and their values at given weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bif_lightning.data.dataset import Batch
+from bif_lightning.losses.observables import Batches, DividedBatches, LossFn, checked_rows
+
+_LEARN = (
+    "return [batch, token] losses, or (losses, mask) with a mask that is False where a token has none; "
+    "bif_lightning.token_losses(logits, labels) makes both, and bif_lightning.causal_lm_loss is a loss_fn by itself"
+)
+
+
+def present(loss_fn: LossFn) -> Callable[[nn.Module, Batch], Tensor]:
+    """The same losses as one tensor: those of tokens that the mask calls absent are 0, so that they add nothing."""
+
+    def losses(module: nn.Module, batch: Batch) -> Tensor:
+        found = loss_fn(module, batch)
+        if not isinstance(found, tuple):
+            return found
+        values, mask = _pair(found)
+        return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+    return losses
+
+
+def by_token(found: Any, count: int) -> tuple[Float[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
+    """Losses and mask of a batch of so many examples, from what a loss function returned.
+
+    Raises:
+        ValueError: they are not those of tokens.
+    """
+    losses, mask = _pair(found) if isinstance(found, tuple) else (found, None)
+    if not isinstance(losses, Tensor) or losses.dim() != 2 or len(losses) != count:
+        shape = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"loss_fn: {shape} for a batch of {count} examples, and per_token=True; {_LEARN}")
+    if mask is None:
+        mask = torch.ones_like(losses, dtype=torch.bool)
+    return losses, mask
+
+
+def _pair(found: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    if len(found) != 2 or not all(isinstance(part, Tensor) for part in found):
+        kinds = ", ".join(type(part).__name__ for part in found)
+        raise ValueError(f"loss_fn returned a tuple ({kinds}); {_LEARN}")
+    losses, mask = found
+    if mask.dtype != torch.bool or mask.shape != losses.shape:
+        raise ValueError(
+            f"loss_fn returned losses of shape {list(losses.shape)} and a mask of shape {list(mask.shape)}, "
+            f"{mask.dtype}; the mask must be a tensor of bool in the shape of the losses"
+        )
+    return losses, mask
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """Losses of a whole set, one example after the other.
+
+    Attributes:
+        sums: of each example, over its tokens, nats.
+        values: of each token that is present, nats.
+        masks: of each batch, which tokens are.
+    """
+
+    sums: Float[Tensor, " example"]
+    values: Float[Tensor, " token"]
+    masks: Sequence[Bool[Tensor, "_ _"]]
+
+    def places(self) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
+        """The example of each token, and its place in it."""
+        found, start = list[Tensor](), 0
+        for mask in self.masks:
+            place = mask.nonzero().cpu()
+            place[:, 0] += start
+            found.append(place)
+            start += len(mask)
+        whole = torch.cat(found)
+        return whole[:, 0], whole[:, 1]
+
+    def check_same(self, other: "TokenValues") -> None:
+        """Refuse losses of other tokens than these.
+
+        Raises:
+            ValueError: a mask is another one.
+        """
+        for mask, there in zip(self.masks, other.masks, strict=True):
+            if not torch.equal(mask, there):
+                raise ValueError(
+                    f"loss_fn gave {int(there.sum())} tokens of a batch a loss, and {int(mask.sum())} at the snapshot: "
+                    "which tokens are present must depend on the data alone, not on the weights or on chance"
+                )
+
+
+def token_values(function: LossFn, module: nn.Module, batches: Batches) -> TokenValues:
+    """Losses of all tokens of a fixed set. Collective where ranks measure it together.
+
+    Raises:
+        ValueError: the loss function does not return those of tokens.
+    """
+    divided = isinstance(batches, DividedBatches)
+    found = [_measured(function, module, *batch) for batch in (batches.own if divided else batches)]
+    if divided:
+        found = _assembled(batches, found)
+    sums, values, masks = list[Tensor](), list[Tensor](), list[Tensor]()
+    for (losses, mask), (_, count) in zip(found, batches, strict=True):
+        sums.append(checked_rows(losses.where(mask, losses.new_zeros(())), count, "loss_fn"))
+        kept = losses[mask]
+        values.append(kept if kept.dtype == torch.float64 else kept.float())
+        masks.append(mask)
+    return TokenValues(torch.cat(sums), torch.cat(values), masks)
+
+
+def _measured(function: LossFn, module: nn.Module, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+    losses, mask = by_token(function(module, batch), count)
+    return losses.detach(), mask.detach()
+
+
+def _assembled(batches: DividedBatches, own: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Losses and masks of all batches, each of a width of its own, from this rank's."""
+    known = batches.assembled([mask.new_full((len(mask),), mask.shape[1], dtype=torch.int64) for _, mask in own])
+    widths = [int(width[0]) for width in known]
+    most = max(widths)
+    wide = [[nn.functional.pad(each, (0, most - each.shape[1])) for each in pair] for pair in own]
+    losses = batches.assembled([pair[0] for pair in wide])
+    masks = batches.assembled([pair[1].to(torch.uint8) for pair in wide])
+    return [(value[:, :w], mask[:, :w].bool()) for value, mask, w in zip(losses, masks, widths, strict=True)]

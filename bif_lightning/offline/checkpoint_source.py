@@ -1,0 +1,57 @@
+"""Where saved weights come from: checkpoints that are there, or snapshots as a training run leaves them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from bif_lightning.trainer.checkpoints import Saved, find_checkpoints, in_order, look_at
+from bif_lightning.trainer.snapshot_files import has_ended
+
+
+@dataclass
+class Source:
+    """Where saved weights come from.
+
+    Args:
+        paths: checkpoints, and folders of them.
+        ends: a folder in which the end of a training run is told; None where all are there from the start.
+        idle: seconds without anything to do after which no more are waited for.
+    """
+
+    paths: Sequence[str | Path]
+    ends: Path | None = None
+    idle: float | None = None
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    _known: dict[Path, Saved] = field(default_factory=dict[Path, Saved])
+
+    def look(self) -> tuple[list[Saved], bool]:
+        """All that are there, in the order of their steps, and whether more may come.
+
+        Raises:
+            ValueError: two of one step.
+        """
+        over = self.ends is None or has_ended(self.ends)  # asked first: the last snapshot comes before the end
+        try:
+            paths = find_checkpoints(self.paths)
+        except FileNotFoundError:
+            if self.ends is None:
+                raise
+            paths = []
+        self._known = {path: saved for path, saved in self._known.items() if path in paths}
+        for path in paths:
+            if path not in self._known and str(path) not in self.failed:
+                self._look_at(path)
+        return in_order(self._known.values()), not over
+
+    def _look_at(self, path: Path) -> None:
+        try:
+            self._known[path] = look_at(path)
+        except (ValueError, OSError) as error:
+            self.fail(path, error)
+
+    def fail(self, path: Path, error: Exception) -> None:
+        """Keep why a checkpoint has no dump; it is not tried again."""
+        self.failed[str(path)] = str(error)
+        rank_zero_warn(f"no dump of {path}: {error}")

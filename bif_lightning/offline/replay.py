@@ -1,0 +1,286 @@
+"""Snapshots taken from saved weights, where a fit would begin: which are due, who does them, what became of them."""
+
+import json
+import time
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from bif_lightning.archive.read.index import dump_paths, read_index
+from bif_lightning.archive.schema import dump_name
+from bif_lightning.config import SGLD, Chains, Pairs
+from bif_lightning.distributed.leases import Claims
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.estimation.forecast import Forecast
+from bif_lightning.offline.chain_exchange import ChainExchange
+from bif_lightning.offline.checkpoint_source import Source
+from bif_lightning.results.settings import Settled
+from bif_lightning.sampling.context import placement_of
+from bif_lightning.trainer.checkpoints import Saved, load_weights
+from bif_lightning.trainer.exceptions import PreemptedError, is_fatal, is_full, is_preemption
+from bif_lightning.trainer.interrupts import interrupts_wait
+from bif_lightning.trainer.outputs import check_unused
+from bif_lightning.trainer.problem import Request
+from bif_lightning.trainer.progress import Overview
+from bif_lightning.trainer.session import Session, say
+from bif_lightning.trainer.setup import Wanted, check_same, open_session
+from bif_lightning.trainer.snapshot_files import Left, left_by
+
+_POLL_SECONDS = 1.0
+_CLAIMS, _CHAINS = "claims", "chains"
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """What became of the checkpoints.
+
+    Attributes:
+        directory: of the dumps; `open_run` reads them.
+        written: steps whose dumps were written now.
+        present: steps whose dumps others wrote, or were there already.
+        failed: why a checkpoint has no dump, by its path.
+        expected: what each was forecast to take.
+    """
+
+    directory: Path
+    written: tuple[int, ...] = ()
+    present: tuple[int, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict[str, str])
+    expected: Forecast | None = None
+
+    def __str__(self) -> str:
+        """What was done, a line each."""
+        lines = [f"{len(self.written)} dumps written, {len(self.present)} were there already: {self.directory}"]
+        if self.expected is not None:
+            lines.append(f"A checkpoint takes {self.expected}")
+        lines += [f"No dump of {path}: {why}" for path, why in self.failed.items()]
+        return "\n".join(lines)
+
+
+class Replay:
+    """The snapshots of one call.
+
+    Args:
+        request, wanted: what to attribute, and how; as of the callback.
+        directory: of the dumps.
+        source: of the weights.
+        dry_run: forecast only.
+        overview: where progress is shown.
+    """
+
+    def __init__(
+        self, request: Request, wanted: Wanted, directory: Path, source: Source, *, dry_run: bool, overview: Overview
+    ) -> None:
+        self.request, self.wanted, self.directory, self.source = request, wanted, directory, source
+        self.dry_run, self.overview = dry_run, overview
+        self.claims = Claims(directory / _CLAIMS)
+        self.seen, self.written = set[int](), list[int]()
+        self.expected: Forecast | None = None
+        self._session: Session | None = None
+        self._found: Mapping[str, Any] | None = None
+
+    def result(self) -> Attributed:
+        """What became of the checkpoints."""
+        there = sorted(step for step in self.seen if self._has_dump(step) and step not in self.written)
+        return Attributed(self.directory, tuple(self.written), tuple(there), self.source.failed, self.expected)
+
+    def run(self, trainer: Any, module: Any) -> None:
+        """Attribute whatever has no dump yet, until no more can come. Collective.
+
+        Raises:
+            ValueError: none of the checkpoints can be read, or the folder is of other data or settings.
+        """
+        placement = placement_of(module)
+        with placement.together("looking at the folder"):
+            self._check_folder()
+        with self.overview.shown():
+            self._work(trainer, module, placement)
+
+    def _work(self, trainer: Any, module: Any, placement: Placement) -> None:
+        quiet_since, waiting = time.monotonic(), False
+        while True:
+            due, more = placement.from_first(self._due() if placement.rank == 0 else ([], False))
+            if not due and not more:
+                return
+            done = sum(self._attempt(trainer, module, placement, saved) for saved in due)
+            if self.dry_run and self._session is not None:
+                return
+            if done:
+                quiet_since, waiting = time.monotonic(), False
+                continue
+            if not waiting:
+                say(trainer, f"BIF: waiting for {'others' if due else 'snapshots'} in {self.directory}; Ctrl-C stops")
+            waiting, idle = True, time.monotonic() - quiet_since
+            if placement.from_first(self.source.idle is not None and idle > self.source.idle):
+                return
+            self._rest(trainer, placement, anything=bool(due))
+
+    def _rest(self, trainer: Any, placement: Placement, *, anything: bool) -> None:
+        """Wait a moment, for snapshots or for others that work on them."""
+        if placement.from_first(trainer.received_sigterm):
+            raise PreemptedError("SIGTERM was received")
+        time.sleep(_POLL_SECONDS)
+        if not anything and self.overview.pace.began is not None:
+            self.overview.pace.idle += _POLL_SECONDS
+
+    def _check_folder(self) -> None:
+        """Whatever is due: a folder of another run, or of other settings, is not to be mixed with."""
+        left = left_by(self.directory)
+        if left is None:
+            check_unused(self.directory)
+        else:
+            check_same("settings", left.settings, _plain(self.wanted.settings))
+
+    def _due(self) -> tuple[list[Saved], bool]:
+        saved, more = self.source.look()
+        if not saved and not more and not self.seen:
+            failed = self.source.failed
+            raise ValueError(f"none of {len(failed)} checkpoints can be read; the first: {next(iter(failed.values()))}")
+        self.seen |= {each.step for each in saved}
+        failed = self.source.failed
+        due = [each for each in saved if str(each.path) not in failed and not self._has_dump(each.step)]
+        self._tell()
+        # Until "auto" has settled something that lasts, snapshots come one at a time: the next may settle it for all.
+        unsettled = self._unsettled()
+        return due[:1] if unsettled else due, more or (unsettled and len(due) > 1)
+
+    def _tell(self) -> None:
+        if not self.dry_run:
+            done = sum(self._has_dump(step) for step in self.seen)
+            self.overview.count(done, max(done, len(self.seen) - len(self.source.failed)))
+
+    def _dumps(self) -> list[Path]:
+        return dump_paths(self.directory) if self.directory.is_dir() else []
+
+    def _has_dump(self, step: int) -> bool:
+        return (self.directory / dump_name(step)).is_file()
+
+    def _attempt(self, trainer: Any, module: Any, placement: Placement, saved: Saved) -> bool:
+        """Whether something was done for this checkpoint here, if only to find that it fails. Collective."""
+        with interrupts_wait(), self._claimed(placement, saved) as mine:
+            if not mine:
+                return self._help(trainer, module, placement, saved)
+            try:
+                self._load(module, saved)
+                session = self._opened(trainer, module)
+                if self.dry_run:
+                    return True
+                exchange = self._exchange(saved, finishes=True) if self._shares(placement, session) else None
+                session.snapshot(trainer, module, saved.moment, exchange)
+            except (MisconfigurationException, _RefusedError):
+                raise
+            except (ValueError, OSError, RuntimeError) as error:
+                if _ends_all(error):
+                    raise
+                self.source.fail(saved.path, error)
+            else:
+                self.written.append(saved.step)
+                if exchange is not None:
+                    exchange.clear()
+            self._tell()
+            return True
+
+    def _help(self, trainer: Any, module: Any, placement: Placement, saved: Saved) -> bool:
+        """Run chains of a snapshot that another worker finishes; whether there were any."""
+        if placement.world_size > 1 or self._unsettled() or self._has_dump(saved.step):
+            return False
+        exchange = self._exchange(saved, finishes=False)
+        try:
+            self._load(module, saved)
+            session = self._opened(trainer, module)
+            if self._shares(placement, session):
+                session.snapshot(trainer, module, saved.moment, exchange)
+        except (MisconfigurationException, _RefusedError):
+            raise
+        except (ValueError, OSError) as error:
+            if _ends_all(error):
+                raise
+            return False  # whoever finishes it meets the same, and says so
+        return exchange.ran > 0
+
+    def _exchange(self, saved: Saved, *, finishes: bool) -> ChainExchange:
+        return ChainExchange(self.directory / _CHAINS / f"step={saved.step:09d}", self.claims, finishes)
+
+    def _shares(self, placement: Placement, session: Session) -> bool:
+        """Whether single chains are worth dividing: where they are what takes the time. Tokens stay where they were."""
+        chains = session.sampler == "auto" or isinstance(session.sampler, SGLD | Pairs)
+        return placement.world_size == 1 and chains and not self.request.per_token
+
+    @contextmanager
+    def _claimed(self, placement: Placement, saved: Saved) -> Generator[bool]:
+        """Rank 0 claims for all of this worker's ranks."""
+        with ExitStack() as held:
+            mine = self.dry_run
+            with placement.together(f"claiming step {saved.step}"):
+                if placement.rank == 0 and not self.dry_run:
+                    mine = held.enter_context(self.claims.claimed(dump_name(saved.step)))
+                    mine = mine and not self._has_dump(saved.step)
+            yield placement.from_first(mine)
+
+    def _load(self, module: Any, saved: Saved) -> None:
+        with placement_of(module).together(f"loading {saved.path.name}"):
+            load_weights(module, saved.path)
+
+    def _opened(self, trainer: Any, module: Any) -> Session:
+        """The session, made at the first weights: losses are proved at weights that they were trained at."""
+        settled = self._session.settled if self._session else None
+        if settled is None:  # other workers may have settled it since
+            placement = placement_of(module)
+            with placement.together("reading what was settled"):
+                settled = self._settled()
+            settled = placement.from_first(settled)
+        if self._session is None:
+            left = left_by(self.directory)
+            try:
+                self._session = open_session(
+                    trainer,
+                    module,
+                    self.request,
+                    self.wanted,
+                    None if self.dry_run else self.directory,
+                    fresh=left is None,
+                    data={} if left is None else left.data,
+                    settled=settled,
+                )
+                self.expected = self._session.announce(trainer, module)
+            except (ValueError, TypeError, OSError) as error:
+                raise _RefusedError(str(error)) from error
+            if left is None and not self.dry_run and placement_of(module).rank == 0:
+                Left(self.wanted.settings, self._session.outputs.fingerprints).write(self.directory)
+        self._session.settled = settled
+        return self._session
+
+    def _unsettled(self) -> bool:
+        return self.wanted.sampler in (None, "auto") and self._kept() is None
+
+    def _kept(self) -> Mapping[str, Any] | None:
+        """The settings that the run keeps: those of the first dump that does not have its own."""
+        if self._found is None:
+            stored = (json.loads(read_index(path).settings) for path in self._dumps())
+            self._found = next((settings for settings in stored if settings.get("lasting", True)), None)
+        return self._found
+
+    def _settled(self) -> Settled | None:
+        """What the run settled on, as its dumps have it; only "auto" finds what it was not given, and is SGLD."""
+        kept = self._kept() if self.wanted.sampler in (None, "auto") else None
+        if kept is None or kept["sampler"]["kind"] != SGLD.__name__:
+            return None
+        sampler = {name: value for name, value in kept["sampler"].items() if name != "kind"}
+        return Settled(SGLD(**sampler), Chains(**kept["chains"]), kept.get("reasons", ""))
+
+
+class _RefusedError(ValueError):
+    """The arguments cannot work at any checkpoint."""
+
+
+def _ends_all(error: Exception) -> bool:
+    """Whether no other snapshot could be done either."""
+    return is_fatal(error) or is_full(error) or is_preemption(error)
+
+
+def _plain(values: Any) -> Any:
+    return json.loads(json.dumps(values, default=str))

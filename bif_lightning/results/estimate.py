@@ -1,0 +1,241 @@
+"""What one snapshot gives: matrices, their errors, and what the chains looked like. NumPy only, no torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from bif_lightning.config import Chains, Sampler
+from bif_lightning.results.tokens import Tokens
+
+INFLUENCE_SIGN = (
+    "influence = -Cov(train loss, observable) over the draws: what happens to the observable when the train "
+    "example gets more weight. Of a query's loss, negative = that loss falls = the train example helps."
+)
+CONDITIONED_SIGN = (
+    "conditioned influence = the influence after a Kalman update of the draws on the train losses, a sharper "
+    "posterior. Its sign is that of the influence: of a query's loss, negative = the train example helps."
+)
+CORRELATION_SIGN = (
+    "correlation = +Corr(train loss, observable) over the draws, in [-1, 1]. Of a query's loss, positive = "
+    "the train example helps, negative = it hurts."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMeans:
+    """Mean influence of all train examples of one label on all queries of another.
+
+    Cov is bilinear, so the mean over a block is itself an influence (of the mean losses of two groups), and
+    its standard error is computed as such, from the draws: entries of a block are far from independent.
+
+    Attributes:
+        train_labels, query_labels: the label of each row and column, ascending.
+        influence, correlation: block means of the matrices of the same name.
+        influence_standard_error, correlation_standard_error: Monte Carlo standard errors of the block means.
+    """
+
+    train_labels: Int[np.ndarray, " train_label"]
+    query_labels: Int[np.ndarray, " query_label"]
+    influence: Float[np.ndarray, "train_label query_label"]
+    influence_standard_error: Float[np.ndarray, "train_label query_label"]
+    correlation: Float[np.ndarray, "train_label query_label"]
+    correlation_standard_error: Float[np.ndarray, "train_label query_label"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """Influence of every train example (rows) on every column of one observable.
+
+    Attributes:
+        name: of the observable; "loss" for the losses of the query examples.
+        unit: of the observable ("nat" for a loss, "1" for a fraction).
+        columns: None where the columns are the query examples themselves, else a name for each column
+            (the groups of a group mean, the one value of a metric).
+        influence: −Cov(l_i, phi_j), in nat x unit.
+        influence_standard_error: Monte Carlo standard error of each entry, same unit.
+        correlation: +Corr(l_i, phi_j) in [−1, 1]; NaN where either side never varied.
+        correlation_standard_error: Monte Carlo standard error of each entry.
+        mean, std: of the observable over the draws, in its unit.
+        conditioned: the conditioned influence (`statistics.conditioned`), in the unit of the influence; None where
+            it was not asked for, or the draws do not serve for it.
+        conditioned_standard_error: Monte Carlo standard error of each entry, same unit.
+    """
+
+    name: str
+    unit: str
+    columns: tuple[str, ...] | None
+    influence: Float32[np.ndarray, "train column"]
+    influence_standard_error: Float32[np.ndarray, "train column"]
+    correlation: Float32[np.ndarray, "train column"]
+    correlation_standard_error: Float32[np.ndarray, "train column"]
+    mean: Float[np.ndarray, " column"]
+    std: Float[np.ndarray, " column"]
+    conditioned: Float32[np.ndarray, "train column"] | None = None
+    conditioned_standard_error: Float32[np.ndarray, "train column"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """One chain that left the posterior. `draw` counts recorded draws from 0; −1 is within burn-in."""
+
+    chain: int
+    draw: int
+    step: int
+    loss_before: float
+    loss: float
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """Did the chains do their work? All of the mean train loss, over the chains that did not diverge.
+
+    Attributes:
+        rhat: split R-hat; near 1 = the chains agree on the mean loss. Says nothing about the influence.
+        ess: effective number of independent draws behind the mean loss, of chains x draws.
+        llc: local learning coefficient estimate  nβ·(mean loss over draws − loss at w*), in nats.
+        llc_standard_error: of it, from the spread over chains (over batches of draws for one chain).
+        drift: second-half minus first-half mean loss of the chains, in standard errors of that difference.
+        score_agreement: median over queries of the Spearman correlation between the influence columns of one
+            half of the chains and the other half; of `Subspace`, between two halves of the training examples that the
+            curvature was measured on. Agreement of noise only: a bias agrees with itself.
+        group_agreement: median over queries of the correlation of these two columns, which is that of the summed
+            influence of random groups of train examples by either half (`diagnostics.group_agreement`).
+        noise_ratio: variance that minibatches give a step of SGLD, in that of its own noise, in the direction where it
+            is largest; above about 1 the draws are hotter than the posterior. NaN where it was not measured.
+        llc_ratio: LLC over half the effective dimension of the loss at w*, which it is near a minimum. Below 0 = drift,
+            far above 1 = the chains left the neighbourhood that the curvature describes. Of `Subspace` it checks the
+            closed form, by draws that do not enter the matrices. NaN where not measured.
+        control_agreement: median over queries of the Spearman correlation of the influence with that of draws of the
+            pull alone (nβ = 0): what noise without the posterior's geometry already gives. NaN where not measured.
+    """
+
+    rhat: float
+    ess: float
+    llc: float
+    llc_standard_error: float
+    drift: float
+    score_agreement: float
+    group_agreement: float = math.nan
+    noise_ratio: float = math.nan
+    llc_ratio: float = math.nan
+    control_agreement: float = math.nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a snapshot can be trusted.
+
+    Attributes:
+        word: the verdict.
+        sentence: why, with the numbers.
+        advice: the knob to turn; empty where it is good.
+    """
+
+    word: Literal["good", "noisy", "drifting", "not local", "diverged"]
+    sentence: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.sentence}" + (f"; {self.advice}" if self.advice else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traces:
+    """Every recorded draw: enough to compute any other normalisation, ridge or error later."""
+
+    train: Float32[np.ndarray, "chain draw train"]
+    columns: Mapping[str, Float32[np.ndarray, "chain draw column"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an estimate took: seconds of wall time, SGLD steps of all chains, and bytes beyond the model."""
+
+    seconds: float
+    steps: int
+    workers: int
+    extra_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The Bayesian influence at one snapshot.
+
+    Attributes:
+        losses: influence on the loss of every query example.
+        observables: influence on every further observable, by name.
+        train_mean, train_std: loss of each train example over the draws, nats.
+        snapshot_loss: mean train loss at w*, nats.
+        chain_ids: the chains behind the matrices, those that did not diverge.
+        loss_trace: mean train loss at each draw of those chains, nats.
+        distance_trace: ‖w − w*‖ at each draw of those chains.
+        label_means: block means over labels, where both sides have labels; else None.
+        traces: every draw, where they were asked for; else None.
+        ridge: r of the conditioned influence, nat²; None where there is none.
+        effective_dimension: d_eff of the posterior, where the sampler knows it (`Subspace`); else None.
+        sampler, chains: the settings that were used.
+        parameters: names of the sampled parameters.
+        num_weights: number of sampled weights, d.
+        notes: what a reader of the numbers should know, in sentences.
+        top_stability: of each query, the share of its 10 most helpful and 10 most harmful train examples by one half of
+            the draws that the other half finds too (of `Subspace`, by halves as for `score_agreement`); NaN for queries
+            that were not compared (64 at most are). None where it was not computed.
+        tokens: influence token by token, where `per_token` asked for it; else None.
+        reasons: how the settings were found, in words; empty for settings that were given.
+        lasting: whether the settings are those of the run; else they were found for this snapshot alone.
+    """
+
+    losses: Influence
+    observables: Mapping[str, Influence]
+    train_mean: Float[np.ndarray, " train"]
+    train_std: Float[np.ndarray, " train"]
+    snapshot_loss: float
+    chain_ids: tuple[int, ...]
+    loss_trace: Float[np.ndarray, "chain draw"]
+    distance_trace: Float[np.ndarray, "chain draw"]
+    divergences: tuple[Divergence, ...]
+    diagnostics: Diagnostics
+    cost: Cost
+    sampler: Sampler
+    chains: Chains
+    parameters: tuple[str, ...]
+    num_weights: int
+    ridge: float | None = None
+    effective_dimension: float | None = None
+    label_means: LabelMeans | None = None
+    traces: Traces | None = None
+    notes: tuple[str, ...] = field(default=())
+    top_stability: Float[np.ndarray, " query"] | None = None
+    tokens: Tokens | None = None
+    reasons: str = ""
+    lasting: bool = True
+
+    @property
+    def influence(self) -> Float32[np.ndarray, "train query"]:
+        """−Cov of train losses and query losses, nat²; negative = helps."""
+        return self.losses.influence
+
+    @property
+    def conditioned(self) -> Float32[np.ndarray, "train query"] | None:
+        """The influence after the draws have been told the training losses, nat²; negative = helps."""
+        return self.losses.conditioned
+
+    @property
+    def correlation(self) -> Float32[np.ndarray, "train query"]:
+        """+Corr of train losses and query losses; positive = helps."""
+        return self.losses.correlation
+
+    def settings(self) -> dict[str, Any]:
+        """Sampler and chain settings as plain JSON-able values."""
+        kind = {"kind": type(self.sampler).__name__}
+        return {
+            "sampler": kind | asdict(self.sampler),
+            "chains": asdict(self.chains),
+            "reasons": self.reasons,
+            "lasting": self.lasting,
+        }

@@ -1,0 +1,337 @@
+"""From products of token losses to influence and correlation with standard errors: blocks, and means over groups.
+
+The equations are those of `influence` and `errors`, for NumPy arrays, so that a dump is read without torch.
+
+Means of token influence over groups of tokens, such as all digits or all brackets, with standard errors.
+
+Cov is bilinear: a mean over pairs of tokens is itself an influence, of the mean losses of two groups, and its error is
+computed as such, since entries of a block are far from independent. A mean correlation is that of the standardized
+losses, and its error that of the mean of the linearizations of all pairs (`influence.correlation`):
+
+    ψ_k = mean_k(ū·v̄) − ½·(mean_i mean_k(u_i²)·R_iB + mean_j mean_k(v_j²)·R_Aj),
+
+with R_iB the mean correlation of token i with group B: no matrix of pairs is ever made.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bif_lightning.results.token_products import Law, Product, Side, Values
+from bif_lightning.storage.scratch import Spec, Storage
+
+Quantity = Literal["correlation", "influence"]
+
+MOST_BYTES = 1 << 30
+"""Memory that token traces, or a token matrix, may take: 1 GiB; beyond, they lie in a temporary file."""
+
+_TILE_BYTES = 1 << 21  # of the products of one tile, to stay in cache while they are summed
+_VALUE_BYTES = 1 << 26  # of what is known of the tokens of one tile
+_BAND_BYTES, _LEAST_BAND = 1 << 24, 64  # of the rows that are made at a time, and how many these are at least
+_SKEWNESS, _MOST_SKEWED = 1.08, 2.0  # as in `errors.skewed`
+
+Entries = tuple[Float[np.ndarray, "row column"], Float[np.ndarray, "row column"]]
+"""Values and their standard errors."""
+
+
+class Source(Protocol):
+    """What is known of the tokens of one axis, in memory or on disk."""
+
+    def take(self, tokens: Int[np.ndarray, " token"]) -> Values:
+        """Of these tokens."""
+        ...
+
+    def whole(self) -> Values:
+        """Of all of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is known of the tokens of one axis, in memory or mapped to it."""
+
+    values: Values
+
+    def take(self, tokens: Int[np.ndarray, " token"]) -> Values:
+        """Of these tokens; a view of neighbours."""
+        first, last = (int(tokens[0]), int(tokens[-1])) if len(tokens) else (0, -1)
+        neighbours = last - first + 1 == len(tokens) and bool((np.diff(tokens) == 1).all())
+        return self.values[..., first : last + 1] if neighbours else self.values[..., tokens]
+
+    def whole(self) -> Values:
+        """Of all of them."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How wide errors are made, settled once for a whole estimate (`errors.Reach`).
+
+    Attributes:
+        influence, correlation: factors on the spread of batches; NaN where the draws are too few to tell.
+        influence_draws: independent draws that the entries are worth.
+    """
+
+    influence: float
+    influence_draws: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class TokenMatrix:
+    """Entries of some train tokens (rows) and query tokens (columns).
+
+    Attributes:
+        value: influence in nat² (negative = helps), or correlation in [−1, 1] (positive = helps; NaN where a loss never
+            varied).
+        standard_error: Monte Carlo standard error of each entry; None where it was not asked for.
+    """
+
+    value: Float[np.ndarray, "row column"]
+    standard_error: Float[np.ndarray, "row column"] | None
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Makes blocks of the token matrices, tile by tile.
+
+    Attributes:
+        law: how what is known of tokens makes covariances.
+        widths: of the errors.
+        train, query: what is known of the tokens of either axis.
+        item: bytes of what is known of one token, to choose tiles by.
+    """
+
+    law: Law
+    widths: Widths
+    train: Source
+    query: Source
+    item: int
+
+    def matrix(
+        self,
+        rows: Int[np.ndarray, " row"],
+        columns: Int[np.ndarray, " column"],
+        quantity: Quantity,
+        *,
+        errors: bool = True,
+        budget: int = MOST_BYTES,
+        product: Product = np.matmul,
+    ) -> TokenMatrix:
+        """All entries of these tokens; beyond the budget (bytes) in a temporary file.
+
+        Args:
+            product: multiplies matrices where no errors are asked for.
+
+        Raises:
+            OSError: there is no room for the file.
+        """
+        storage = Storage([Spec((len(rows), len(columns)), np.float32)] * (1 + errors), budget)
+        standardized = quantity == "correlation"
+        held, at_once = None, self.width
+        if len(columns) <= self.width:
+            held = list(self.sides(self.query, columns, standardized=standardized))
+            fitting = _BAND_BYTES // (4 * (1 + errors) * max(1, len(columns)))
+            at_once = min(at_once, max(_LEAST_BAND, fitting))
+        for here, side in self.sides(self.train, rows, standardized=standardized, at_once=at_once):
+            band = np.empty((1 + errors, len(side), len(columns)), np.float32)
+            for there, other in held or self.sides(self.query, columns, standardized=standardized):
+                if errors:
+                    self._fill(band[:, :, there], side, other, quantity)
+                else:
+                    self._fill_values(band[0, :, there], self.law.covariance(side, other, product), quantity)
+            for place, part in enumerate(band):
+                storage.write(place, here, part)
+        storage.close()
+        value, *error = storage.arrays
+        return TokenMatrix(value, error[0] if error else None)
+
+    @property
+    def width(self) -> int:
+        """Tokens whose values are held at a time."""
+        return max(1, _VALUE_BYTES // self.item)
+
+    def sides(
+        self,
+        source: Source,
+        tokens: Int[np.ndarray, " token"],
+        *,
+        standardized: bool = False,
+        at_once: int | None = None,
+    ) -> Iterator[tuple[slice, Side]]:
+        """The tokens, so many at a time, with their places among all; in units of their standard deviations or not.
+
+        A loss that never varied is NaN in units of its own.
+        """
+        for here in _slices(len(tokens), at_once or self.width):
+            side = self.law.side(source.take(tokens[here]))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                yield here, side.scaled(1 / np.sqrt(self.law.share @ side.variance)) if standardized else side
+
+    @staticmethod
+    def _fill_values(
+        out: Float[np.ndarray, "row column"], covariance: Float[np.ndarray, "row column"], quantity: Quantity
+    ) -> None:
+        if quantity == "influence":
+            np.negative(covariance, out=out, casting="same_kind")
+        else:
+            np.clip(covariance, -1, 1, out=out, casting="same_kind")
+
+    def _fill(self, out: Float[np.ndarray, "kind row column"], train: Side, query: Side, quantity: Quantity) -> None:
+        side = max(1, int((_TILE_BYTES / (train.values.itemsize * len(self.law.share))) ** 0.5))
+        across = [(columns, query.part(columns)) for columns in _slices(len(query), side)]
+        for rows in _slices(len(train), side):
+            some = train.part(rows)
+            for columns, other in across:
+                found = entries(self.law, self.widths, some, other, quantity)
+                out[0, rows, columns], out[1, rows, columns] = found
+
+
+def entries(law: Law, widths: Widths, train: Side, query: Side, quantity: Quantity) -> Entries:
+    """Influence or correlation of some tokens, with standard errors."""
+    return (influence if quantity == "influence" else correlation)(law, widths, train, query)
+
+
+def influence(law: Law, widths: Widths, train: Side, query: Side) -> Entries:
+    """−Cov and its standard error."""
+    weighted = law.products(train, query)
+    value = weighted.sum(0)
+    spread = spread_of(weighted, value, law.share)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        squared = np.nan_to_num(np.square(np.clip(value / _stds(law, train, query), -1, 1)))
+    return -value, np.hypot(spread * skewed(squared, widths) * widths.influence, _lacking(law, train, query))
+
+
+def skewed(squared: Float[np.ndarray, "*entry"], widths: Widths) -> Float[np.ndarray, "*entry"]:
+    """What the skewness of a product of two losses, of this squared correlation, makes of its error."""
+    excess = squared * np.square(2 * squared + 6) / (1 + squared) ** 3
+    return np.minimum(1 + _SKEWNESS / widths.influence_draws * excess, _MOST_SKEWED)
+
+
+def correlation(law: Law, widths: Widths, train: Side, query: Side) -> Entries:
+    """+Corr of standardized losses and its standard error, that of its linearization in the draws."""
+    moved = law.products(train, query)
+    value = np.clip(moved.sum(0), -1, 1)
+    half, own = 0.5 * value, np.empty_like(value)
+    for each, rows, columns, share in zip(moved, train.variance, query.variance, law.share, strict=True):
+        # In place, here and below: memory traffic is the cost.
+        np.add((share * rows).astype(own.dtype)[:, None], (share * columns).astype(own.dtype), out=own)
+        own *= half
+        each -= own
+    lacking = [law.centre_scale * np.square(side.means).sum(0) for side in (train, query)]
+    bias = _lacking(law, train, query) - 0.5 * value * (lacking[0][:, None] + lacking[1])
+    return value, np.hypot(spread_of(moved, moved.sum(0), law.share) * widths.correlation, bias)
+
+
+def spread_of(
+    weighted: Float[np.ndarray, "batch row column"],
+    total: Float[np.ndarray, "row column"],
+    share: Float[np.ndarray, " batch"],
+) -> Float[np.ndarray, "row column"]:
+    """The standard error of Σ_k s_k·x_k from the spread of the batches; NaN from a single one.
+
+    Args:
+        weighted: s_k·x_k, overwritten.
+        total: their sum.
+        share: s_k.
+    """
+    count = len(share)
+    if count < 2:
+        return np.full_like(total, np.nan)
+    own = np.empty_like(total)
+    for each, part in zip(weighted, share, strict=True):
+        each -= np.multiply(total, part, out=own)
+    return np.sqrt(np.einsum("kij,kij->ij", weighted, weighted) * (count / (count - 1)))
+
+
+def _slices(size: int, length: int) -> list[slice]:
+    return [slice(start, min(start + length, size)) for start in range(0, size, length)]
+
+
+def _stds(law: Law, train: Side, query: Side) -> Float[np.ndarray, "row column"]:
+    rows, columns = (np.sqrt(law.share @ side.variance) for side in (train, query))
+    return rows[:, None] * columns
+
+
+def _lacking(law: Law, train: Side, query: Side) -> Float[np.ndarray, "row column"]:
+    """What a covariance lacks, as draws are centred about means of their own (`errors.centre`)."""
+    return law.centre_scale * (train.means.T @ query.means)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Mean of the (standardized) losses of each group of one axis, and its members."""
+
+    mean: Side
+    places: Int[np.ndarray, " token"]
+    sizes: Int[np.ndarray, " group"]
+
+
+def group_means(
+    blocks: TokenBlocks,
+    train: Int[np.ndarray, " train_token"],
+    query: Int[np.ndarray, " query_token"],
+    quantity: Quantity,
+) -> TokenMatrix:
+    """Mean over all pairs of tokens of two groups.
+
+    Args:
+        blocks: of the tokens.
+        train, query: group of every token of the axis, 0 to G − 1; −1 for none. Every group has a member.
+    """
+    law, standardized = blocks.law, quantity == "correlation"
+    rows = _grouped(blocks, blocks.train, train, standardized=standardized)
+    columns = _grouped(blocks, blocks.query, query, standardized=standardized)
+    moved = law.products(rows.mean, columns.mean).astype(np.float64)
+    bias = law.centre_scale * (rows.mean.means.T @ columns.mean.means)
+    value = moved.sum(0)
+    if not standardized:
+        spread = spread_of(moved, value, law.share)
+        one = skewed(np.ones_like(value), blocks.widths)  # mean losses of groups may be as correlated as can be
+        return TokenMatrix(-value, np.hypot(spread * one * blocks.widths.influence, bias))
+    for source, of, other, flip in ((blocks.train, rows, columns, False), (blocks.query, columns, rows, True)):
+        own, lacking = _own_parts(blocks, source, of, other)
+        moved -= law.share[:, None, None] * 0.5 * (own.transpose(0, 2, 1) if flip else own)
+        bias = bias - 0.5 * (lacking.T if flip else lacking)
+    return TokenMatrix(value, np.hypot(spread_of(moved, moved.sum(0), law.share) * blocks.widths.correlation, bias))
+
+
+def _known(side: Side) -> Side:
+    """The same, a loss that never varied 0, which adds nothing."""
+    return Side(*(np.nan_to_num(each, nan=0.0) for each in (side.values, side.variance, side.means, side.change)))
+
+
+def _grouped(blocks: TokenBlocks, source: Source, places: Int[np.ndarray, " token"], *, standardized: bool) -> _Group:
+    sizes = np.bincount(places[places >= 0])
+    known = np.flatnonzero(places >= 0)
+    values = means = None
+    for here, side in blocks.sides(source, known, standardized=standardized):
+        side = _known(side)
+        member = (places[known[here]][:, None] == np.arange(len(sizes))) / sizes
+        some = side.values.astype(np.float64) @ member, side.means @ member
+        values, means = some if values is None or means is None else (values + some[0], means + some[1])
+    if values is None or means is None:
+        raise ValueError("no token is in any group; give each token its group, and -1 to those in none")
+    mean = Side(values, np.empty((len(blocks.law.share), len(sizes))), means, np.empty(len(sizes)))
+    return _Group(mean, places, sizes)
+
+
+def _own_parts(
+    blocks: TokenBlocks, source: Source, of: _Group, other: _Group
+) -> tuple[Float[np.ndarray, "batch group other"], Float[np.ndarray, "group other"]]:
+    """mean_i mean_k(u_i²)·R_iB of every pair of groups, and the same of what the variances lack."""
+    law, known = blocks.law, np.flatnonzero(of.places >= 0)
+    own = np.zeros((len(law.share), len(of.sizes), len(other.sizes)))
+    lacking = np.zeros(own.shape[1:])
+    for here, side in blocks.sides(source, known, standardized=True):
+        side = _known(side)
+        member = (of.places[known[here]][:, None] == np.arange(len(of.sizes))) / of.sizes
+        with_other = law.covariance(side, other.mean)
+        own += np.einsum("bi,ig,io->bgo", side.variance, member, with_other, optimize=True)
+        lacking += law.centre_scale * np.einsum(
+            "i,ig,io->go", np.square(side.means).sum(0), member, with_other, optimize=True
+        )
+    return own, lacking

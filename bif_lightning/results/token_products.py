@@ -1,0 +1,185 @@
+"""Products of the losses of tokens, batch by batch of draws (or group by group of a closed form). NumPy only, no torch.
+
+With l̃, φ̃ the changes of two token losses, centred as the sequences' losses are (`influence`), batch k of the draws
+has the mean product Z_k, and Cov = Σ_k s_k·Z_k. In closed form, with the slopes J = ∂l/∂q along orthonormal
+directions, Cov = J·V·Jᵀ, and group g of training examples, whose curvature differs by D_g, has
+Z_g = Cov − nβ·(J·V)·D_g·(J·V)ᵀ (`linear`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+
+from bif_lightning.config import Centring
+
+_CENTRE_PARTS = 4  # of a single chain, as in `errors.centre`
+
+Values = np.ndarray
+"""What is known of some tokens: changes of their losses [chain, draw, token], or slopes [direction, token]."""
+
+
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Multiplies two matrices."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Some tokens, ready for products.
+
+    Attributes:
+        values: centred changes [chain, draw, token], or slopes [direction, token].
+        variance: of each token's loss, batch by batch, nat².
+        means: deviations from one another of the means about which the draws are centred, nat; 0 in closed form.
+        change: mean change of the loss over the draws, nat; 0 in closed form.
+    """
+
+    values: Values
+    variance: Float[np.ndarray, "batch token"]
+    means: Float[np.ndarray, "mean token"]
+    change: Float[np.ndarray, " token"]
+
+    def __len__(self) -> int:
+        return self.values.shape[-1]
+
+    def part(self, tokens: slice) -> "Side":
+        """Some of them."""
+        return Side(self.values[..., tokens], self.variance[:, tokens], self.means[:, tokens], self.change[tokens])
+
+    def scaled(self, factors: Float[np.ndarray, " token"]) -> "Side":
+        """Every loss times a factor."""
+        scaled = (self.values * factors).astype(self.values.dtype)
+        return Side(scaled, self.variance * np.square(factors), self.means * factors, self.change * factors)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The law of tokens whose losses were measured at draws.
+
+    Attributes:
+        chains: how many.
+        lengths: draws in each batch of one chain; all chains are alike.
+        centring: of the draws.
+        centre_scale: times the products of the deviations of chain means, it is what the covariance lacks.
+    """
+
+    chains: int
+    lengths: tuple[int, ...]
+    centring: Centring
+    centre_scale: float
+
+    @property
+    def share(self) -> Float[np.ndarray, " batch"]:
+        """Of each batch in all draws."""
+        lengths = np.array(self.lengths * self.chains, np.float64)
+        return lengths / lengths.sum()
+
+    def side(self, values: Values) -> Side:
+        """Centre the changes [chain, draw, token] of some tokens."""
+        means = values.mean(1, dtype=np.float64)
+        about = means if self.centring == "chain" else means.mean(0, keepdims=True)
+        centred = np.subtract(values, about[:, None], dtype=np.float64)
+        squares = np.square(centred)
+        variance = np.stack([squares[chain, start:stop].mean(0) for chain, start, stop in self._parts()])
+        deviations = self._means(values, means)
+        return Side(centred.astype(values.dtype), variance * self._scale, deviations, means.mean(0))
+
+    def products(self, train: Side, query: Side) -> Float[np.ndarray, "batch row column"]:
+        """s_k·Z_k of two sets, whose sum over the batches is Cov."""
+        parts, scale = self._parts(), self._scale / (self.chains * sum(self.lengths))
+        dtype = np.result_type(train.values, query.values)
+        out = np.empty((len(parts), len(train), len(query)), dtype)
+        for place, (chain, start, stop) in enumerate(parts):
+            rows = train.values[chain, start:stop] * dtype.type(scale)  # here, as the product is far larger
+            np.matmul(rows.T, query.values[chain, start:stop], out=out[place])
+        return out
+
+    def covariance(self, train: Side, query: Side, product: Product = np.matmul) -> Float[np.ndarray, "row column"]:
+        """Cov alone, by one matrix product."""
+        rows, columns = (side.values.reshape(-1, len(side)) for side in (train, query))
+        return product((rows * rows.dtype.type(self._scale / len(rows))).T, columns)
+
+    @property
+    def _scale(self) -> float:
+        """N/(N − C), or N/(N − 1) where the draws are pooled."""
+        total = self.chains * sum(self.lengths)
+        return total / (total - (self.chains if self.centring == "chain" else 1))
+
+    def _parts(self) -> list[tuple[int, int, int]]:
+        """(chain, first draw, end) of every batch."""
+        edges = np.cumsum([0, *self.lengths]).tolist()
+        return [(chain, start, stop) for chain in range(self.chains) for start, stop in pairwise(edges)]
+
+    def _means(self, values: Values, means: Float[np.ndarray, "chain token"]) -> Float[np.ndarray, "mean token"]:
+        """Deviations of the chains' means from one another; in a single chain, of those of its quarters."""
+        if self.chains == 1:
+            edges = np.cumsum([0, *self.lengths])
+            quarters = np.array_split(np.arange(len(self.lengths)), min(_CENTRE_PARTS, len(self.lengths)))
+            spans = [slice(edges[part[0]], edges[part[-1] + 1]) for part in quarters]
+            means = np.stack([values[0, span].mean(0, dtype=np.float64) for span in spans])
+        return means - means.mean(0)
+
+
+@dataclass(frozen=True)
+class Linearized:
+    """The law of tokens whose slopes along directions of a Gaussian posterior are known.
+
+    Attributes:
+        variances: v_k, of the posterior along each direction.
+        changes: nβ·D_g of each group of training examples, nats per squared weight unit.
+    """
+
+    variances: Float[np.ndarray, " direction"]
+    changes: Float[np.ndarray, "group direction direction"]
+    centre_scale: float = 0.0
+
+    @property
+    def share(self) -> Float[np.ndarray, " group"]:
+        """Of each group in all examples."""
+        return np.full(len(self.changes), 1 / len(self.changes))
+
+    def side(self, values: Values) -> Side:
+        """From the slopes [direction, token] of some tokens."""
+        slopes = values.astype(np.float64)
+        moved = self.variances[:, None] * slopes
+        groups = np.stack([((change @ moved) * moved).sum(0) for change in self.changes])
+        none = np.zeros((1, slopes.shape[1]))
+        return Side(slopes, self.variances @ np.square(slopes) - groups, none, none[0])
+
+    def products(self, train: Side, query: Side) -> Float[np.ndarray, "group row column"]:
+        """s_g·Z_g of two sets, whose sum over the groups is Cov."""
+        rows, columns = (self.variances[:, None] * side.values for side in (train, query))
+        each = self.covariance(train, query) - np.stack([rows.T @ (change @ columns) for change in self.changes])
+        return each / len(self.changes)
+
+    def covariance(self, train: Side, query: Side, product: Product = np.matmul) -> Float[np.ndarray, "row column"]:
+        """Cov alone, by one matrix product."""
+        return product((self.variances[:, None] * train.values).T, query.values)
+
+
+Law = Drawn | Linearized
+"""How what is known of two sets of tokens makes their covariance."""
+
+
+def product_on(device: str) -> Product:
+    """Matrix products on a device, of arrays that come from the CPU and go back there.
+
+    Raises:
+        ValueError: PyTorch has no such device here.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second of a PyTorch that was built without CUDA
+        raise ValueError(
+            f"device {device!r} is not there: {error}; leave `device` out to multiply on the CPU"
+        ) from error
+
+    def product(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        first, second = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (rows, columns))
+        return (first @ second).cpu().numpy()
+
+    return product

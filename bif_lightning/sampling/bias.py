@@ -1,0 +1,189 @@
+"""Measures of bias that need no labels: the noise ratio of SGLD, and the LLC against the curvature at the snapshot.
+
+Monte Carlo error shows in the spread of chains. Bias does not: it is the same in all of them.
+
+Noise ratio. A step of SGLD adds its own noise, of covariance ε·I, and the noise of its minibatch, of covariance
+(ε/2)²·(nβ)²·C, with C the covariance of the minibatch gradient that the step moves by. Their ratio is largest along an
+eigenvector of C:
+
+    ratio = ε·(nβ)²·λmax(C)/4      (C = F/m for plain minibatches of m, F the covariance of one example's gradient)
+
+With a preconditioner ε is a diagonal matrix, and λmax that of ε^½·C·ε^½. With control variates C vanishes at w*, so
+that it is measured where chains stand: after a few steps, when the stiff directions, which C is largest along, have
+relaxed.
+
+What is measured around the chains of a snapshot to judge their bias, together and on all ranks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.config import SGLD
+from bif_lightning.curvature.hessian import Hessian, examples_in_a_pass
+from bif_lightning.curvature.spectrum import hessian_spectrum
+from bif_lightning.data.dataset import spread_rows
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.model.weights import norm_of_snapshot
+from bif_lightning.sampling.chain import Plan, Walker
+from bif_lightning.sampling.prior_control import control_influence
+from bif_lightning.statistics.diagnostics import score_agreement
+
+_CHAIN = -2  # the key of this walk in the noise; chains count from 0
+_STEPS = 8  # from w*, until the stiff directions have relaxed
+_GRADIENTS = 8
+_KEPT_BYTES = 1 << 29  # of gradients at once
+_LEAST_GRADIENTS = 4
+
+_SHARE, _MOST_SHARE = 0.02, 0.05  # of a snapshot's passes, for the curvature
+_LANCZOS, _LEAST_LANCZOS = 24, 8  # steps, of a product with the Hessian each: with 8, d_eff was 2 to 4 times too large
+_HELD = 8  # vectors of the Lanczos recurrence
+_PASSES, _PRODUCT_PASSES = 3, 12  # forward passes that a gradient, and such a product, cost as much as
+_STEP = 1e-5  # of differences of gradients, where those are needed, in the norm of the weights
+_FEW_ROWS, _MOST_ROWS = 32, 512
+_LEAST_ROWS = 8  # where already a few take more than they should
+
+
+def noise_ratio(plan: Plan) -> float:
+    """Variance that minibatches give a step, in that of its own noise, along the direction where it is largest.
+
+    NaN for a sampler that is no SGLD, or where so many gradients do not fit into memory. Collective for a module in
+    shards.
+    """
+    host, sampler, chains = plan.host, plan.sampler, plan.chains
+    if not isinstance(sampler, SGLD):
+        return math.nan
+    if not sampler.inverse_temperature or chains.batch_size >= len(plan.problem.training):
+        return 0.0
+    count = min(_GRADIENTS, _KEPT_BYTES // (host.center.element_size() * host.layout.size))
+    if count < _LEAST_GRADIENTS:
+        return math.nan
+    walker = Walker(plan, _CHAIN)
+    try:
+        gradients = _gradients(walker, sampler, count)
+    except Exception:
+        # A model may refuse weights that are no longer finite; shards of one fail together or not at all.
+        if host.sharded or bool(walker.weights.flat.isfinite().all()):
+            raise
+        return math.inf
+    scale = walker.preconditioner.step_sizes(sampler).sqrt() if walker.preconditioner else sampler.step_size**0.5
+    for gradient in gradients:
+        gradient.mul_(scale)
+    gram = torch.tensor([[host.inner(a, b) for b in gradients] for a in gradients], dtype=torch.float64)
+    if not bool(gram.isfinite().all()):
+        return math.inf
+    gram = gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()  # as if the gradients were centred
+    eigenvalues = torch.linalg.eigvalsh(gram) / (count - 1)
+    # The largest eigenvalue of a sample covariance is too large by about the mean of the others.
+    rest = float(eigenvalues[:-1].sum()) / (count - 2)
+    return 0.25 * sampler.inverse_temperature**2 * max(float(eigenvalues[-1]) - rest, 0.0)
+
+
+def _gradients(walker: Walker, sampler: SGLD, count: int) -> list[torch.Tensor]:
+    """Those of `count` minibatches, where the walk stands after a few steps."""
+    for index in range(_STEPS):
+        walker.step(index, sampler)
+    found = list[torch.Tensor]()
+    for index in range(_STEPS, _STEPS + count):
+        walker.load_gradient(index)
+        found.append(walker.weights.gradient.clone())
+    return found
+
+
+def vectors_held(plan: Plan) -> int:
+    """Vectors of the size of the weights that the measurements hold at once, beyond the snapshot."""
+    if not isinstance(plan.sampler, SGLD):
+        return 0
+    walker = 4 if plan.sampler.preconditioner else 2
+    fitting = _KEPT_BYTES // (plan.host.center.element_size() * plan.host.layout.size)
+    return walker + 2 + min(max(_GRADIENTS, _HELD), fitting)
+
+
+def llc_ratio(plan: Plan, llc: float) -> float:
+    """LLC over d_eff/2, d_eff = tr H(H + (γ/nβ)·I)⁻¹ with H the Hessian of the mean loss at w*.
+
+    For a quadratic loss the mean loss of the posterior lies d_eff/(2·nβ) above that at its minimum. `Subspace` knows
+    its d_eff; for SGLD it is measured here, from below where H is stiff only for examples that the measurement, of some
+    of them, left out. NaN for `Pairs`, where SGLD does not run in all weights, where γ or nβ is 0, or where H has no
+    positive part. Collective for a module in shards.
+    """
+    if plan.linear is not None:
+        return _against(llc, plan.linear.normal.effective_dimension)
+    sampler = plan.sampler
+    if not isinstance(sampler, SGLD) or sampler.num_directions is not None:
+        return math.nan
+    if not sampler.localization or not sampler.inverse_temperature:
+        return math.nan
+    count, steps = curvature_size(plan)
+    rows = spread_rows(len(plan.problem.training), count)
+    chunk = examples_in_a_pass(plan.chains.batch_size)
+    hessian = Hessian.of_training(plan.problem, plan.host, rows=rows, chunk=chunk, key=plan.chains.seed)
+    # A longer step crosses kinks of ReLUs, which enter as curvature, in each of the many flat directions.
+    hessian.step = _STEP * norm_of_snapshot(plan.host)
+    spectrum = hessian_spectrum(hessian, probes=1, steps=steps, held=_HELD)
+    return _against(llc, spectrum.effective_dimension(sampler.localization / sampler.inverse_temperature))
+
+
+def _against(llc: float, dimension: float) -> float:
+    return llc / (0.5 * dimension) if dimension > 0 else math.nan
+
+
+def curvature_size(plan: Plan) -> tuple[int, int]:
+    """Examples behind the curvature, and Lanczos steps: as many as take about 2 % of a snapshot's passes.
+
+    24 steps on at most 512 examples, and where that leaves fewer than 32 of these, up to 5 % for them. In shorter
+    snapshots first the steps become fewer, down to 8, then the examples, down to 8.
+    """
+    chains, problem = plan.chains, plan.problem
+    draws, steps = chains.num_chains * chains.num_draws, chains.num_chains * chains.num_steps
+    gradients = 1 if isinstance(plan.sampler, SGLD) and plan.sampler.gradient == "minibatch" else 2
+    passes = draws * (problem.num_train + problem.num_further_queries) + steps * chains.batch_size * gradients * _PASSES
+    products, most = (int(share * passes) // _PRODUCT_PASSES for share in (_SHARE, _MOST_SHARE))
+    rows = min(max(products // _LANCZOS, _FEW_ROWS), _MOST_ROWS)
+    if rows > _FEW_ROWS:
+        return rows, _LANCZOS
+    return max(min(rows, most // _LEAST_LANCZOS), _LEAST_ROWS), max(min(most // rows, _LANCZOS), _LEAST_LANCZOS)
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Measures of bias, the same on every rank.
+
+    Attributes:
+        noise_ratio, llc_ratio: see `bias`.
+        control: influence on the scored queries without data; None where there is none.
+        scored: which queries these are.
+    """
+
+    noise_ratio: float
+    llc_ratio: float
+    control: Float[Tensor, "train scored"] | None
+    scored: Sequence[int]
+
+    def agreement(self, influence: Float[np.ndarray, "train column"]) -> float:
+        """Median over the scored queries of the Spearman correlation of an influence with the control's."""
+        if self.control is None:
+            return math.nan
+        return score_agreement(torch.from_numpy(influence[:, list(self.scored)]).double(), self.control)
+
+
+def check(plan: Plan, llc: float, scored: Sequence[int], workers: int, placement: Placement) -> Checks:
+    """Measure. Collective.
+
+    Args:
+        plan: of the chains.
+        llc: their local learning coefficient, nats.
+        scored: queries whose influence is compared.
+        workers: chains that this rank runs at once.
+        placement: the ranks.
+    """
+    with placement.together("measuring the bias of the chains"):
+        # Every rank measures the same; one that waited would save no time.
+        ratios = noise_ratio(plan), llc_ratio(plan, llc)
+    ratios = placement.from_first(ratios)
+    return Checks(*ratios, control_influence(plan, scored, workers, placement), scored)

@@ -1,0 +1,169 @@
+"""Did the chains do their work: R-hat, ESS, LLC, drift, agreement of the scores, and chains that ran away."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bif_lightning.config import Sampler
+
+TOP = 10
+"""Examples at either end of a query's ranking whose stability is measured."""
+
+_RANKED = 8  # queries that are compared together
+
+
+def split_rhat(trace: Float[Tensor, "chain draw"]) -> float:
+    """Split R-hat: √(((T−1)/T·W + B/T)/W) over half-chains (Gelman et al., Bayesian Data Analysis 3, Sec. 11.4).
+
+    W is the mean variance within half-chains of T draws, B is T times the variance of their means.
+    1 = the chains agree; NaN with fewer than 4 draws a chain or no variance.
+    """
+    halves = _halves(trace)
+    length = halves.shape[1]
+    if length < 2:
+        return math.nan
+    within = halves.var(1).mean()
+    between = halves.mean(1).var()
+    return math.nan if within == 0 else float((((length - 1) / length * within + between) / within).sqrt())
+
+
+def effective_sample_size(trace: Float[Tensor, "chain draw"]) -> float:
+    """ESS of the mean over split chains, by Geyer's initial monotone sequence (Vehtari et al. 2021, Sec. 3).
+
+    N/τ with τ = −1 + 2·Σ_t P_t, P_t the sums of neighbouring autocorrelations, kept while positive and made
+    monotone. NaN with fewer than 8 draws a chain or no variance.
+    """
+    halves = _halves(trace.double())
+    count, length = halves.shape
+    if length < 4 or not bool(halves.var() > 0):
+        return math.nan
+    autocovariance = _autocovariance(halves)
+    mean_variance = float(autocovariance[:, 0].mean()) * length / (length - 1)
+    total_variance = mean_variance * (length - 1) / length + (float(halves.mean(1).var()) if count > 1 else 0.0)
+    rho = (1 - (mean_variance - autocovariance.mean(0)) / total_variance).tolist()
+    return _ess_from_autocorrelation(rho, count, length)
+
+
+def _halves(trace: Tensor) -> Tensor:
+    half = trace.shape[1] // 2
+    return torch.cat([trace[:, :half], trace[:, trace.shape[1] - half :]]).double()
+
+
+def _autocovariance(x: Tensor) -> Tensor:
+    length = x.shape[1]
+    spectrum = torch.fft.rfft(x - x.mean(1, keepdim=True), n=2 * length)
+    return torch.fft.irfft(spectrum * spectrum.conj(), n=2 * length)[:, :length] / length
+
+
+def _ess_from_autocorrelation(rho: list[float], count: int, length: int) -> float:
+    rho[0] = 1.0
+    pairs, even, pair = list[float](), 0, math.inf
+    while rho[even] + rho[even + 1] > 0 and even + 4 < length:
+        pair = min(rho[even] + rho[even + 1], pair)
+        pairs.append(pair)
+        even += 2
+    # One further even lag improves the estimate of antithetic chains (Vehtari et al. 2021, App. A).
+    tau = -1.0 + 2.0 * sum(pairs) + max(rho[even], 0.0)
+    draws = count * length
+    return draws / max(tau, 1.0 / math.log10(draws))
+
+
+def local_learning_coefficient(
+    trace: Float[Tensor, "chain draw"], snapshot_loss: float, sampler: Sampler
+) -> tuple[float, float]:
+    """λ̂ = nβ·(mean loss over draws − loss at w*), and its standard error over chains (Lau et al. 2025).
+
+    The standard error comes from batches of a quarter of the draws where there is one chain only.
+    """
+    groups = trace.mean(1) if len(trace) > 1 else torch.stack([part.mean() for part in trace[0].chunk(4)])
+    error = float(groups.std()) / math.sqrt(len(groups)) if len(groups) > 1 else math.nan
+    nb = sampler.inverse_temperature or 0.0
+    return nb * (float(trace.mean()) - snapshot_loss), nb * error
+
+
+def drift(trace: Float[Tensor, "chain draw"]) -> float:
+    """Second-half minus first-half mean loss, in standard errors of that difference over the chains.
+
+    Far from 0 = the chains had not settled. NaN with fewer than 2 chains or 2 draws.
+    """
+    half = trace.shape[1] // 2
+    if half < 1 or len(trace) < 2:
+        return math.nan
+    change = trace[:, trace.shape[1] - half :].mean(1) - trace[:, :half].mean(1)
+    error = float(change.std()) / math.sqrt(len(change))
+    return float(change.mean()) / error if error > 0 else math.nan
+
+
+def score_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
+    """Median over queries of the Spearman correlation of two influence estimates, from other draws each.
+
+    Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left out. NaN with fewer than
+    3 train examples.
+    """
+    return float(agreement_per_query(one, other).nanmedian())
+
+
+def agreement_per_query(
+    one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]
+) -> Float[Tensor, " query"]:
+    """Spearman correlation of each column of two influence estimates; NaN with fewer than 3 train examples."""
+    if one.shape[0] < 3:
+        return one.new_full((one.shape[1],), math.nan, dtype=torch.float64)
+    # A few queries at a time: ranking takes several times the memory of the scores.
+    pairs = zip(one.split(_RANKED, 1), other.split(_RANKED, 1), strict=True)
+    return torch.cat([(standard_ranks(left) * standard_ranks(right)).mean(0) for left, right in pairs])
+
+
+def group_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
+    """Median over queries of corr(a, b), a and b the columns of two influence estimates, from other draws each.
+
+    Influence on a query adds up over train examples, and over random groups S of any fixed size
+
+        corr_S(Σ_{i∈S} a_i, Σ_{i∈S} b_i) = corr(a, b),
+
+    so this is how far the two agree on what leaving groups out would do, the question of the retraining test
+    (`metrics.LinearDatamodelingScore`). Ranks (`score_agreement`) count the many examples of hardly any influence as
+    much as the few that matter. Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left
+    out. NaN with fewer than 3 train examples.
+    """
+    if one.shape[0] < 3:
+        return math.nan
+    # A few queries at a time, as their deviations are in float64.
+    pairs = zip(one.split(_RANKED, 1), other.split(_RANKED, 1), strict=True)
+    return float(torch.cat([_correlation(left.double(), right.double()) for left, right in pairs]).nanmedian())
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    left, right = one - one.mean(0), other - other.mean(0)
+    return (left * right).sum(0) / (left.norm(dim=0) * right.norm(dim=0))
+
+
+def standard_ranks(scores: Tensor) -> Tensor:
+    """Ranks of each column, ties at their mean rank, standardized; NaN where all are tied."""
+    columns = scores.mT.contiguous()
+    ordered = columns.sort(1).values
+    below, upto = torch.searchsorted(ordered, columns), torch.searchsorted(ordered, columns, right=True)
+    ranks = (below + upto).mT.double()
+    return (ranks - ranks.mean(0)) / ranks.std(0, correction=0)
+
+
+def top_stability(
+    one: Float[Tensor, "train query"], other: Float[Tensor, "train query"], k: int = TOP
+) -> Float[Tensor, " query"]:
+    """Of each query's k most helpful and k most harmful examples by one influence estimate, the share in the other's.
+
+    From halves of the draws it understates what all of them give. k is at most a quarter of the examples, so that
+    chance does not fill it. NaN for queries without scores, and with fewer than 4 train examples.
+    """
+    k = min(k, one.shape[0] // 4)
+    if k < 1:
+        return one.new_full((one.shape[1],), math.nan, dtype=torch.float64)
+    shared = torch.zeros(one.shape[1], dtype=torch.float64)
+    for sign in (1, -1):
+        left, right = ((sign * scores).topk(k, 0).indices for scores in (one, other))
+        inside = torch.zeros(one.shape, dtype=torch.bool).scatter_(0, left, value=True)
+        shared += inside.gather(0, right).sum(0) / (2 * k)
+    varies = (one.std(0) > 0) & (other.std(0) > 0)
+    return shared.where(varies, math.nan)

@@ -1,0 +1,281 @@
+"""Training goes on bitwise as if the snapshot had not been: everything user code can touch is put back.
+
+During a snapshot the user's `training_step`, `loss_fn` and dataset run many times, on copies of the weights. The
+copies share everything else with the live module. `training_guard` remembers that and restores it in place; each
+concern is one part of `PARTS`.
+
+Not restored: values of the live parameters, which callers never write (`fingerprint` verifies it); iterators, which
+cannot be rewound (`iterators` finds them), and objects of extension types that do not show their state; arrays
+beyond the budgets below, and memory maps; anything outside the process.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from bif_lightning.trainer.guard.object_graph import Node, is_dataset, reach
+from bif_lightning.trainer.guard.random_state import keep_global_generators
+from bif_lightning.trainer.guard.restore import keep
+from bif_lightning.trainer.guard.tensors import Budget, Undo, nothing, restore_gradient
+
+_MIB = 2**20
+_ABSENT = object()
+_FSDP_HOOKS = (
+    "_state_dict_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+Restoring = Generator[None, None, None]
+
+
+@runtime_checkable
+class LogsValues(Protocol):
+    """A LightningModule, of `lightning` or of `pytorch_lightning`, as far as logging goes."""
+
+    _current_fx_name: str | None
+
+    def log(self, name: str, value: Any) -> None: ...
+    def log_dict(self, dictionary: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What one guard covers: a Trainer, its LightningModule and the datasets that the snapshot reads."""
+
+    trainer: Any
+    module: nn.Module
+    datasets: tuple[object, ...] = ()
+
+    @cached_property
+    def reached(self) -> list[Node]:
+        """All that is reachable from the module; not what is inside the Trainer, its optimizers and datasets."""
+        trainer = self.trainer
+        live = {id(parameter) for parameter in self.module.parameters()}
+        ids = live | {id(obj) for obj in (trainer, *trainer.loggers, *trainer.callbacks, *self.datasets)}
+
+        def leave(obj: object) -> bool:
+            return id(obj) in ids or is_dataset(obj) or isinstance(obj, torch.optim.Optimizer)
+
+        hidden = live | _hooks_of_shards(self.module)
+        return [node for node in reach({"module": self.module}, leave=leave) if id(node[1]) not in hidden]
+
+
+def _hooks_of_shards(module: nn.Module) -> set[int]:
+    """The state dict hooks that FSDP registers in its first forward pass, which may be ours, and never again."""
+    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+        return set()
+    return {id(vars(part)[name]) for part in module.modules() for name in _FSDP_HOOKS}
+
+
+Part = Callable[[Scope], AbstractContextManager[None]]
+
+
+@contextmanager
+def _undone(undos: Iterable[tuple[str, Undo]]) -> Restoring:
+    kept = [(path, undo) for path, undo in undos if undo is not nothing]
+    try:
+        yield
+    finally:
+        _undo_all(kept)
+
+
+def _undo_all(kept: Iterable[tuple[str, Undo]]) -> None:
+    failures: list[BaseException] = []
+    for path, undo in kept:
+        try:
+            undo()
+        except BaseException as error:  # an interrupt too: what remains is put back first
+            error.add_note(f"bif_lightning was putting back {path} after a snapshot")
+            failures.append(error)
+    if len(failures) > 1:
+        raise BaseExceptionGroup("several things could not be put back after a snapshot", failures)
+    if failures:
+        raise failures[0]
+
+
+def _kept(nodes: Iterable[Node], budget: Budget) -> AbstractContextManager[None]:
+    return _undone((path, keep(obj, budget)) for path, obj in nodes)
+
+
+@contextmanager
+def _replaced(namespace: dict[str, Any], values: Mapping[str, object]) -> Restoring:
+    before = {name: namespace.get(name, _ABSENT) for name in values}
+    try:
+        namespace.update(values)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is _ABSENT:
+                namespace.pop(name, None)
+            else:
+                namespace[name] = value
+
+
+def random_numbers(scope: Scope) -> AbstractContextManager[None]:
+    """Global generators of torch (CPU and the module's own devices), NumPy and Python."""
+    return _undone(keep_global_generators(scope.module))
+
+
+def settings(scope: Scope) -> AbstractContextManager[None]:
+    """Switches of torch for the process or the calling thread: gradients on, default dtype, threads, determinism."""
+
+    def undo(name: str, value: Any) -> None:
+        read, write = SETTINGS[name]
+        if read() != value:
+            write(value)
+
+    return _undone((name, partial(undo, name, read())) for name, (read, _) in SETTINGS.items())
+
+
+def _set_cudnn_benchmark(value: bool) -> None:
+    torch.backends.cudnn.benchmark = value
+
+
+SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "gradients on": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "determinism": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "float32 precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "cuDNN benchmark": (lambda: torch.backends.cudnn.benchmark, _set_cudnn_benchmark),
+}
+
+
+def attributes(scope: Scope) -> AbstractContextManager[None]:
+    """Python state of the module and all below it: attributes, buffers, metrics, train flags, private generators."""
+    return _kept(scope.reached, Budget(item=256 * _MIB, total=1024 * _MIB))
+
+
+def datasets(scope: Scope) -> AbstractContextManager[None]:
+    """Python state of the datasets: counters, caches, private generators; of bulk data, only small arrays."""
+    found = [*scope.datasets, *(obj for _, obj in scope.reached if is_dataset(obj))]
+    roots = {f"dataset {index}": obj for index, obj in enumerate(found)}
+    return _kept(reach(roots, elements=10_000), Budget(item=_MIB, total=64 * _MIB))
+
+
+@contextmanager
+def optimizers(scope: Scope) -> Restoring:
+    """Settings of the optimizers (learning rates) and schedulers; a `step` of an optimizer raises RuntimeError."""
+    trainer, live = scope.trainer, {id(parameter) for parameter in scope.module.parameters()}
+    roots = {f"optimizer {index}": opt.param_groups for index, opt in enumerate(trainer.optimizers)}
+    roots |= {f"scheduler {index}": c.scheduler for index, c in enumerate(trainer.lr_scheduler_configs)}
+
+    def leave(obj: object) -> bool:
+        return id(obj) in live or isinstance(obj, torch.optim.Optimizer)
+
+    nodes = [(path, obj) for path, obj in reach(roots, leave=leave) if not leave(obj)]
+    with ExitStack() as stack:
+        stack.enter_context(_kept(nodes, Budget(item=_MIB, total=64 * _MIB)))
+        for optimizer in trainer.optimizers:
+            stack.enter_context(_replaced(vars(optimizer), {"step": _refuse_step}))
+        yield
+
+
+def _refuse_step(*args: object, **kwargs: object) -> None:
+    raise RuntimeError(
+        "training_step called an optimizer's step during a snapshot, which would train the model with the weights "
+        "of a chain; with manual optimization give the callback a loss_fn(module, batch), which it calls instead"
+    )
+
+
+@contextmanager
+def gradients(scope: Scope) -> Restoring:
+    """Gradients of the live parameters: taken away during the snapshot, so that none can be added to them."""
+    undos = [
+        (f"gradient of {name}", partial(restore_gradient, parameter, parameter.grad, parameter.requires_grad))
+        for name, parameter in scope.module.named_parameters()
+    ]
+    with _undone(undos):
+        for parameter in scope.module.parameters():
+            parameter.grad = None
+        yield
+
+
+def trainer_state(scope: Scope) -> AbstractContextManager[None]:
+    """Attributes of the Trainer and its loops that user code sets, such as `should_stop`."""
+    trainer = scope.trainer
+    connector = vars(trainer._logger_connector)
+    tables = [value for value in connector.values() if isinstance(value, dict)]
+    loops = [vars(trainer.fit_loop), vars(trainer.fit_loop.epoch_loop)]
+    nodes = [("the Trainer", table) for table in (vars(trainer), *loops, connector, *tables)]
+    return _kept(nodes, Budget(item=_MIB, total=64 * _MIB))
+
+
+def _log_nothing(*args: object, **kwargs: object) -> None:
+    """Stands for `log` and `log_dict` of every LightningModule while a snapshot runs."""
+
+
+@contextmanager
+def logging(scope: Scope) -> Restoring:
+    """`self.log`, `self.log_dict` and the loggers do nothing, on every LightningModule in the tree.
+
+    Copies of the module must be made inside the guard, so that they share the silent methods.
+    """
+    trainer, silent = scope.trainer, {"log": _log_nothing, "log_dict": _log_nothing}
+    modules = [obj for _, obj in scope.reached if isinstance(obj, nn.Module)]
+    loggers = trainer.loggers
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, LogsValues):
+                stack.enter_context(_replaced(vars(module), {**silent, "_current_fx_name": "training_step"}))
+        stack.callback(setattr, trainer, "loggers", loggers)
+        trainer.loggers = [DummyLogger() for _ in loggers]
+        yield
+
+
+PARTS: Mapping[str, Part] = MappingProxyType(
+    {
+        "random numbers": random_numbers,
+        "settings": settings,
+        "attributes": attributes,
+        "datasets": datasets,
+        "optimizers": optimizers,
+        "gradients": gradients,
+        "trainer": trainer_state,
+        "logging": logging,
+    }
+)
+
+
+def iterators(trainer: Any, module: nn.Module) -> list[str]:
+    """Paths of the iterators that the module's code can reach, such as an open `iter(loader)`.
+
+    Python cannot rewind them: if `training_step` advances one, a snapshot changes the training. For a warning.
+    """
+    return [path for path, obj in Scope(trainer, module).reached if isinstance(obj, Iterator)]
+
+
+@contextmanager
+def training_guard(
+    trainer: Any, module: nn.Module, datasets: Sequence[object] = (), *, parts: Mapping[str, Part] = PARTS
+) -> Restoring:
+    """Put back, at exit, whatever user code run inside may have changed of the training around it.
+
+    Every part restores, also after an exception or KeyboardInterrupt inside and when another part's restoring
+    raises. Containers are restored in place: references held elsewhere stay valid. Threads that run user code must
+    have ended before the exit. May be nested.
+
+    Args:
+        trainer: the Trainer, of `lightning` or `pytorch_lightning`, inside `fit`.
+        module: its LightningModule, unwrapped.
+        datasets: whatever the snapshot reads examples with: datasets, and collate functions that hold state.
+        parts: the concerns to cover, by name; entered in order.
+
+    Raises:
+        RuntimeError: at exit, if a tensor too large to be kept was written in place.
+    """
+    scope = Scope(trainer, module, tuple(datasets))
+    with ExitStack() as stack:
+        for part in parts.values():
+            stack.enter_context(part(scope))
+        yield

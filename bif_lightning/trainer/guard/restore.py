@@ -1,0 +1,198 @@
+"""Remember one mutable object and put it back as it was, in place.
+
+`keep(obj, budget)` returns a function that undoes every later change of `obj` itself (not of what it refers to:
+`reach` finds that), without replacing the object, so that other references to it stay valid. Nothing is written
+where nothing changed.
+"""
+
+import array
+import copy
+import random
+import types
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from functools import singledispatch
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+
+from bif_lightning.trainer.guard.object_graph import GlobalName, slots
+from bif_lightning.trainer.guard.tensors import Budget, Undo, keep_array, keep_tensor, nothing
+
+_MISSING = object()
+
+
+@singledispatch
+def keep(obj: object, budget: Budget) -> Undo:
+    """A function that puts `obj` back as it is now; for a type without state of its own, one that does nothing.
+
+    Tensors beyond the budget are watched only: the returned function raises RuntimeError if one was written.
+    Arrays beyond the budget, memory maps and read-only arrays are left alone.
+    """
+    names = slots(type(obj))
+    if not names:
+        return nothing
+    before = [(name, getattr(obj, name, _MISSING)) for name in names]
+
+    def undo() -> None:
+        for name, value in before:
+            if value is not _MISSING and getattr(obj, name, _MISSING) is not value:
+                object.__setattr__(obj, name, value)
+
+    return undo
+
+
+def _same(now: Sequence[object], before: Sequence[object]) -> bool:
+    return len(now) == len(before) and all(map(is_, now, before))
+
+
+@keep.register(dict)
+def _(obj: dict[Any, Any], budget: Budget) -> Undo:
+    # Methods of the base class, since a subclass may check, log or refuse what it is given.
+    base: Any = OrderedDict if isinstance(obj, OrderedDict) else dict
+    before: list[tuple[Any, Any]] = list(base.items(obj))
+    keys = {key for key, _ in before}
+
+    def undo() -> None:
+        # One key at a time, so that an interrupt never finds an emptied `__dict__`; anew only for the order.
+        for key in [key for key in base.keys(obj) if key not in keys]:
+            base.__delitem__(obj, key)
+        for key, value in before:
+            if base.get(obj, key, _MISSING) is not value:
+                base.__setitem__(obj, key, value)
+        if not _same(list(base.keys(obj)), [key for key, _ in before]):
+            base.clear(obj)
+            for key, value in before:
+                base.__setitem__(obj, key, value)
+
+    return undo
+
+
+@keep.register(list)
+def _(obj: list[Any], budget: Budget) -> Undo:
+    before = list.copy(obj)
+
+    def undo() -> None:
+        if not _same(list.copy(obj), before):
+            list.__setitem__(obj, slice(None), before)
+
+    return undo
+
+
+@keep.register(set)
+def _(obj: set[Any], budget: Budget) -> Undo:
+    before = set.copy(obj)
+
+    def undo() -> None:
+        if set.__ne__(obj, before):
+            set.clear(obj)
+            set.update(obj, before)
+
+    return undo
+
+
+@keep.register(deque)
+def _(obj: deque[Any], budget: Budget) -> Undo:
+    before = tuple(obj)
+
+    def undo() -> None:
+        if not _same(tuple(obj), before):
+            deque.clear(obj)
+            deque.extend(obj, before)
+
+    return undo
+
+
+@keep.register(bytearray)
+@keep.register(array.array)
+def _(obj: Any, budget: Budget) -> Undo:
+    before = obj[:]
+
+    def undo() -> None:
+        if obj != before:
+            obj[:] = before
+
+    return undo
+
+
+@keep.register(types.CellType)
+def _(obj: types.CellType, budget: Budget) -> Undo:
+    try:
+        before = obj.cell_contents
+    except ValueError:  # empty: the function that it belongs to is still being made
+        return nothing
+
+    def undo() -> None:
+        if obj.cell_contents is not before:
+            obj.cell_contents = before
+
+    return undo
+
+
+@keep.register(GlobalName)
+def _(obj: GlobalName, budget: Budget) -> Undo:
+    before = obj.value
+
+    def undo() -> None:
+        if obj.value is not before:
+            obj.namespace[obj.name] = before
+
+    return undo
+
+
+@keep.register(type)
+def _(obj: type, budget: Budget) -> Undo:
+    before = _class_attributes(obj)
+
+    def undo() -> None:
+        for name in _class_attributes(obj).keys() - before.keys():
+            type.__delattr__(obj, name)
+        for name, value in before.items():
+            if vars(obj).get(name, _MISSING) is not value:
+                type.__setattr__(obj, name, value)
+
+    return undo
+
+
+def _class_attributes(cls: type) -> dict[str, object]:
+    return {name: value for name, value in vars(cls).items() if not (name.startswith("__") and name.endswith("__"))}
+
+
+@keep.register(torch.Generator)
+def _(obj: torch.Generator, budget: Budget) -> Undo:
+    before = obj.get_state()
+
+    def undo() -> None:
+        obj.set_state(before)
+
+    return undo
+
+
+@keep.register(np.random.BitGenerator)
+def _(obj: np.random.BitGenerator, budget: Budget) -> Undo:
+    before = copy.deepcopy(obj.state)
+
+    def undo() -> None:
+        obj.state = before
+
+    return undo
+
+
+@keep.register(np.random.RandomState)
+def _(obj: np.random.RandomState, budget: Budget) -> Undo:
+    before = obj.get_state(legacy=False)
+    return lambda: obj.set_state(before)
+
+
+@keep.register(random.Random)
+def _(obj: random.Random, budget: Budget) -> Undo:
+    if isinstance(obj, random.SystemRandom):  # entropy of the system: no state
+        return nothing
+    before = obj.getstate()
+    return lambda: obj.setstate(before)
+
+
+keep.register(torch.Tensor)(keep_tensor)
+keep.register(np.ndarray)(keep_array)

@@ -1,0 +1,234 @@
+"""The start of a fit: look at the data and the losses, make the folder, and refuse what belongs to another run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from bif_lightning.config import Chains, Sampler, check_sampler
+from bif_lightning.curvature.laplace import default_sampler
+from bif_lightning.data.describe import Describe
+from bif_lightning.data.token_texts import Decoder
+from bif_lightning.losses.problem import eagerly
+from bif_lightning.model.sharded import reshard
+from bif_lightning.results.settings import Settled
+from bif_lightning.sampling.context import placement_of
+from bif_lightning.trainer.guard.guard import training_guard
+from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
+from bif_lightning.trainer.problem import Attribution, Request, attribution_of, data_of, is_indices
+from bif_lightning.trainer.session import Session, Verify
+from bif_lightning.trainer.snapshot_files import Left, check_no_snapshots, reopen
+from bif_lightning.trainer.time_budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the user asked of the snapshots, beside what is attributed."""
+
+    chains: Chains | None
+    sampler: Sampler | Literal["auto"] | None
+    describe: Describe | None
+    tokenizer: Decoder | None
+    precision: Precision
+    views: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
+    store_traces: bool
+    verify: Verify
+    settings: Mapping[str, Any]
+    budget: Budget
+    free_draws: bool
+    launch: Literal["inline", "snapshot"] = "inline"
+
+
+def settings_of(
+    request: Request, sampler: Sampler | Literal["auto"] | None, chains: Chains | None, budget: float | None
+) -> dict[str, Any]:
+    """What all snapshots of a run must have in common, as plain values.
+
+    Raises:
+        ValueError: the sampler is none.
+    """
+    check_sampler(sampler)
+    return {
+        "sampler": sampler if sampler is None or sampler == "auto" else {type(sampler).__name__: asdict(sampler)},
+        "chains": None if chains is None else asdict(chains),
+        "budget": budget,
+        "params": list(request.params or ()),
+        "per_sample": request.per_sample,
+        "loss_fn": request.loss_fn is not None,
+    } | ({"per_token": True} if request.per_token else {})
+
+
+def open_session(
+    trainer: Any,
+    module: Any,
+    request: Request,
+    wanted: Wanted,
+    directory: Path | None,
+    *,
+    fresh: bool,
+    data: Mapping[str, str],
+    settled: Settled | None,
+) -> Session:
+    """A session for this fit. Collective.
+
+    Args:
+        directory: of the dumps; None writes nothing.
+        fresh: the folder must be unused.
+        data: fingerprints of the data in the run that is resumed; empty for a new run.
+        settled: sampler and chains of that run.
+
+    Raises:
+        MisconfigurationException: a folder of another run, other data than before, or losses that cannot be had.
+        OSError: the folder cannot be written.
+    """
+    placement = placement_of(module)
+    first = placement.rank == 0
+    # On its own, since what follows may need all ranks, and the others do not look at the folder.
+    with placement.together("looking at the folder"):
+        if first and fresh and directory is not None:
+            check_unused(directory)
+            if wanted.launch == "snapshot":
+                check_no_snapshots(directory)
+    reshard(module)
+    datasets = [request.train, request.query, *data_of(trainer)]
+    with (
+        placement.together("looking at the data and the losses"),
+        training_guard(trainer, module, datasets),
+        eagerly(),
+    ):
+        attribution = attribution_of(trainer, module, request)
+        outputs = Outputs(
+            directory=directory,
+            attribution=attribution,
+            describe=wanted.describe,
+            tokenizer=wanted.tokenizer,
+            precision=wanted.precision,
+            views=() if trainer.fast_dev_run else wanted.views,
+            pairs=wanted.pairs,
+            settings={"settings": wanted.settings},
+        )
+        if data:
+            check_same("data", data, outputs.fingerprints)
+    with placement.together("making the folder"):
+        if first:
+            outputs.open()
+            if wanted.launch == "snapshot" and directory is not None:
+                reopen(directory)
+                _left(request, wanted, outputs).write(directory)
+    chains = _tiny(wanted.chains or Chains()) if trainer.fast_dev_run else wanted.chains
+    return Session(
+        attribution=attribution,
+        outputs=outputs,
+        sampler=_sampler(attribution, wanted, chains),
+        chains=chains,
+        store_traces=wanted.store_traces,
+        verify=wanted.verify,
+        settled=settled,
+        budget=wanted.budget,
+        launch=wanted.launch,
+        free_draws=wanted.free_draws and not trainer.fast_dev_run,
+    )
+
+
+def _left(request: Request, wanted: Wanted, outputs: Outputs) -> Left:
+    options = {
+        "per_sample": request.per_sample,
+        "eval_batch_size": request.eval_batch_size,
+        "per_token": request.per_token,
+        "allow_untested": not request.check_gradient,
+        "precision": wanted.precision,
+        "store_traces": wanted.store_traces,
+        "views": list(wanted.views),
+        "pairs": [list(pair) for pair in wanted.pairs],
+    }
+    return Left(wanted.settings, outputs.fingerprints, _rows(request.train), _rows(request.query), options)
+
+
+def _rows(data: Any) -> list[int] | None:
+    return [int(i) for i in data] if data is not None and is_indices(data) else None
+
+
+def _sampler(attribution: Attribution, wanted: Wanted, chains: Chains | None) -> Sampler | Literal["auto"]:
+    if wanted.sampler is not None:
+        return wanted.sampler
+    # The closed form knows of single tokens only what lies within the span of its directions.
+    return "auto" if attribution.problem.tokens else default_sampler(attribution.problem, chains)
+
+
+def _tiny(chains: Chains) -> Chains:
+    """The least that runs every line: for a fast_dev_run."""
+    return replace(chains, num_chains=1, num_draws=2, burn_in=0, thinning=1)
+
+
+def check_same(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings or data.
+
+    Raises:
+        MisconfigurationException: with each difference, then and now.
+    """
+    changed = [
+        f"{name}: {theirs.get(name)!r} then, {ours.get(name)!r} now"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
+    if changed:
+        raise MisconfigurationException(
+            f"BIFCallback has other {what} than in the run that wrote this checkpoint, and their dumps would not "
+            f"compare: {'; '.join(changed)}. Use the {what} of then, or a callback of another name"
+        )
+
+
+def check_options(
+    *,
+    on_error: str,
+    verify_restore: str,
+    precision: str,
+    launch: str,
+    per_token: bool,
+    per_sample: str,
+    own_loss: bool,
+    limited: bool = False,
+) -> None:
+    """Refuse options that are none, or do not go together.
+
+    Raises:
+        MisconfigurationException: which, and what to give.
+    """
+    check_choice("on_error", on_error, ("raise", "warn"))
+    check_choice("verify_restore", verify_restore, ("first", "always", "never"))
+    check_choice("precision", precision, ("full", "10bit"))
+    check_choice("launch", launch, ("inline", "snapshot"))
+    check_choice("per_token", per_token, (False, True))
+    check_choice("per_sample", per_sample, ("mean", "sum"))
+    if per_token and not own_loss:
+        raise MisconfigurationException(
+            "per_token=True needs the losses of tokens, which training_step does not give: pass a loss_fn, "
+            "(module, batch) -> losses [batch, token], or (losses, mask). For a causal language model "
+            "bif_lightning.causal_lm_loss is one, or lambda module, batch: causal_lm_loss(module.model, batch) where "
+            "the module holds it by that name"
+        )
+    if limited and launch == "snapshot":
+        raise MisconfigurationException(
+            "budget is about the time that estimates take from training, and launch='snapshot' leaves them to others: "
+            "leave the budget out"
+        )
+    if own_loss and per_sample != "mean":
+        raise MisconfigurationException(
+            "per_sample='sum' is about losses derived from training_step, and a loss_fn is given: return from it the "
+            "loss that you want of each example, and leave per_sample out"
+        )
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse a setting that is none of the choices.
+
+    Raises:
+        MisconfigurationException: it is another.
+    """
+    if value not in choices:
+        raise MisconfigurationException(
+            f"{name} is {value!r}; in this version it must be {' or '.join(map(repr, choices))}"
+        )

@@ -1,0 +1,181 @@
+"""Snapshots on disk, for workers off the training path: weights and buffers, and when in training they are from."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+
+from bif_lightning.distributed.ranks import Placement
+from bif_lightning.model.sharded import is_sharded
+from bif_lightning.storage.atomic import replace_whole
+from bif_lightning.trainer.checkpoints import ABOUT_SHARDS
+from bif_lightning.trainer.position import Moment
+
+FOLDER = "snapshots"
+"""Of the snapshots, in the folder of the dumps."""
+
+END = "end.json"
+"""In that folder: training is over, and no more snapshots will come."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves beside its dumps, so that others go on with the same settings and data, and mix nothing.
+
+    Attributes:
+        settings: what all its snapshots have in common (`opening.settings_of`).
+        data: fingerprints of its data.
+        train, query: rows of the training data, where they were given as such.
+        options: further settings of the callback, by their names.
+    """
+
+    NAME: ClassVar[str] = "attribution.json"
+
+    settings: Mapping[str, Any]
+    data: Mapping[str, str]
+    train: Sequence[int] | None = None
+    query: Sequence[int] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def write(self, directory: Path) -> None:
+        """Write it, whole.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        text = json.dumps(asdict(self), default=str).encode()
+        with replace_whole(directory / self.NAME, len(text)) as sink:
+            sink.write(text)
+
+
+def left_by(directory: Path) -> Left | None:
+    """What the run in this folder left; None where there is nothing.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = directory / Left.NAME
+    try:
+        return Left(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); choose another folder, or remove this one") from error
+
+
+def snapshot_path(directory: Path, step: int) -> Path:
+    """Where the snapshot of a step lies: a file, or a folder of shards."""
+    return directory / FOLDER / f"step={step:09d}.ckpt"
+
+
+def write_snapshot(directory: Path, module: nn.Module, moment: Moment, placement: Placement) -> Path:
+    """Write weights and buffers, whole or not at all. Collective.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
+    path = snapshot_path(directory, moment.step)
+    about = {
+        "global_step": moment.step,
+        "epoch": moment.epoch,
+        "hyper_parameters": _plain(moment.hyperparameters),
+        "metrics": dict(moment.metrics),
+        "loss_scale": moment.loss_scale,
+    }
+    if is_sharded(module):
+        _write_shards(path, module, about, placement)
+        return path
+    with placement.together(f"writing the snapshot of step {moment.step}"):
+        if placement.rank == 0:
+            _write_whole(path, module, about)
+    return path
+
+
+def _write_whole(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
+    state = {name: value.detach() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    size = sum(value.numel() * value.element_size() for value in state.values())
+    with replace_whole(path, size) as sink:
+        torch.save(about | {"state_dict": state}, cast(Any, sink))
+
+
+def reopen(directory: Path) -> None:
+    """A run that was over goes on."""
+    (directory / FOLDER / END).unlink(missing_ok=True)
+
+
+def write_end(directory: Path, step: int) -> None:
+    """Say that training is over; warn where there is no room to say it."""
+    text = json.dumps({"global_step": step}).encode()
+    try:
+        with replace_whole(directory / FOLDER / END, len(text)) as sink:
+            sink.write(text)
+    except OSError as error:
+        rank_zero_warn(f"workers that watch will not learn that training is over; give them --idle. {error}")
+
+
+def check_no_snapshots(directory: Path) -> None:
+    """Refuse a folder with snapshots of another run.
+
+    Raises:
+        MisconfigurationException: it has some; workers would mix them.
+    """
+    found = sorted(path.name for path in (directory / FOLDER).glob("step=*.ckpt"))
+    if found or has_ended(directory / FOLDER):
+        raise MisconfigurationException(
+            f"{directory / FOLDER} holds {len(found)} snapshots of another run; choose another dirpath, resume that "
+            "run from its checkpoint, or remove the folder"
+        )
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether no more snapshots will come to this folder."""
+    return (folder / END).is_file()
+
+
+def _write_shards(path: Path, module: nn.Module, about: dict[str, Any], placement: Placement) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with placement.together("making room for a snapshot"):
+        if placement.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    try:
+        save_shards({"state_dict": module.state_dict()}, checkpoint_id=temporary)
+    except CheckpointException as error:  # on every rank, and no Exception
+        with placement.together("removing half a snapshot"):
+            if placement.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+        raise _first_of(error, path) from error
+    with placement.together("naming the snapshot"):
+        if placement.rank == 0:
+            torch.save(about, temporary / ABOUT_SHARDS)
+            if path.exists():
+                shutil.rmtree(path)
+            os.rename(temporary, path)
+
+
+def _first_of(error: CheckpointException, path: Path) -> OSError:
+    ((rank, (first, _)), *_) = error.failures.items()
+    free = shutil.disk_usage(path.parent).free
+    return OSError(
+        f"could not write the shards of {path} (rank {rank}: {first}); {free:,} bytes are free there. Snapshots "
+        "written earlier are whole, and nothing of this one is left. Free some space, or choose another dirpath"
+    )
+
+
+def _plain(values: Any) -> Any:
+    """What `weights_only=True` reads; anything else as its text."""
+    if isinstance(values, dict):
+        return {str(key): _plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    return values if values is None or isinstance(values, bool | int | float | str) else str(values)
