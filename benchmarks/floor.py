@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.problem import Problem
 from cases import Case
 
@@ -33,7 +33,7 @@ class Floor:
     def __init__(self, case: Case, problem: Problem) -> None:
         self.case = case
         self.module = copy.deepcopy(problem.module).eval()
-        problem.load(0, torch.device("cpu"), Placement())
+        problem.load(0, torch.device("cpu"), Ranks())
         generator = torch.Generator().manual_seed(0)
         rows = [torch.randperm(case.train, generator=generator)[: case.chains.batch_size] for _ in range(_MINIBATCHES)]
         self.minibatches: list[Batch] = [problem.training.batch(part) for part in rows]

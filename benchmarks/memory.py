@@ -18,7 +18,7 @@ from torch import nn
 
 import models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.losses.problem import Problem
 from cases import Case, cases
@@ -55,7 +55,7 @@ def _load_libraries() -> None:
 
 def _bare(problem: Problem, case: Case, workers: int) -> None:
     parameters = list(problem.module.parameters())
-    problem.load(0, torch.device("cpu"), Placement())
+    problem.load(0, torch.device("cpu"), Ranks())
     minibatch = problem.training.batch(torch.arange(case.chains.batch_size))
     batches = [batch for batch, _ in problem.training.batches(case.eval_batch_size)]
 

@@ -31,8 +31,8 @@ def shares(case: Case, problem: Problem) -> dict[str, float]:
 
     with (
         patch.object(Problem, "add_gradient", clock("gradient passes", Problem.add_gradient)),
-        patch.object(chain.Walker, "measure", clock("measurement", chain.Walker.measure)),
-        patch.object(chain.Walker, "_fill_normal", clock("noise", chain.Walker._fill_normal)),
+        patch.object(chain.ChainState, "measure", clock("measurement", chain.ChainState.measure)),
+        patch.object(chain.ChainState, "_fill_normal", clock("noise", chain.ChainState._fill_normal)),
         patch.object(chain, "drift_", clock("update", chain.drift_)),
         patch.object(chain, "step_", clock("update", chain.step_)),
         patch.object(Noise, "minibatch", clock("minibatch", Noise.minibatch)),

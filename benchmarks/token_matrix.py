@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from against_devinterp import clocked
-from bif_lightning.results.token_matrices import Held, Widths
-from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.token_matrices import ErrorScales, InMemoryTokens
+from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import Tokens, blocks_of
 from bif_lightning.statistics.standard_errors import centre_scale
 from tokens import axis, made_up
@@ -38,8 +38,8 @@ def correlations(size: Size) -> dict[str, Callable[[], np.ndarray]]:
     draws = total // CHAINS
     sides = [made_up(CHAINS, draws, count * length, seed) for seed, count in enumerate((train, queries), 1)]
     lengths = tuple(map(len, np.array_split(np.arange(draws), 6)))
-    law = Drawn(CHAINS, lengths, "chain", centre_scale(CHAINS, 6, "chain"))
-    blocks = blocks_of(law, Widths(1.1, 200.0, 1.1), *map(Held, sides))
+    law = DrawCovariance(CHAINS, lengths, "chain", centre_scale(CHAINS, 6, "chain"))
+    blocks = blocks_of(law, ErrorScales(1.1, 200.0, 1.1), *map(InMemoryTokens, sides))
     tokens = Tokens(train=axis(train, length), query=axis(queries, length), blocks=blocks)
     laid = [
         xr.DataArray(

@@ -17,11 +17,11 @@ import numpy as np
 
 import bif_lightning as bl
 from bif_lightning.results.estimate import Cost, Diagnostics, Estimate, Influence
-from bif_lightning.results.token_matrices import MOST_BYTES, Held, Widths
-from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.token_matrices import MOST_BYTES, ErrorScales, InMemoryTokens
+from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
 from bif_lightning.statistics.standard_errors import centre_scale
-from bif_lightning.storage.scratch import Spec, Storage
+from bif_lightning.storage.scratch import ScratchArrays, Spec
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 def made_up(chains: int, draws: int, tokens: int, seed: int) -> np.ndarray:
     """Changes of losses: a few directions in common, and noise; stored as the engine stores them."""
     rng = np.random.default_rng(seed)
-    storage = Storage([Spec((chains * draws, tokens), np.float32)], MOST_BYTES)
+    storage = ScratchArrays([Spec((chains * draws, tokens), np.float32)], MOST_BYTES)
     common = np.random.default_rng(0).normal(size=(chains * draws, 8)).astype(np.float32)
     slopes = 0.01 * rng.normal(size=(8, tokens)).astype(np.float32)
     for start in range(0, chains * draws, 100):
@@ -88,11 +88,11 @@ def main() -> None:
     given = parser.parse_args()
     train, query = axis(given.sequences, given.tokens), axis(given.queries, given.tokens)
     lengths = tuple(map(len, np.array_split(np.arange(given.draws), 6)))
-    law = Drawn(given.chains, lengths, "chain", centre_scale(given.chains, 6, "chain"))
+    law = DrawCovariance(given.chains, lengths, "chain", centre_scale(given.chains, 6, "chain"))
     print("| what | time | size | peak memory so far |\n|---|---|---|---|")
     sides = [made_up(given.chains, given.draws, len(each), seed) for seed, each in enumerate((train, query), 1)]
     gigabytes = sum(each.nbytes for each in sides) / 1e9
-    blocks = blocks_of(law, Widths(1.1, 200.0, 1.1), *map(Held, sides))
+    blocks = blocks_of(law, ErrorScales(1.1, 200.0, 1.1), *map(InMemoryTokens, sides))
     tokens = timed(
         "draws made up", lambda: Tokens(train=train, query=query, blocks=blocks), lambda _: f"{gigabytes:.3g} GB"
     )

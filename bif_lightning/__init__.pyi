@@ -23,7 +23,7 @@ from .losses.observables import MetricValue as MetricValue
 from .losses.observables import PerExample as PerExample
 from .offline.attribute import attribute as attribute
 from .offline.attribute import watch as watch
-from .offline.replay import Attributed as Attributed
+from .offline.replay import AttributionReport as AttributionReport
 from .results.estimate import Estimate as Estimate
 from .results.estimate import LabelMeans as LabelMeans
 from .results.estimate import Verdict as Verdict

@@ -16,21 +16,21 @@ from bif_lightning.distributed.watchdog import PeerFailedError
 from bif_lightning.losses.derived.derive import PerSample
 from bif_lightning.losses.observables import LossFn, Observable
 from bif_lightning.results.estimate import Estimate
-from bif_lightning.results.settings import Settled
+from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
-from bif_lightning.trainer.exceptions import is_fatal, is_of_files, is_preemption
-from bif_lightning.trainer.interrupts import interrupts_wait
+from bif_lightning.trainer.exceptions import is_fatal, is_file_error, is_preemption
+from bif_lightning.trainer.interrupts import defer_interrupts
 from bif_lightning.trainer.outputs import Precision
-from bif_lightning.trainer.problem import Request, check_request
+from bif_lightning.trainer.problem import AttributionRequest, check_request
 from bif_lightning.trainer.schedule import (
-    Triggers,
+    Schedule,
     averages_weights,
     is_extra_epoch,
     is_last_epoch,
     waits_for_the_clock,
 )
 from bif_lightning.trainer.session import Session, Verify
-from bif_lightning.trainer.setup import Wanted, check_options, check_same, open_session, settings_of
+from bif_lightning.trainer.setup import SnapshotOptions, check_options, check_same, open_session, settings_of
 from bif_lightning.trainer.support import check_trainer
 from bif_lightning.trainer.time_budget import budget_of
 
@@ -135,11 +135,11 @@ class BIFCallback(pl.Callback):
             per_sample=per_sample, own_loss=loss_fn is not None, limited=budget is not None,
         )  # fmt: skip
         self.budget = budget_of(budget)
-        self.triggers = Triggers(
+        self.triggers = Schedule(
             every_n_train_steps=every_n_train_steps, every_n_epochs=every_n_epochs, at_steps=at_steps,
             at_start=at_start, at_end=at_end,
         )  # fmt: skip
-        self.request = Request(
+        self.request = AttributionRequest(
             train=train,
             query=query,
             observables=observables,
@@ -151,7 +151,7 @@ class BIFCallback(pl.Callback):
             check_gradient=not allow_untested,
             per_token=per_token,
         )
-        self.wanted = Wanted(
+        self.wanted = SnapshotOptions(
             chains=chains, sampler=sampler, describe=describe, tokenizer=tokenizer, precision=precision, pairs=pairs,
             views=views if log else (),
             store_traces=store_traces, verify=verify_restore,
@@ -164,7 +164,7 @@ class BIFCallback(pl.Callback):
         self._session: Session | None = None
         self._seen, self._resumed = 0, False
         self._last: int | None = None
-        self._settled: Settled | None = None
+        self._settled: ResolvedSettings | None = None
         self._data = dict[str, str]()
         self._owned: Path | None = None
 
@@ -191,10 +191,10 @@ class BIFCallback(pl.Callback):
         self._seen = trainer.global_step
         self.budget.start()
         try:
-            with interrupts_wait(), self.budget.spending():
+            with defer_interrupts(), self.budget.spending():
                 self._session = self._open(trainer, pl_module)
         except (OSError, PeerFailedError) as error:
-            if self.on_error == "raise" or not is_of_files(error):
+            if self.on_error == "raise" or not is_file_error(error):
                 raise
             rank_zero_warn(f"no influence will be estimated in this run: {error}")
             return
@@ -258,7 +258,7 @@ class BIFCallback(pl.Callback):
         check_same("settings", state_dict["settings"], dict(self.wanted.settings))
         self._data = state_dict.get("data", {})
         self._last, self._resumed = state_dict["last"], True
-        self._settled = None if state_dict["settled"] is None else Settled.from_dict(state_dict["settled"])
+        self._settled = None if state_dict["settled"] is None else ResolvedSettings.from_dict(state_dict["settled"])
         self.budget.load(state_dict["budget"])
 
     # -- snapshots ----------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class BIFCallback(pl.Callback):
         if not self._session.affords(trainer, module, by_rhythm=by_rhythm, one_more=self.triggers.at_end):
             return
         try:
-            with interrupts_wait(), trainer.profiler.profile(f"[BIF]{self.name}"), self.budget.buying():
+            with defer_interrupts(), trainer.profiler.profile(f"[BIF]{self.name}"), self.budget.timed_snapshot():
                 self.latest = self._session.snapshot(trainer, module)
         except Exception as error:
             if is_preemption(error):

@@ -53,7 +53,7 @@ PUSH = PULL.replace("sub_", "X").replace("add_", "sub_").replace("X", "add_")
 STEP = """        if isinstance(sampler, SGLD):
             walker.step(step - 1, sampler)
         else:
-            walker.place(step - 1)
+            walker.draw_gaussian(step - 1)
         walker.plan.tick()
 """
 UPDATE = """            if finite and self.preconditioner and not updated and isinstance(sampler, SGLD):
@@ -176,7 +176,7 @@ MUTANTS = [
     mutant(
         "standard error without 1/(K-1)",
         "statistics/influence.py",
-        ("* (count / (count - 1))\n    return Entries", "\n    return Entries"),
+        ("* (count / (count - 1))\n    return Estimates", "\n    return Estimates"),
         tests=(INFLUENCE,),
     ),
     mutant(
@@ -286,7 +286,10 @@ MUTANTS = [
         tests=(METRIC,),
     ),
     mutant(
-        "pull without its metric", "sampling/chain.py", ("walker.pulled()", "draw.squared_distance"), tests=(SUBSPACE,)
+        "pull without its metric",
+        "sampling/chain.py",
+        ("walker.prior_distance()", "draw.squared_distance"),
+        tests=(SUBSPACE,),
     ),
     mutant(
         "queries not whitened", "curvature/gradients.py", ("        metric.whiten(queries)\n", ""), tests=(SUBSPACE,)
@@ -294,13 +297,13 @@ MUTANTS = [
     mutant(
         "curvature along other directions",
         "curvature/laplace.py",
-        ("hessians_along(problem, host, lowered, span", "hessians_along(problem, host, directions, span"),
+        ("hessians_along(problem, backend, lowered, span", "hessians_along(problem, backend, directions, span"),
         tests=(SUBSPACE,),
     ),
     mutant(
         "draws left in the coordinates",
         "curvature/gaussian.py",
-        ("self.metric.lowered(drawn[None])[0]", "drawn"),
+        ("self.metric.to_weight_space(drawn[None])[0]", "drawn"),
         tests=(SUBSPACE,),
     ),
     mutant(
@@ -342,7 +345,7 @@ MUTANTS = [
     mutant(
         "errors as narrow as a chain",
         "statistics/standard_errors.py",
-        ("wide = _widened(draws, centre(parts, centring)), 1.0", "wide = 1.0, 1.0"),
+        ("wide = _widened(draws, chain_mean_covariance(parts, centring)), 1.0", "wide = 1.0, 1.0"),
         tests=("exact/test_errors.py",),
     ),
     mutant(
@@ -577,7 +580,7 @@ MUTANTS = [
     mutant(
         "Control-C acts while a claim is let go of",
         "offline/replay.py",
-        ("with interrupts_wait(), self._claimed", "with self._claimed"),
+        ("with defer_interrupts(), self._claimed", "with self._claimed"),
         tests=("offline/test_attribute.py",),
     ),
     mutant(

@@ -144,17 +144,17 @@ def round_to_10_bits(values: np.ndarray) -> np.ndarray:
     return np.where(finite, np.where(np.isfinite(rounded), rounded, truncated), values).astype(np.float32)
 
 
-def real(path: str, values: Any, units: str, long_name: str, dims: tuple[str, ...] = ()) -> Variable:
+def float64(path: str, values: Any, units: str, long_name: str, dims: tuple[str, ...] = ()) -> Variable:
     """64-bit floats, or one of them where there are no dims."""
     return Variable(path=path, dims=dims, values=np.asarray(values, np.float64), units=units, long_name=long_name)
 
 
-def whole(path: str, values: Any, long_name: str, dims: tuple[str, ...] = (), units: str = "1") -> Variable:
+def int64(path: str, values: Any, long_name: str, dims: tuple[str, ...] = (), units: str = "1") -> Variable:
     """64-bit integers, or one of them where there are no dims."""
     return Variable(path=path, dims=dims, values=np.asarray(values, np.int64), units=units, long_name=long_name)
 
 
-def bulk(
+def float32(
     path: str, values: Any, units: str, long_name: str, dims: tuple[str, ...], sign: str | None = None
 ) -> Variable:
     """32-bit floats, for what makes a dump large; with what its sign means, where it has one."""

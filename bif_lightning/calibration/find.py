@@ -21,16 +21,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bif_lightning.calibration.pilot import Pilot, run_pilot, small_problem
-from bif_lightning.calibration.search import MOST_THINNING, WITHIN, Aim
-from bif_lightning.calibration.stability import check_stable, largest_curvature, steadied
+from bif_lightning.calibration.search import MOST_THINNING, WITHIN, SettingsSearch
+from bif_lightning.calibration.stability import check_stable, largest_curvature, shrink_step_size
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.curvature.spectrum import gradient_noise
 from bif_lightning.losses.problem import Problem
-from bif_lightning.model.weights import Host
-from bif_lightning.results.settings import Settled
+from bif_lightning.model.weights import WeightBackend
+from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.results.verdict import MOST_NOISE
 from bif_lightning.sampling.bias import noise_ratio
-from bif_lightning.sampling.chain import Plan
+from bif_lightning.sampling.chain import ChainContext
 
 EXAMPLES_PER_DIMENSION, DRAWS_PER_DIMENSION = 10, 8
 """d_eff is n/10, and an eighth of the draws at most: fewer draws see a posterior that they cannot tell from noise."""
@@ -66,7 +66,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class FoundSettings:
     """The settings found, and how.
 
     Attributes:
@@ -80,7 +80,7 @@ class Calibrated:
         minibatch_noise: noise ratio (`bias.noise_ratio`) of these settings.
     """
 
-    settled: Settled
+    settled: ResolvedSettings
     curvature: float
     noise: float
     target: float
@@ -112,12 +112,12 @@ class Calibrated:
 
 def find_settings(
     problem: Problem,
-    host: Host,
+    backend: WeightBackend,
     chains: Chains | None,
     *,
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
-) -> Calibrated:
+) -> FoundSettings:
     """Find settings of SGLD by measurement at the snapshot.
 
     Args:
@@ -128,14 +128,14 @@ def find_settings(
     Raises:
         ValueError: the loss is flat or not finite at the snapshot, or chains run away with every setting.
     """
-    given, small = chains or Chains(), small_problem(problem, host, seed)
-    curvature = _checked(largest_curvature(problem, host, replace(given, seed=seed)))
+    given, small = chains or Chains(), small_problem(problem, backend, seed)
+    curvature = _checked(largest_curvature(problem, backend, replace(given, seed=seed)))
     target = dimension_for(
         len(problem.training), MOST_DRAWS if chains is None else chains.num_chains * chains.num_draws
     )
-    aim, trials = Aim(curvature, target), list[Trial]()
+    aim, trials = SettingsSearch(curvature, target), list[Trial]()
     while len(trials) < _ATTEMPTS:
-        pilot = run_pilot(small, host, aim.sampler, given, aim.spacing, tick=tick)
+        pilot = run_pilot(small, backend, aim.sampler, given, aim.spacing, tick=tick)
         trials.append(Trial(pilot, aim.learn(pilot)))
         if aim.done:
             break
@@ -147,14 +147,14 @@ def find_settings(
             "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
         )
     best = aim.best
-    heat = noise_ratio(_plan(problem, host, best.sampler, given))
+    heat = noise_ratio(_plan(problem, backend, best.sampler, given))
     shorter = min(heat / _COOL, MOST_COOLED) if heat > _COOL else 1.0
     sampler = replace(best.sampler, step_size=best.sampler.step_size / shorter)
     off = best.dimension / target
-    return Calibrated(
-        Settled(sampler, chains or _chains_for(best, shorter), lasting=off >= LASTING),
+    return FoundSettings(
+        ResolvedSettings(sampler, chains or _chains_for(best, shorter), lasting=off >= LASTING),
         curvature,
-        gradient_noise(problem, host).largest,
+        gradient_noise(problem, backend).largest,
         target,
         best,
         tuple(trials),
@@ -163,10 +163,10 @@ def find_settings(
     )
 
 
-def _plan(problem: Problem, host: Host, sampler: SGLD, chains: Chains) -> Plan:
-    return Plan(
+def _plan(problem: Problem, backend: WeightBackend, sampler: SGLD, chains: Chains) -> ChainContext:
+    return ChainContext(
         problem=problem,
-        host=host,
+        backend=backend,
         sampler=sampler,
         chains=chains,
         snapshot=_SNAPSHOT,
@@ -186,10 +186,10 @@ def dimension_for(examples: int, draws: int) -> float:
     return max(1.0, min(examples / EXAMPLES_PER_DIMENSION, draws / DRAWS_PER_DIMENSION))
 
 
-def provisional(chains: Chains | None) -> Settled:
+def provisional(chains: Chains | None) -> ResolvedSettings:
     """Settings that take about as long as those that `find_settings` finds, before it can."""
     usual = Chains(num_draws=MOST_DRAWS // 2 // Chains().num_chains, thinning=10, burn_in=20)
-    return Settled(SGLD(step_size=1e-9, inverse_temperature=1.0, localization=1.0), chains or usual)
+    return ResolvedSettings(SGLD(step_size=1e-9, inverse_temperature=1.0, localization=1.0), chains or usual)
 
 
 def _chains_for(pilot: Pilot, shorter: float) -> Chains:
@@ -221,14 +221,14 @@ def _checked(curvature: float) -> float:
     return curvature
 
 
-def settle(
+def resolve_settings(
     sampler: SGLD | Literal["auto"],
     chains: Chains | None,
-    settled: Settled | None,
+    settled: ResolvedSettings | None,
     problem: Problem,
-    host: Host,
+    backend: WeightBackend,
     tick: Callable[[], None] = lambda: None,
-) -> Settled:
+) -> ResolvedSettings:
     """The settings of this snapshot.
 
     Args:
@@ -243,10 +243,10 @@ def settle(
     given = chains or Chains()
     if sampler == "auto":
         if settled is None:
-            found = find_settings(problem, host, chains, seed=given.seed, tick=tick)
+            found = find_settings(problem, backend, chains, seed=given.seed, tick=tick)
             return replace(found.settled, reasons=str(found))
         assert isinstance(settled.sampler, SGLD)
-        return replace(settled, sampler=steadied(settled.sampler, largest_curvature(problem, host, given)))
+        return replace(settled, sampler=shrink_step_size(settled.sampler, largest_curvature(problem, backend, given)))
     if settled is None:
-        check_stable(sampler, problem, host, given)
-    return settled or Settled(sampler, given)
+        check_stable(sampler, problem, backend, given)
+    return settled or ResolvedSettings(sampler, given)

@@ -8,18 +8,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bif_lightning.calibration.find import Calibrated, find_settings
+from bif_lightning.calibration.find import FoundSettings, find_settings
 from bif_lightning.calibration.pilot import CHAINS, DRAWS, Pilot, run_pilot, small_problem
 from bif_lightning.calibration.stability import stiffness
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Collate, Examples, MapDataset, check_map_style
 from bif_lightning.losses.observables import LossFn, mean_of
 from bif_lightning.losses.problem import Problem
-from bif_lightning.losses.token_losses import present
-from bif_lightning.model.weights import Host
+from bif_lightning.losses.token_losses import zero_absent
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.plots.sweep import Cell, sweep
-from bif_lightning.results.settings import Settled
-from bif_lightning.sampling.context import placement_of, ready_for, to_device_of
+from bif_lightning.results.settings import ResolvedSettings
+from bif_lightning.sampling.context import engine_context, ranks_of, to_device_of
 
 STEPS = (0.25, 1.0, 4.0, 8.0)
 """Factors of the step size, in columns; SGLD is unstable from 4 on."""
@@ -44,12 +44,12 @@ class Calibration:
         spacing: steps from one draw of a pilot to the next.
     """
 
-    found: Calibrated
+    found: FoundSettings
     cells: tuple[Cell, ...]
     spacing: int
 
     @property
-    def settled(self) -> Settled:
+    def settled(self) -> ResolvedSettings:
         """The sampler and its chains."""
         return self.found.settled
 
@@ -102,7 +102,7 @@ def calibrate(
         ValueError: bad input, a loss that is flat or not finite, or chains that run away with every setting.
     """
     check_map_style(train, "train")
-    examples, losses = Examples(train, collate_fn), present(loss_fn)
+    examples, losses = Examples(train, collate_fn), zero_absent(loss_fn)
     problem = Problem(
         module=model,
         loss=losses,
@@ -120,14 +120,14 @@ def calibrate(
 def calibrate_problem(problem: Problem, chains: Chains | None = None, *, told: Told | None = None) -> Calibration:
     """`calibrate` for a problem that is there already. On one process."""
     given = chains or Chains()
-    with ready_for(problem, given, placement_of(problem.module)) as (host, _, _):
-        found = find_settings(problem, host, chains, seed=given.seed)
+    with engine_context(problem, given, ranks_of(problem.module)) as (backend, _, _):
+        found = find_settings(problem, backend, chains, seed=given.seed)
         last = found.pilot
-        small, cells, size = small_problem(problem, host, given.seed), list[Cell](), _size()
+        small, cells, size = small_problem(problem, backend, given.seed), list[Cell](), _size()
         for block, row, column in np.ndindex(len(TEMPERATURES), len(PULLS), len(STEPS)):
             factors = TEMPERATURES[block], PULLS[row], STEPS[column]
             sampler = scaled(last.sampler, found.curvature, *factors)
-            pilot = last if factors == (1, 1, 1) else _pilot(small, host, sampler, given, last.spacing)
+            pilot = last if factors == (1, 1, 1) else _pilot(small, backend, sampler, given, last.spacing)
             cells.append(_cell((block, row, column), pilot, found.curvature, chosen=factors == (1, 1, 1)))
             if told is not None:
                 told(len(cells), size)
@@ -152,9 +152,9 @@ def _size() -> int:
     return len(TEMPERATURES) * len(PULLS) * len(STEPS)
 
 
-def _pilot(small: Problem, host: Host, sampler: SGLD, chains: Chains, spacing: int) -> Pilot:
+def _pilot(small: Problem, backend: WeightBackend, sampler: SGLD, chains: Chains, spacing: int) -> Pilot:
     try:
-        return run_pilot(small, host, sampler, chains, spacing)
+        return run_pilot(small, backend, sampler, chains, spacing)
     except (RuntimeError, ValueError) as error:  # of a model that refuses weights which are not finite
         lost = torch.full((CHAINS, DRAWS), torch.nan, dtype=torch.float64)
         return Pilot(sampler, spacing, lost, float("nan"), f"{type(error).__name__}: {error}")

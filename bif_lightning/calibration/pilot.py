@@ -21,9 +21,9 @@ from torch import Tensor
 
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.losses.problem import Problem
-from bif_lightning.model.weights import Host
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import DATA, seed_global, stream_seed
-from bif_lightning.sampling.chain import Plan, Walker
+from bif_lightning.sampling.chain import ChainContext, ChainState
 from bif_lightning.sampling.divergence import left_posterior
 from bif_lightning.statistics.diagnostics import group_agreement
 
@@ -78,7 +78,7 @@ class Pilot:
         return unresolved * reliability / (1 - reliability) / worth
 
 
-def small_problem(problem: Problem, host: Host, seed: int) -> Problem:
+def small_problem(problem: Problem, backend: WeightBackend, seed: int) -> Problem:
     """The same problem with at most `EXAMPLES` train examples, and no queries of its own."""
     count = len(problem.train)
     rows = range(count) if count <= EXAMPLES else [int(row) for row in torch.linspace(0, count - 1, EXAMPLES)]
@@ -86,14 +86,14 @@ def small_problem(problem: Problem, host: Host, seed: int) -> Problem:
     examples = type(train)(train.dataset, train.collate, [train.rows[row] for row in rows])
     small = replace(problem, train=examples, query=examples, observables=())
     small.twins, small.stochastic, small.loaded = problem.twins, problem.stochastic, True
-    seed_global(host.device, stream_seed(seed, DATA))
+    seed_global(backend.device, stream_seed(seed, DATA))
     _ = small.train_batches  # read here, and not where chains are keyed
     return small
 
 
 def run_pilot(
     small: Problem,
-    host: Host,
+    backend: WeightBackend,
     sampler: SGLD,
     chains: Chains,
     spacing: int,
@@ -109,9 +109,9 @@ def run_pilot(
         spacing: steps from one draw to the next.
         tick: called after every step.
     """
-    plan = Plan(
+    plan = ChainContext(
         problem=small,
-        host=host,
+        backend=backend,
         sampler=sampler,
         chains=replace(chains, num_chains=CHAINS, num_draws=draws, burn_in=0, thinning=spacing),
         snapshot=_SNAPSHOT,
@@ -150,8 +150,8 @@ class _Walk:
     diverged: str = ""
 
 
-def _walk(plan: Plan, sampler: SGLD, chain: int) -> _Walk:
-    walker, mirror = Walker(plan, chain), Walker(plan, chain)
+def _walk(plan: ChainContext, sampler: SGLD, chain: int) -> _Walk:
+    walker, mirror = ChainState(plan, chain), ChainState(plan, chain)
     center, count = walker.measure(0, 0).train.cpu().double(), plan.chains.num_draws
     odd, even = (torch.full((count, len(center)), math.nan, dtype=center.dtype) for _ in range(2))
     walk = _Walk(center, torch.full((count,), math.nan, dtype=center.dtype), odd, even)
@@ -160,7 +160,7 @@ def _walk(plan: Plan, sampler: SGLD, chain: int) -> _Walk:
             walker.step(step, sampler)
             plan.tick()
         with torch.no_grad():
-            torch.sub(plan.host.center, walker.weights.flat - plan.host.center, out=mirror.weights.flat)
+            torch.sub(plan.backend.center, walker.weights.flat - plan.backend.center, out=mirror.weights.flat)
         there, opposite = walker.measure(draw, 0), mirror.measure(draw, 0)
         walk.diverged = _diverged(plan, sampler, float(center.mean()), there.train, there.squared_distance) or ""
         if walk.diverged:
@@ -171,8 +171,8 @@ def _walk(plan: Plan, sampler: SGLD, chain: int) -> _Walk:
     return walk
 
 
-def _diverged(plan: Plan, sampler: SGLD, before: float, losses: Tensor, squared_distance: float) -> str | None:
-    return left_posterior(losses, losses, squared_distance, before, plan.host.layout.num_weights, sampler)
+def _diverged(plan: ChainContext, sampler: SGLD, before: float, losses: Tensor, squared_distance: float) -> str | None:
+    return left_posterior(losses, losses, squared_distance, before, plan.backend.layout.num_weights, sampler)
 
 
 def _nonlinearity(odd: Tensor, even: Tensor) -> float:

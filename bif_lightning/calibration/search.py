@@ -32,7 +32,7 @@ _TOLERATED = 2 * MOST_NONLINEARITY  # where a smaller posterior did not help
 _FAR = 100.0
 
 
-class Aim:
+class SettingsSearch:
     """The setting to try next, and whether the last one will do.
 
     Args:

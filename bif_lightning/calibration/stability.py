@@ -8,7 +8,7 @@ from bif_lightning.curvature.hessian import EXAMPLES, Hessian, examples_in_a_pas
 from bif_lightning.curvature.spectrum import random_direction
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.problem import Problem
-from bif_lightning.model.weights import Host
+from bif_lightning.model.weights import WeightBackend
 
 _LIMIT = 4.0
 _ITERATIONS = 12
@@ -17,7 +17,7 @@ _SCREENS = ((8, 6), (64, 6), (EXAMPLES, _ITERATIONS))  # examples, and steps of 
 
 def largest_curvature(
     problem: Problem,
-    host: Host,
+    backend: WeightBackend,
     chains: Chains,
     *,
     examples: int = EXAMPLES,
@@ -29,12 +29,12 @@ def largest_curvature(
     examples left out. In nats per squared weight unit.
     """
     rows, chunk = spread_rows(len(problem.training), examples), examples_in_a_pass(chains.batch_size)
-    hessian = Hessian.of_training(problem, host, rows=rows, chunk=chunk, key=chains.seed)
-    direction, curvature = random_direction(host, chains.seed, 0), 0.0
+    hessian = Hessian.of_training(problem, backend, rows=rows, chunk=chunk, key=chains.seed)
+    direction, curvature = random_direction(backend, chains.seed, 0), 0.0
     for _ in range(iterations):
         product = hessian.times(direction[None])[0]
-        curvature = host.inner(product, direction)
-        norm = host.norm(product)
+        curvature = backend.inner(product, direction)
+        norm = backend.norm(product)
         if norm == 0:
             break
         direction = product / norm
@@ -46,7 +46,7 @@ def stiffness(sampler: SGLD, curvature: float) -> float:
     return sampler.step_size * (sampler.inverse_temperature * curvature + sampler.localization)
 
 
-def check_stable(sampler: SGLD, problem: Problem, host: Host, chains: Chains) -> None:
+def check_stable(sampler: SGLD, problem: Problem, backend: WeightBackend, chains: Chains) -> None:
     """Refuse a step size with which every chain runs away, where that is known.
 
     The largest eigenvalue is convex, so that of a few examples is on average larger than that of all: a step size that
@@ -59,7 +59,7 @@ def check_stable(sampler: SGLD, problem: Problem, host: Host, chains: Chains) ->
         return
     curvature = found = 0.0
     for examples, iterations in _SCREENS:
-        curvature = largest_curvature(problem, host, chains, examples=examples, iterations=iterations)
+        curvature = largest_curvature(problem, backend, chains, examples=examples, iterations=iterations)
         found = stiffness(sampler, curvature)
         if found < _LIMIT / 2:
             return
@@ -71,7 +71,7 @@ def check_stable(sampler: SGLD, problem: Problem, host: Host, chains: Chains) ->
         )
 
 
-def steadied(sampler: SGLD, curvature: float) -> SGLD:
+def shrink_step_size(sampler: SGLD, curvature: float) -> SGLD:
     """The sampler with ε lowered to c/(nβ·λmax + γ) where the loss has become too sharp for it.
 
     The posterior, nβ and γ, stays; ε only says how finely the chain follows it.

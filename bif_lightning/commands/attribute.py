@@ -17,7 +17,7 @@ from bif_lightning.commands.calibrate import quietly
 from bif_lightning.config import Chains, Sampler
 from bif_lightning.offline.attribute import attribute, watch
 from bif_lightning.offline.fit_start import imported, module_and_data, yaml_of
-from bif_lightning.offline.replay import Attributed
+from bif_lightning.offline.replay import AttributionReport
 
 _ROWS = "rows of the training data as FIRST:LAST (LAST not included), or the import path of a dataset"
 _LOG = "lightning.pytorch.utilities.rank_zero"
@@ -79,7 +79,7 @@ def attribute_checkpoints(
     per_token: bool,
     out: str,
     dry_run: bool,
-) -> tuple[Attributed, dict[str, Any] | None]:
+) -> tuple[AttributionReport, dict[str, Any] | None]:
     """Do what the command `attribute` says.
 
     Returns:
@@ -102,7 +102,7 @@ def attribute_checkpoints(
 
 def watch_snapshots(
     directory: str, sources: Sources, machine: Machine, *, idle: float | None
-) -> tuple[Attributed, dict[str, Any] | None]:
+) -> tuple[AttributionReport, dict[str, Any] | None]:
     """Do what the command `watch` says.
 
     Returns, raises: as `attribute_checkpoints`.
@@ -153,7 +153,7 @@ def sampling(path: str) -> dict[str, Any]:
     return {name: made[name] for name in written}
 
 
-def _as_dict(done: Attributed) -> dict[str, Any]:
+def _as_dict(done: AttributionReport) -> dict[str, Any]:
     expected = done.expected
     return {
         "directory": str(done.directory),

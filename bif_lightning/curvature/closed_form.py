@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.curvature.gaussian import Normal
-from bif_lightning.statistics.influence import Products
+from bif_lightning.curvature.gaussian import SubspaceGaussian
+from bif_lightning.statistics.influence import BatchCovariances
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearizedPosterior:
     """Gradients at the snapshot of all that is measured, and the posterior of the weights.
 
     Attributes:
@@ -37,7 +37,7 @@ class Linear:
         deviations: H_g − H in the basis of the eigenvectors, nats per squared weight unit.
     """
 
-    normal: Normal
+    normal: SubspaceGaussian
     train: Float[Tensor, "train weight"]
     columns: Float[Tensor, "column weight"]
     train_along: Float[Tensor, "train direction"]
@@ -49,11 +49,11 @@ class Linear:
     @classmethod
     def of(
         cls,
-        normal: Normal,
+        normal: SubspaceGaussian,
         hessians: Float[Tensor, "group direction direction"],
         train: Float[Tensor, "train weight"],
         columns: Float[Tensor, "column weight"],
-    ) -> "Linear":
+    ) -> "LinearizedPosterior":
         """From the Hessian of each group in the basis of the posterior's directions."""
         along = (train @ normal.directions.mT).double().cpu()
         across = (columns @ normal.directions.mT).double().cpu()
@@ -76,14 +76,14 @@ class Linear:
         factors = [side for each in self.normal.metric.factors for side in (each.left, each.right) if side is not None]
         return [self.train, self.columns, self.normal.directions, *factors]
 
-    def products(self, rows: slice) -> Products:
+    def products(self, rows: slice) -> BatchCovariances:
         """Covariances of some train rows with all columns, for each group to first order; their mean is exact."""
         pull = 1 / self.normal.localization
         train, along = self.train[rows], self.train_along[rows]
         whole = (train @ self.columns.mT).double().cpu() * pull
         whole += (along * (self.variances - pull)) @ self.columns_along.mT
         moved = along * self.variances, self.columns_along * self.variances
-        return Products(
+        return BatchCovariances(
             torch.full((self.groups,), 1 / self.groups, dtype=torch.float64),
             whole - self.normal.inverse_temperature * (moved[0] @ self.deviations @ moved[1].mT),
             _variances(self.normal, train, along, self.variances, self.deviations),
@@ -92,7 +92,7 @@ class Linear:
 
 
 def _variances(
-    normal: Normal, gradients: Tensor, along: Tensor, variances: Tensor, deviations: Tensor
+    normal: SubspaceGaussian, gradients: Tensor, along: Tensor, variances: Tensor, deviations: Tensor
 ) -> Float[Tensor, "group row"]:
     """gᵀΣg of each row, as each group has it."""
     pull, moved = 1 / normal.localization, along * variances

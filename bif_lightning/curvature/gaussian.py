@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.curvature.kronecker import Metric
+from bif_lightning.curvature.kronecker import KroneckerPreconditioner
 from bif_lightning.distributed.threads import on_threads
 from bif_lightning.statistics.effective_dimension import effective_dimension
 
@@ -64,7 +64,7 @@ def _gram(rows: Float[Tensor, "row weight"], workers: int) -> Float[Tensor, "row
 
 
 @dataclass(frozen=True)
-class Normal:
+class SubspaceGaussian:
     """N(u*, Σ) with Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹, without its mean.
 
     Attributes:
@@ -78,7 +78,7 @@ class Normal:
     curvature: Float[Tensor, " direction"]
     inverse_temperature: float
     localization: float
-    metric: Metric = Metric()  # noqa: RUF009 - it is frozen
+    metric: KroneckerPreconditioner = KroneckerPreconditioner()  # noqa: RUF009 - it is frozen
 
     @classmethod
     def of(
@@ -87,8 +87,8 @@ class Normal:
         hessian: Float[Tensor, "direction direction"],
         inverse_temperature: float,
         localization: float,
-        metric: Metric = Metric(),  # noqa: B008 - it is frozen
-    ) -> tuple["Normal", Float[Tensor, "direction direction"]]:
+        metric: KroneckerPreconditioner = KroneckerPreconditioner(),  # noqa: B008 - it is frozen
+    ) -> tuple["SubspaceGaussian", Float[Tensor, "direction direction"]]:
         """From any basis of the span and the Hessian in it (its symmetric part); also its eigenvectors, as columns."""
         values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
         own = vectors.mT.to(directions) @ directions
@@ -108,10 +108,10 @@ class Normal:
         """M^(−½)·QᵀVQ·ξ with V = diag(1/√(nβ·h_k + γ)): in the weights, the part within the span of a draw of
         N(0, Σ), for ξ ~ N(0, I)."""
         drawn = (self.variances.sqrt().to(standard) * (self.directions @ standard)) @ self.directions
-        return self.metric.lowered(drawn[None])[0]
+        return self.metric.to_weight_space(drawn[None])[0]
 
 
-def turned(
+def rotate(
     hessians: Float[Tensor, "group direction direction"], vectors: Float[Tensor, "direction direction"]
 ) -> Float[Tensor, "group direction direction"]:
     """Symmetric parts of Hessians in another basis of the same span, given as columns."""

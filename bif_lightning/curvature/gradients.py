@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bif_lightning.curvature.kronecker import Metric
+from bif_lightning.curvature.kronecker import KroneckerPreconditioner
 from bif_lightning.data.dataset import Batch
 from bif_lightning.distributed.threads import Steps, on_threads
 from bif_lightning.losses.problem import Problem
 from bif_lightning.model.sharded import is_sharded
-from bif_lightning.model.weights import Bound, Host, Weights, layout_of, sampled_parameters
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, layout_of, sampled_parameters
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
 MOST_BYTES = 1 << 31
@@ -43,22 +43,22 @@ def why_no_gradients(problem: Problem) -> str | None:
 
 
 def train_gradients(
-    problem: Problem, host: Host, workers: int, steps: Steps | None = None
+    problem: Problem, backend: WeightBackend, workers: int, steps: Steps | None = None
 ) -> Float[Tensor, "train weight"]:
     """Gradient at w* of the loss of each train example, [n, size of the flat vector], nats per weight unit.
 
     Args:
         steps: one for each example.
     """
-    return _gradients(problem, host, problem.train_singles, workers, steps)
+    return _gradients(problem, backend, problem.train_singles, workers, steps)
 
 
 def column_gradients(
     problem: Problem,
-    host: Host,
+    backend: WeightBackend,
     workers: int,
     train: Float[Tensor, "train weight"],
-    metric: Metric,
+    metric: KroneckerPreconditioner,
     directions: Float[Tensor, "direction weight"],
     span: float,
     steps: Steps | None = None,
@@ -75,40 +75,40 @@ def column_gradients(
     """
     queries, steps = train, steps or Steps()
     if problem.query is not problem.train:
-        queries = _gradients(problem, host, problem.query_singles, workers, steps)
+        queries = _gradients(problem, backend, problem.query_singles, workers, steps)
         metric.whiten(queries)
     if not problem.observables:
         return queries
-    lowered = metric.lowered(directions)
+    lowered = metric.to_weight_space(directions)
 
-    def slope(weights: Weights, bound: Bound, k: int) -> Tensor:
+    def slope(weights: Weights, bound: BoundModule, k: int) -> Tensor:
         ends = list[Tensor]()
         for sign in (1.0, -1.0):
-            _put(host, weights, lowered[k], sign * span)
-            _key_global(problem, host)
+            _put(backend, weights, lowered[k], sign * span)
+            _key_global(problem, backend)
             ends.append(problem.measure_columns(bound)[problem.column_counts[0] :])
         steps.tick()
         return (ends[0] - ends[1]) / (2 * span)
 
-    slopes = torch.stack(side_by_side(host, slope, range(len(directions)), workers, steps))
+    slopes = torch.stack(map_threads(backend, slope, range(len(directions)), workers, steps))
     return torch.cat([queries, slopes.mT.to(queries) @ directions])
 
 
-def _key_global(problem: Problem, host: Host) -> None:
+def _key_global(problem: Problem, backend: WeightBackend) -> None:
     """The same random numbers for a model that draws some: what they change is no slope and no curvature."""
     if problem.stochastic:
-        seed_global(host.device, stream_seed(GLOBAL))
+        seed_global(backend.device, stream_seed(GLOBAL))
 
 
-def _put(host: Host, weights: Weights, direction: Tensor, step: float) -> None:
+def _put(backend: WeightBackend, weights: Weights, direction: Tensor, step: float) -> None:
     with torch.no_grad():
-        torch.add(host.center, direction, alpha=step, out=weights.flat)
+        torch.add(backend.center, direction, alpha=step, out=weights.flat)
 
 
-def seconds_for_gradients(problem: Problem, host: Host, workers: int) -> float:
+def seconds_for_gradients(problem: Problem, backend: WeightBackend, workers: int) -> float:
     """About how long the gradients of all examples take on so many threads, by a few of them."""
     singles = problem.train_singles  # read before the clock runs
-    single = seconds(lambda: _gradients(problem, host, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
+    single = seconds(lambda: _gradients(problem, backend, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
     examples = len(singles) + problem.num_further_queries
     return examples * single / workers
 
@@ -122,26 +122,26 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def _gradients(
-    problem: Problem, host: Host, singles: Sequence[Batch], workers: int, steps: Steps | None = None
+    problem: Problem, backend: WeightBackend, singles: Sequence[Batch], workers: int, steps: Steps | None = None
 ) -> Tensor:
     steps = steps or Steps()
-    out = torch.empty(len(singles), host.layout.size, dtype=host.center.dtype, device=host.device)
+    out = torch.empty(len(singles), backend.layout.size, dtype=backend.center.dtype, device=backend.device)
 
-    def row(weights: Weights, bound: Bound, i: int) -> None:
-        out[i] = _gradient(problem, host, weights, bound, singles[i])
+    def row(weights: Weights, bound: BoundModule, i: int) -> None:
+        out[i] = _gradient(problem, backend, weights, bound, singles[i])
         steps.tick()
 
-    side_by_side(host, row, range(len(singles)), workers, steps)
+    map_threads(backend, row, range(len(singles)), workers, steps)
     return out
 
 
-def _gradient(problem: Problem, host: Host, weights: Weights, bound: Bound, single: Batch) -> Tensor:
+def _gradient(problem: Problem, backend: WeightBackend, weights: Weights, bound: BoundModule, single: Batch) -> Tensor:
     scale = problem.loss_scale
     while True:
         weights.gradient.zero_()
-        _key_global(problem, host)
+        _key_global(problem, backend)
         bound.call(partial(_backward, problem, single, scale))
-        if scale <= 1 or math.isfinite(host.norm(weights.gradient)):
+        if scale <= 1 or math.isfinite(backend.norm(weights.gradient)):
             return weights.gradient / scale
         scale /= 2
 
@@ -157,9 +157,9 @@ def _backward(problem: Problem, single: Batch, scale: float, module: nn.Module) 
     (loss * scale).backward()
 
 
-def side_by_side(
-    host: Host,
-    function: Callable[[Weights, Bound, int], T],
+def map_threads(
+    backend: WeightBackend,
+    function: Callable[[Weights, BoundModule, int], T],
     indices: Sequence[int],
     workers: int,
     steps: Steps | None = None,
@@ -172,8 +172,8 @@ def side_by_side(
 
     def part(first: int) -> list[T]:
         with torch.enable_grad():
-            weights = host.weights()
-            bound = host.bind(weights)
+            weights = backend.weights()
+            bound = backend.bind(weights)
             return [function(weights, bound, index) for index in indices[first::workers]]
 
     calls = [partial(part, first) for first in range(workers)]

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.problem import Minibatch, Problem
-from bif_lightning.model.weights import Bound, Host, Weights, norm_of_snapshot
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
 EXAMPLES = 512
@@ -33,7 +33,7 @@ _COPIES = 4
 _BLOCK = 16  # products that are held at once
 _ONCE_ONLY = (RuntimeError, NotImplementedError)
 
-Part = tuple[Minibatch, float]
+WeightedBatch = tuple[Minibatch, float]
 """A minibatch, and the weight of its mean loss in the loss whose Hessian is meant."""
 
 Slopes = Sequence[tuple[Tensor, int]]
@@ -44,7 +44,7 @@ class Hessian:
     """The Hessian of Σ share·(mean loss of a minibatch) at the snapshot.
 
     Args:
-        problem, host: whose loss, and whose snapshot.
+        problem, backend: whose loss, and whose snapshot.
         parts: minibatches and their shares.
         step: h of differences, in weight units; None for 1e-3·‖w*‖.
         key: of the model's own randomness, where it has any.
@@ -54,26 +54,26 @@ class Hessian:
     def __init__(
         self,
         problem: Problem,
-        host: Host,
-        parts: Sequence[Part],
+        backend: WeightBackend,
+        parts: Sequence[WeightedBatch],
         *,
         step: float | None = None,
         key: int = 0,
         weights: Weights | None = None,
-        bound: Bound | None = None,
+        bound: BoundModule | None = None,
     ) -> None:
-        self.problem, self.host, self.parts = problem, host, parts
-        self.step = _RELATIVE_STEP * norm_of_snapshot(host) if step is None else step
+        self.problem, self.backend, self.parts = problem, backend, parts
+        self.step = _RELATIVE_STEP * norm_of_snapshot(backend) if step is None else step
         self.key = key
-        self.weights: Weights = weights or host.weights()
-        self.bound: Bound = bound or host.bind(self.weights)
-        self._once_only = host.sharded
+        self.weights: Weights = weights or backend.weights()
+        self.bound: BoundModule = bound or backend.bind(self.weights)
+        self._once_only = backend.sharded
         # One graph serves all products, where it is one and nobody else moves its weights.
         self._keeps, self._kept = len(parts) == 1 and weights is None, list[Slopes]()
 
     @classmethod
     def of_training(
-        cls, problem: Problem, host: Host, *, rows: Tensor | None = None, chunk: int = 64, key: int = 0
+        cls, problem: Problem, backend: WeightBackend, *, rows: Tensor | None = None, chunk: int = 64, key: int = 0
     ) -> "Hessian":
         """Of the mean loss of these rows of the training data; of `EXAMPLES` spread over it where there are none.
 
@@ -82,7 +82,7 @@ class Hessian:
         """
         chosen = spread_rows(len(problem.training), EXAMPLES) if rows is None else rows
         parts = [(problem.minibatch(part), len(part) / len(chosen)) for part in chosen.split(chunk)]
-        return cls(problem, host, parts, key=key)
+        return cls(problem, backend, parts, key=key)
 
     def times(
         self,
@@ -112,7 +112,9 @@ class Hessian:
         total = torch.stack(found).sum(0) if len(found) > 1 else found[0]
         return total if bool(total.isfinite().all()) else None
 
-    def _part(self, part: Part, directions: Tensor, seen: Callable[[Tensor], Tensor], module: nn.Module) -> Tensor:
+    def _part(
+        self, part: WeightedBatch, directions: Tensor, seen: Callable[[Tensor], Tensor], module: nn.Module
+    ) -> Tensor:
         minibatch, share = part
         slopes = self._kept[0] if self._kept else self._slopes(minibatch, module)
         if self._keeps and not self._kept:
@@ -130,7 +132,7 @@ class Hessian:
 
     def _products(self, slopes: Slopes, directions: Tensor) -> Tensor:
         """H·q for each row q."""
-        out, layout = torch.zeros_like(directions), self.host.layout
+        out, layout = torch.zeros_like(directions), self.backend.layout
         for direction, row in zip(directions, out, strict=True) if slopes else ():
             along = layout.pieces(direction)
             products = torch.autograd.grad(
@@ -147,19 +149,19 @@ class Hessian:
     def _difference(self, direction: Tensor) -> Tensor:
         ahead, behind = (self._gradient(direction, sign * self.step) for sign in (1.0, -1.0))
         with torch.no_grad():
-            self.weights.flat.copy_(self.host.center)
+            self.weights.flat.copy_(self.backend.center)
         return (ahead - behind) / (2 * self.step)
 
     def _gradient(self, direction: Tensor, distance: float) -> Tensor:
         with torch.no_grad():
-            torch.add(self.host.center, direction, alpha=distance, out=self.weights.flat)
+            torch.add(self.backend.center, direction, alpha=distance, out=self.weights.flat)
         self._key_global()
-        self.problem.gradient(self.host, self.weights, self.bound, self.parts)
+        self.problem.gradient(self.backend, self.weights, self.bound, self.parts)
         return self.weights.gradient.clone()
 
     def _key_global(self) -> None:
         if self.problem.stochastic:
-            seed_global(self.host.device, stream_seed(self.key, GLOBAL))
+            seed_global(self.backend.device, stream_seed(self.key, GLOBAL))
 
 
 def examples_in_a_pass(batch_size: int) -> int:

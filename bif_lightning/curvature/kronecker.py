@@ -64,7 +64,7 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Metric:
+class KroneckerPreconditioner:
     """M, by its root's inverse; no factors stand for M = I.
 
     Attributes:
@@ -76,7 +76,9 @@ class Metric:
     scale: Float[Tensor, " weight"] | None = None
 
     @classmethod
-    def whitening(cls, gradients: Float[Tensor, "train weight"], places: Places, workers: int = 1) -> "Metric":
+    def whitening(
+        cls, gradients: Float[Tensor, "train weight"], places: Places, workers: int = 1
+    ) -> "KroneckerPreconditioner":
         """The metric of these gradients, which are left as M^(−½)·g: in place, since they take most of the memory.
 
         Args:
@@ -108,7 +110,7 @@ class Metric:
         if self.scale is not None:
             gradients *= self.scale
 
-    def lowered(self, directions: Float[Tensor, "direction weight"]) -> Float[Tensor, "direction weight"]:
+    def to_weight_space(self, directions: Float[Tensor, "direction weight"]) -> Float[Tensor, "direction weight"]:
         """M^(−½)·q in the weights, of each row q in the coordinates in which the pull is isotropic."""
         if self.scale is None:
             return directions
@@ -126,7 +128,7 @@ class Metric:
 
 
 def seconds_for_whitening(places: Places, like: Tensor, examples: int, workers: int) -> float:
-    """About how long `Metric.whitening` and `whiten` take of the gradients of so many examples, by a few made-up ones.
+    """About how long `whitening` and `whiten` take for the gradients of so many examples, timed on made-up ones.
 
     Args:
         places: of the parameters.
@@ -136,7 +138,7 @@ def seconds_for_whitening(places: Places, like: Tensor, examples: int, workers: 
     def of(count: int) -> float:
         rows = like.new_ones(count, len(like))
         started = time.perf_counter()
-        Metric.whitening(rows, places, workers)
+        KroneckerPreconditioner.whitening(rows, places, workers)
         return time.perf_counter() - started
 
     least, most = min(_FEW, examples), min(_ROWS, examples)

@@ -15,7 +15,7 @@ from torch import Tensor
 from bif_lightning.curvature.hessian import EXAMPLES, Hessian
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.problem import Problem
-from bif_lightning.model.weights import Host
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import stream_seed
 
 PROBES, STEPS = 2, 16
@@ -80,55 +80,55 @@ def hessian_spectrum(
         probes, steps: random starts, and Lanczos steps from each.
         held: vectors that each new one is made orthogonal to; None for as many as memory has room for.
     """
-    host, seed = hessian.host, hessian.key
-    size = host.layout.num_weights
+    backend, seed = hessian.backend, hessian.key
+    size = backend.layout.num_weights
     values, counts = list[Tensor](), list[Tensor]()
     for probe in range(probes):
-        diagonal, beside = _lanczos(hessian, random_direction(host, seed, probe), host, min(steps, size), held)
+        diagonal, beside = _lanczos(hessian, random_direction(backend, seed, probe), backend, min(steps, size), held)
         theta, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1))
         values.append(theta)
         counts.append(vectors[0].square() * (size / probes))
     return Spectrum(torch.cat(values), torch.cat(counts))
 
 
-def gradient_noise(problem: Problem, host: Host) -> GradientNoise:
+def gradient_noise(problem: Problem, backend: WeightBackend) -> GradientNoise:
     """λmax and trace of the covariance F of one example's gradient, from the Gram matrix of minibatch gradients.
 
     The largest eigenvalue of a sample covariance of G gradients is too large by about the mean of the others, which is
     subtracted.
     """
-    weights = host.weights()
-    bound = host.bind(weights)
+    weights = backend.weights()
+    bound = backend.bind(weights)
     rows = spread_rows(len(problem.training), EXAMPLES)
     if len(rows) < _LEAST_GRADIENTS:
         return GradientNoise(math.nan, math.nan)
-    count = max(_LEAST_GRADIENTS, min(GRADIENTS, _KEPT_BYTES // (4 * host.layout.size), len(rows) // 2))
+    count = max(_LEAST_GRADIENTS, min(GRADIENTS, _KEPT_BYTES // (4 * backend.layout.size), len(rows) // 2))
     # Neighbours in a sorted set are alike: deal the rows out, so that every part is a sample of the whole.
     parts = [rows[index::count] for index in range(count)]
     found = list[Tensor]()
     for part in parts:
-        problem.gradient(host, weights, bound, problem.minibatch(part))
+        problem.gradient(backend, weights, bound, problem.minibatch(part))
         found.append(weights.gradient.clone())
     mean = torch.stack(found).mean(0)
     centred = [gradient - mean for gradient in found]
-    gram = torch.tensor([[host.inner(a, b) for b in centred] for a in centred], dtype=torch.float64)
+    gram = torch.tensor([[backend.inner(a, b) for b in centred] for a in centred], dtype=torch.float64)
     size = sum(map(len, parts)) / count
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0) * (size / (count - 1))
     trace, top = float(eigenvalues.sum()), float(eigenvalues[-1])
     return GradientNoise(max(top - (trace - top) / (count - 2), 0.0), trace)
 
 
-def random_direction(host: Host, seed: int, probe: int) -> Float[Tensor, " weight"]:
+def random_direction(backend: WeightBackend, seed: int, probe: int) -> Float[Tensor, " weight"]:
     """A direction of norm 1, uniform over the sphere: one for each `probe`."""
-    direction = torch.zeros_like(host.center)
-    for parameter, piece in enumerate(host.layout.pieces(direction)):
+    direction = torch.zeros_like(backend.center)
+    for parameter, piece in enumerate(backend.layout.pieces(direction)):
         key = stream_seed(seed, _PROBE_KEY, probe, parameter)
-        host.fill_normal(piece, parameter, torch.Generator(host.device).manual_seed(key))
-    return direction / host.norm(direction)
+        backend.fill_normal(piece, parameter, torch.Generator(backend.device).manual_seed(key))
+    return direction / backend.norm(direction)
 
 
 def _lanczos(
-    hessian: Hessian, start: Tensor, host: Host, steps: int, held: int | None
+    hessian: Hessian, start: Tensor, backend: WeightBackend, steps: int, held: int | None
 ) -> tuple[Float[Tensor, " step"], Float[Tensor, " between"]]:
     """Diagonal and off-diagonal of the tridiagonal matrix of so many Lanczos steps; fewer where the space ends.
 
@@ -139,11 +139,11 @@ def _lanczos(
     basis, diagonal, beside = [start], list[float](), list[float]()
     while True:
         vector = hessian.times(basis[-1][None])[0]
-        diagonal.append(host.inner(vector, basis[-1]))
-        length = host.norm(vector)
+        diagonal.append(backend.inner(vector, basis[-1]))
+        length = backend.norm(vector)
         for earlier in reversed(basis):
-            vector = vector - host.inner(vector, earlier) * earlier
-        left = host.norm(vector)
+            vector = vector - backend.inner(vector, earlier) * earlier
+        left = backend.norm(vector)
         if len(diagonal) == steps or not left > 1e-6 * length:
             return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(beside, dtype=torch.float64)
         beside.append(left)

@@ -27,15 +27,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bif_lightning.curvature.gradients import seconds, side_by_side
-from bif_lightning.curvature.hessian import Hessian, Part
+from bif_lightning.curvature.gradients import map_threads, seconds
+from bif_lightning.curvature.hessian import Hessian, WeightedBatch
 from bif_lightning.curvature.spectrum import random_direction
 from bif_lightning.data.dataset import spread_rows
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, Steps
 from bif_lightning.losses.observables import checked_rows
 from bif_lightning.losses.problem import Problem
-from bif_lightning.model.weights import Bound, Host, Weights, norm_of_snapshot
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.rng import DATA, GLOBAL, seed_global, stream_seed
 
 EXAMPLES = 1024
@@ -60,7 +60,7 @@ _TIMED = 4
 
 
 @dataclass(frozen=True)
-class Sample:
+class HessianSubsample:
     """The training examples of which the Hessian is taken.
 
     Attributes:
@@ -88,7 +88,7 @@ class Sample:
         return found
 
 
-def choose(bent: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"], directions: int) -> Sample:
+def select_examples(bent: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"], directions: int) -> HessianSubsample:
     """The examples to take, by how curved each is and how much they differ.
 
     Args:
@@ -105,15 +105,15 @@ def choose(bent: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"], direct
     alike = max(directions, GROUPS, enough_of(bent)) if known else EXAMPLES
     if 2 * alike <= min(needed, EXAMPLES) or not (few or known):
         others = rows[spread_rows(size, alike)]
-        return Sample(none, others, size / len(others), size)
+        return HessianSubsample(none, others, size / len(others), size)
     if few:
-        return Sample(rows, none, 1.0, size)
+        return HessianSubsample(rows, none, 1.0, size)
     if needed <= EXAMPLES:
-        return Sample(rows[order[:needed].sort().values], none, 1.0, size)
+        return HessianSubsample(rows[order[:needed].sort().values], none, 1.0, size)
     certain = EXAMPLES if size <= EXAMPLES else EXAMPLES * 3 // 4
     rest = order[certain:].sort().values
     others = rest[spread_rows(len(rest), EXAMPLES - certain)] if len(rest) else rest
-    return Sample(rows[order[:certain].sort().values], rows[others], len(rest) / max(len(others), 1), size)
+    return HessianSubsample(rows[order[:certain].sort().values], rows[others], len(rest) / max(len(others), 1), size)
 
 
 def enough_of(bent: Float[Tensor, "pool probe"]) -> int:
@@ -132,11 +132,11 @@ def enough_of(bent: Float[Tensor, "pool probe"]) -> int:
 
 def hessians_along(
     problem: Problem,
-    host: Host,
+    backend: WeightBackend,
     directions: Float[Tensor, "direction weight"],
     span: float,
     workers: int,
-    placement: Placement,
+    ranks: Ranks,
     progress: Progress | None = None,
 ) -> Float[Tensor, "group direction direction"]:
     """Q·H_g·Qᵀ of the mean loss of each group of training examples; their mean is that of all. Collective.
@@ -145,19 +145,19 @@ def hessians_along(
         directions: Q, rows of any length.
         span: h, in units of the rows' length.
         workers: threads.
-        placement: the ranks, which share the groups.
+        ranks: the ranks, which share the groups.
         progress: told of the products of this rank: of each direction with the Hessian of each of its groups.
     """
-    with placement.together("the curvature at the snapshot"):
-        found = curved_sample(problem, host, directions, span, workers, len(directions))
-    groups = placement.from_first(found).groups()
-    with placement.together("the curvature at the snapshot") as meeting:
-        own = range(placement.rank, len(groups), placement.world_size)
+    with ranks.collective("the curvature at the snapshot"):
+        found = curved_sample(problem, backend, directions, span, workers, len(directions))
+    groups = ranks.broadcast(found).groups()
+    with ranks.collective("the curvature at the snapshot") as meeting:
+        own = range(ranks.rank, len(groups), ranks.world_size)
         steps = Steps(len(own) * len(directions), meeting.watched(progress))
 
-        def of_group(weights: Weights, bound: Bound, group: int) -> Tensor:
+        def of_group(weights: Weights, bound: BoundModule, group: int) -> Tensor:
             parts = _parts(problem, groups[group])
-            hessian = Hessian(problem, host, parts, step=span, weights=weights, bound=bound)
+            hessian = Hessian(problem, backend, parts, step=span, weights=weights, bound=bound)
 
             def along(products: Tensor) -> Tensor:
                 steps.tick(len(products) // len(parts))
@@ -165,19 +165,24 @@ def hessians_along(
 
             return hessian.times(directions, along)
 
-        found = [each.cpu() for each in side_by_side(host, of_group, own, workers, steps)]
-    everyone = placement.everywhere(found)
-    ordered = [everyone[group % placement.world_size][group // placement.world_size] for group in range(len(groups))]
+        found = [each.cpu() for each in map_threads(backend, of_group, own, workers, steps)]
+    everyone = ranks.all_gather(found)
+    ordered = [everyone[group % ranks.world_size][group // ranks.world_size] for group in range(len(groups))]
     return torch.stack(ordered).to(directions.device)
 
 
-def _parts(problem: Problem, group: Sequence[tuple[Tensor, float]]) -> list[Part]:
+def _parts(problem: Problem, group: Sequence[tuple[Tensor, float]]) -> list[WeightedBatch]:
     return [(problem.minibatch(rows), share) for rows, share in group]
 
 
 def curved_sample(
-    problem: Problem, host: Host, directions: Float[Tensor, "direction weight"], span: float, workers: int, count: int
-) -> Sample:
+    problem: Problem,
+    backend: WeightBackend,
+    directions: Float[Tensor, "direction weight"],
+    span: float,
+    workers: int,
+    count: int,
+) -> HessianSubsample:
     """Look at the training examples along some directions, and choose those of which the Hessian is taken.
 
     Args:
@@ -193,22 +198,24 @@ def curved_sample(
         probes = mixed.to(directions) @ directions
         try:
             bent = torch.cat(
-                side_by_side(host, partial(_bent, problem, host, chunks, probes, span), range(len(chunks)), workers)
+                map_threads(
+                    backend, partial(_bent, problem, backend, chunks, probes, span), range(len(chunks)), workers
+                )
             )
         except Exception:
             # Only losses of the train set are known to be had one by one; of the training data the mean is enough.
             bent.zero_()
-    return choose(bent, rows, count)
+    return select_examples(bent, rows, count)
 
 
 def _bent(
     problem: Problem,
-    host: Host,
+    backend: WeightBackend,
     chunks: Sequence[Tensor],
     probes: Tensor,
     span: float,
     weights: Weights,
-    bound: Bound,
+    bound: BoundModule,
     chunk: int,
 ) -> Float[Tensor, "example probe"]:
     """b of the examples of one chunk, on the CPU."""
@@ -217,31 +224,31 @@ def _bent(
 
     def losses(direction: Tensor, step: float) -> Tensor:
         with torch.no_grad():
-            torch.add(host.center, direction, alpha=step, out=weights.flat)
+            torch.add(backend.center, direction, alpha=step, out=weights.flat)
             if problem.stochastic:
-                seed_global(host.device, stream_seed(GLOBAL))
+                seed_global(backend.device, stream_seed(GLOBAL))
             found = bound.call(lambda module: problem.loss(module, batch))
         return checked_rows(found, len(rows), "loss_fn").double().cpu()
 
     center = losses(probes[0], 0.0)
     found = [losses(probe, span) + losses(probe, -span) - 2 * center for probe in probes]
     with torch.no_grad():
-        weights.flat.copy_(host.center)
+        weights.flat.copy_(backend.center)
     return torch.stack(found, 1) / span**2
 
 
-def seconds_for_hessians(problem: Problem, host: Host, count: int, workers: int, ranks: int) -> float:
+def seconds_for_hessians(problem: Problem, backend: WeightBackend, count: int, workers: int, num_ranks: int) -> float:
     """About how long the Hessians along `count` directions take, by a few of them.
 
     Args:
-        workers, ranks: threads of each rank, and how many ranks share the groups.
+        workers, num_ranks: threads of each rank, and how many ranks share the groups.
     """
-    some = torch.stack([random_direction(host, 0, probe) for probe in range(_TIMED)])
-    span = 0.005 * norm_of_snapshot(host)
+    some = torch.stack([random_direction(backend, 0, probe) for probe in range(_TIMED)])
+    span = 0.005 * norm_of_snapshot(backend)
     started = time.perf_counter()
-    groups = curved_sample(problem, host, some, span, workers, count).groups()
+    groups = curved_sample(problem, backend, some, span, workers, count).groups()
     looking = time.perf_counter() - started
-    group = Hessian(problem, host, _parts(problem, groups[0]), step=span)
+    group = Hessian(problem, backend, _parts(problem, groups[0]), step=span)
     few, more = (seconds(partial(group.times, some[:n])) for n in (1, _TIMED))
     each = max(more - few, 0.0) / (_TIMED - 1)
-    return looking + len(groups) * (few + count * each) / (workers * ranks)
+    return looking + len(groups) * (few + count * each) / (workers * num_ranks)

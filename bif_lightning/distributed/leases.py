@@ -24,7 +24,7 @@ PATIENCE = 60.0
 _BEATS = 6
 
 
-class Claims:
+class Leases:
     """Claims of one worker in one folder.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bif_lightning.distributed.watchdog import Meeting
+from bif_lightning.distributed.watchdog import CollectiveSection
 
 _PATIENCE = 1800.0
 
@@ -29,11 +29,11 @@ class OfChain(Protocol):
 
 
 T = TypeVar("T")
-Left = TypeVar("Left", bound=OfChain)
+ChainOutcome = TypeVar("ChainOutcome", bound=OfChain)
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchShard:
     """The examples of one batch divided over the data-parallel ranks of a model in shards.
 
     Attributes:
@@ -65,7 +65,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Placement:
+class Ranks:
     """One process among `world_size`.
 
     Attributes:
@@ -82,15 +82,15 @@ class Placement:
         """Chains of this rank, ascending."""
         return list(range(num_chains)) if self.lockstep else list(range(self.rank, num_chains, self.world_size))
 
-    def gather(self, outcomes: Sequence[Left]) -> list[Left]:
+    def gather_chains(self, outcomes: Sequence[ChainOutcome]) -> list[ChainOutcome]:
         """The outcomes of all ranks, by chain, the same on every rank. Collective.
 
         Whole outcomes travel, not sums: adding floats across ranks would depend on their number.
         """
-        everyone: list[Sequence[Left]] = [outcomes] if self.lockstep else self.everywhere(outcomes)
+        everyone: list[Sequence[ChainOutcome]] = [outcomes] if self.lockstep else self.all_gather(outcomes)
         return sorted((outcome for part in everyone for outcome in part), key=lambda outcome: outcome.chain)
 
-    def everywhere(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order. Collective."""
         if self.world_size == 1:
             return [value]
@@ -98,7 +98,7 @@ class Placement:
         dist.all_gather_object(everyone, value)
         return cast(list[T], everyone)
 
-    def to_first(self, value: T) -> list[T] | None:
+    def gather(self, value: T) -> list[T] | None:
         """The values of all ranks, in their order, on rank 0; None elsewhere. Collective."""
         if self.world_size == 1:
             return [value]
@@ -107,7 +107,7 @@ class Placement:
         dist.gather_object(value, everyone, dst=0)
         return cast("list[T] | None", everyone)
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value. Collective."""
         if self.world_size == 1:
             return value
@@ -116,7 +116,7 @@ class Placement:
         return cast(T, held[0])
 
     @contextmanager
-    def together(self, what: str) -> Generator[Meeting]:
+    def collective(self, what: str) -> Generator[CollectiveSection]:
         """Work that all ranks do, or none: at its end they learn of each other's errors. Collective.
 
         They talk through the store of the process group and not by collectives, so that a rank whose work ends early
@@ -127,7 +127,7 @@ class Placement:
             OutOfStepError: a rank did not come to the end within `patience` seconds without progress, or the process
                 that holds the store ended.
         """
-        meeting = Meeting(what, self.rank, self.world_size, self.patience, lockstep=self.lockstep)
+        meeting = CollectiveSection(what, self.rank, self.world_size, self.patience, lockstep=self.lockstep)
         try:
             yield meeting
         except BaseException as error:
@@ -136,11 +136,11 @@ class Placement:
         meeting.end()
 
 
-def current_placement(*, lockstep: bool = False) -> Placement:
+def current_ranks(*, lockstep: bool = False) -> Ranks:
     """Of the default process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
-        return Placement(dist.get_rank(), dist.get_world_size(), lockstep, _time_out())
-    return Placement()
+        return Ranks(dist.get_rank(), dist.get_world_size(), lockstep, _time_out())
+    return Ranks()
 
 
 def _time_out() -> float:

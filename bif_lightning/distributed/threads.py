@@ -54,7 +54,7 @@ class Steps:
         self._stopped.set()
 
 
-def part_of(progress: Progress | None, before: int = 0, after: int = 0) -> Progress | None:
+def offset_progress(progress: Progress | None, before: int = 0, after: int = 0) -> Progress | None:
     """Progress of a part of some work, which has so many steps before and after it."""
     if progress is None:
         return None

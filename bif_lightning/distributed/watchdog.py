@@ -33,12 +33,12 @@ class OutOfStepError(RuntimeError):
     """The ranks no longer do the same: nothing that needs all of them, such as training, can go on."""
 
 
-class Meeting:
+class CollectiveSection:
     """One piece of common work.
 
     Args:
         what: it is, for messages.
-        rank, world_size, patience, lockstep: see `placement.Placement`.
+        rank, world_size, patience, lockstep: see `ranks.Ranks`.
     """
 
     def __init__(self, what: str, rank: int, world_size: int, patience: float, *, lockstep: bool) -> None:

@@ -8,30 +8,30 @@ import torch
 
 from bif_lightning.config import SGLD, Sampler, Subspace
 from bif_lightning.curvature.kronecker import metric_bytes
-from bif_lightning.distributed.ranks import Placement
-from bif_lightning.estimation.blocks import Layout, Maker
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.estimation.blocks import BlockBuilder, MatrixShape
 from bif_lightning.estimation.matrices import ROUND_BYTES, Labels, Matrices, compute, specs
 from bif_lightning.estimation.tokens import IN_SPAN, tokens_of
-from bif_lightning.model.weights import Layout as WeightsLayout
+from bif_lightning.model.weights import FlatLayout as WeightsLayout
 from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, Traces
 from bif_lightning.results.token_matrices import MOST_BYTES
-from bif_lightning.sampling.bias import Checks, check, vectors_held
-from bif_lightning.sampling.chain import Plan
+from bif_lightning.sampling.bias import BiasMeasures, check, vectors_held
+from bif_lightning.sampling.chain import ChainContext
 from bif_lightning.sampling.token_trace import token_bytes
-from bif_lightning.sampling.trace import Record, batch_lengths, is_paired, moment_bytes, trace_bytes
+from bif_lightning.sampling.trace import ChainTrace, batch_lengths, is_paired, moment_bytes, trace_bytes
 from bif_lightning.statistics.diagnostics import drift, effective_sample_size, local_learning_coefficient, split_rhat
 from bif_lightning.storage.scratch import MATRIX_BYTES
 
 
 def summarize(
-    plan: Plan,
-    records: Sequence[Record],
+    plan: ChainContext,
+    records: Sequence[ChainTrace],
     divergences: Sequence[Divergence],
     labels: Labels | None,
     *,
     store_traces: bool,
     workers: int,
-    placement: Placement | None = None,
+    ranks: Ranks | None = None,
     everywhere: bool = True,
     matrix_bytes: int = MATRIX_BYTES,
     scratch: Path | None = None,
@@ -45,7 +45,7 @@ def summarize(
         labels: class index of each example, for means over labels.
         store_traces: keep every draw in the result.
         workers: chains that this rank ran at once.
-        placement: the ranks that share the rows; None for this process alone.
+        ranks: the ranks that share the rows; None for this process alone.
         everywhere: every rank gets the estimate; else rank 0 alone does, and the others get None.
         matrix_bytes: what the matrices may take in memory; beyond, they lie in a temporary file.
         scratch: folder of that file; None for the default of `tempfile`.
@@ -54,9 +54,9 @@ def summarize(
         OSError: there is no room for the temporary file, or the disk failed.
         PeerFailedError: another rank failed.
     """
-    problem, layout = plan.problem, plan.host.layout
+    problem, layout = plan.problem, plan.backend.layout
     counts = problem.column_counts
-    maker = Maker.of(
+    maker = BlockBuilder.of(
         records,
         (problem.num_train, sum(counts), counts[0]),
         plan.chains.centring,
@@ -65,19 +65,19 @@ def summarize(
         paired=is_paired(plan.sampler),
         linear=plan.linear,
     )
-    placement = placement or Placement()
+    ranks = ranks or Ranks()
     losses = torch.tensor([record.loss for record in records], dtype=torch.float64)
     llc = local_learning_coefficient(losses, plan.loss, plan.sampler)
-    checks = check(plan, llc[0], maker.layout.scored, workers, placement)
+    checks = check(plan, llc[0], maker.layout.scored, workers, ranks)
     matrices = compute(
         maker,
         matrix_threads(workers),
-        placement,
+        ranks,
         everywhere=everywhere,
         matrix_bytes=matrix_bytes,
         scratch=scratch,
     )
-    tokens = tokens_of(plan, records, placement, everywhere=everywhere, scratch=scratch)
+    tokens = tokens_of(plan, records, ranks, everywhere=everywhere, scratch=scratch)
     if matrices is None:
         return None
     further = {o.name: part for o, part in zip(problem.observables, _further(plan, matrices), strict=True)}
@@ -112,13 +112,13 @@ def summarize(
     )
 
 
-def extra_bytes(plan: Plan, workers: int, matrix_bytes: int = MATRIX_BYTES) -> int:
+def extra_bytes(plan: ChainContext, workers: int, matrix_bytes: int = MATRIX_BYTES) -> int:
     """Memory beyond the module and its activations, of a rank that keeps the matrices: the snapshot; of each chain
     under way its weights, gradient and preconditioner, and the gradient of one parameter before it is added; the
     draws of all chains (traces, or moments), and those of tokens; the matrices, unless they lie in a file; and the
     blocks of them that are under way. The measures of bias, when no chain runs any more, may take the place of the
     chains' vectors."""
-    item, layout = plan.host.center.element_size(), plan.host.layout
+    item, layout = plan.backend.center.element_size(), plan.backend.layout
     largest = max(shape.numel() for shape in layout.shapes)
     vectors = 1 + max(workers * (2 + (2 if _is_preconditioned(plan.sampler) else 0)), vectors_held(plan))
     held = [] if plan.linear is None else plan.linear.held()
@@ -155,22 +155,22 @@ def _is_preconditioned(sampler: Sampler) -> bool:
     return isinstance(sampler, SGLD) and sampler.preconditioner is not None
 
 
-def layout_of(plan: Plan) -> Layout:
+def layout_of(plan: ChainContext) -> MatrixShape:
     """Sizes of the matrices, labels apart."""
     counts, chains = plan.problem.column_counts, plan.chains
     lengths = batch_lengths(chains, paired=is_paired(plan.sampler))
     conditioned = chains.ridge is not None and plan.traces and not isinstance(plan.sampler, Subspace)
-    return Layout(
+    return MatrixShape(
         plan.problem.num_train, sum(counts), counts[0], chains.num_chains * len(lengths), conditioned=conditioned
     )
 
 
-def stored_bytes(plan: Plan) -> int:
+def stored_bytes(plan: ChainContext) -> int:
     """Size of the four float32 matrices, and of the scores that two halves of the draws give."""
     return sum(spec.nbytes for spec in specs(layout_of(plan)))
 
 
-def file_bytes(plan: Plan, matrix_bytes: int = MATRIX_BYTES) -> int:
+def file_bytes(plan: ChainContext, matrix_bytes: int = MATRIX_BYTES) -> int:
     """Size of the temporary file of the matrices; 0 where they lie in memory."""
     stored = stored_bytes(plan)
     return stored if stored > matrix_bytes else 0
@@ -181,7 +181,7 @@ def matrix_threads(workers: int) -> int:
     return workers * torch.get_num_threads()
 
 
-def _further(plan: Plan, matrices: Matrices) -> list[Influence]:
+def _further(plan: ChainContext, matrices: Matrices) -> list[Influence]:
     counts = plan.problem.column_counts
     ends = np.cumsum(counts)
     return [
@@ -206,23 +206,25 @@ def _influence(name: str, unit: str, columns: tuple[str, ...] | None, matrices: 
     )
 
 
-def _diagnostics(losses: torch.Tensor, llc: tuple[float, float], matrices: Matrices, checks: Checks) -> Diagnostics:
-    ranks, groups = matrices.agreement()
+def _diagnostics(
+    losses: torch.Tensor, llc: tuple[float, float], matrices: Matrices, checks: BiasMeasures
+) -> Diagnostics:
+    of_ranks, of_groups = matrices.agreement()
     return Diagnostics(
         rhat=split_rhat(losses),
         ess=effective_sample_size(losses),
         llc=llc[0],
         llc_standard_error=llc[1],
         drift=drift(losses),
-        score_agreement=ranks,
-        group_agreement=groups,
+        score_agreement=of_ranks,
+        group_agreement=of_groups,
         noise_ratio=checks.noise_ratio,
         llc_ratio=checks.llc_ratio,
         control_agreement=checks.agreement(matrices.influence),
     )
 
 
-def _traces(plan: Plan, records: Sequence[Record]) -> Traces:
+def _traces(plan: ChainContext, records: Sequence[ChainTrace]) -> Traces:
     columns = torch.stack([record.columns[0] for record in records]).float()
     names = ["loss", *(o.name for o in plan.problem.observables)]
     parts = columns.split(list(plan.problem.column_counts), dim=2)
@@ -232,7 +234,7 @@ def _traces(plan: Plan, records: Sequence[Record]) -> Traces:
     )
 
 
-def _notes(plan: Plan, divergences: Sequence[Divergence]) -> tuple[str, ...]:
+def _notes(plan: ChainContext, divergences: Sequence[Divergence]) -> tuple[str, ...]:
     notes = [divergence.message for divergence in divergences]
     if plan.token_losses is not None and plan.linear is not None:
         notes.append(IN_SPAN)
@@ -241,6 +243,6 @@ def _notes(plan: Plan, divergences: Sequence[Divergence]) -> tuple[str, ...]:
             "the model (in evaluation mode) or the training data draws random numbers; chains ran one after the "
             "other, with the same numbers at every draw"
         )
-    elif plan.problem.twins is False and not plan.host.sharded:
+    elif plan.problem.twins is False and not plan.backend.sharded:
         notes.append("chains ran one after the other: a second tree of this module does not reproduce it")
     return tuple(notes)

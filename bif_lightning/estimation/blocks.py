@@ -13,22 +13,22 @@ from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
 from bif_lightning.config import Centring, Ridge
-from bif_lightning.curvature.closed_form import Linear
-from bif_lightning.sampling.trace import Record
-from bif_lightning.statistics.conditioned import Conditioner
-from bif_lightning.statistics.influence import Products, correlation, influence, mean, products
-from bif_lightning.statistics.label_means import Grouping, Labels, LabelSums
+from bif_lightning.curvature.closed_form import LinearizedPosterior
+from bif_lightning.sampling.trace import ChainTrace
+from bif_lightning.statistics.conditioned import KalmanUpdate
+from bif_lightning.statistics.influence import BatchCovariances, correlation, influence, mean, products
+from bif_lightning.statistics.label_means import LabelIndex, Labels, LabelSums
 from bif_lightning.statistics.moments import Moments, merge, stack
 from bif_lightning.statistics.standard_errors import (
-    Precision,
-    centre,
+    ErrorModel,
+    chain_mean_covariance,
     correlation_bias,
     correlation_error,
+    fit_error_model,
     independent,
     influence_error,
-    merged,
-    settled,
-    without,
+    merge_batches,
+    no_bias,
 )
 
 _TILE_ENTRIES = 1 << 18  # float64 numbers of one batch-by-batch tile: 2 MB, a few of which stay in cache
@@ -40,7 +40,7 @@ _AGREEMENT_QUERIES = 64  # ranking every query of a large set would take longer 
 
 
 @dataclass(frozen=True)
-class Layout:
+class MatrixShape:
     """Sizes of an estimate.
 
     Attributes:
@@ -128,7 +128,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Maker:
+class BlockBuilder:
     """Makes blocks from the records of all chains.
 
     Attributes:
@@ -141,33 +141,33 @@ class Maker:
         linear: what is known of the losses' linear parts; None where nothing is.
     """
 
-    records: Sequence[Record]
-    layout: Layout
+    records: Sequence[ChainTrace]
+    layout: MatrixShape
     centring: Centring
-    grouping: Grouping | None
-    precision: Precision
-    conditioner: Conditioner | None = None
-    linear: Linear | None = None
+    grouping: LabelIndex | None
+    precision: ErrorModel
+    conditioner: KalmanUpdate | None = None
+    linear: LinearizedPosterior | None = None
 
     @classmethod
     def of(
         cls,
-        records: Sequence[Record],
+        records: Sequence[ChainTrace],
         shape: tuple[int, int, int],
         centring: Centring,
         labels: Labels | None = None,
         *,
         ridge: Ridge = None,
         paired: bool = False,
-        linear: Linear | None = None,
-    ) -> "Maker":
+        linear: LinearizedPosterior | None = None,
+    ) -> "BlockBuilder":
         """Of an estimate with these train rows, columns, and query losses (the first of the columns).
 
         Args:
             ridge: of the conditioned influence, made where draws are kept and their linear parts are not known.
             paired: draws are antithetic pairs.
         """
-        grouping = None if labels is None else Grouping(labels)
+        grouping = None if labels is None else LabelIndex(labels)
         # On one thread, as blocks are: bits must not depend on how many there are.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             precision = pool.submit(_precision, records, shape, centring).result()
@@ -177,7 +177,7 @@ class Maker:
         if linear is not None:
             precision = independent(linear.groups)
         batches = len(records) * precision.parts if linear is None else linear.groups
-        layout = Layout(*shape, batches, cells, conditioner is not None)
+        layout = MatrixShape(*shape, batches, cells, conditioner is not None)
         return cls(records, layout, centring, grouping, precision, conditioner, linear)
 
     @property
@@ -222,10 +222,10 @@ class Maker:
     def _fill(self, block: Block, tile: slice) -> None:
         parts = stack([record.moments(tile) for record in self.records])
         if self.linear is None:
-            parts = merged(parts, self.precision.parts)
-        draws, lacking = products(parts, self.centring), centre(parts, self.centring)
+            parts = merge_batches(parts, self.precision.parts)
+        draws, lacking = products(parts, self.centring), chain_mean_covariance(parts, self.centring)
         if self.linear:
-            draws, lacking = self.linear.products(tile), without(lacking)
+            draws, lacking = self.linear.products(tile), no_bias(lacking)
         covariance, (corr, moved) = influence(draws), correlation(draws)
         biases = lacking.covariance, correlation_bias(corr.value, draws, lacking)
         error = influence_error(covariance.standard_error, corr.value, self.precision.influence, biases[0])
@@ -248,24 +248,24 @@ class Maker:
             self.grouping.add_rows_(block.sums, tile, draws, moved, biases)
 
 
-def _conditioner(records: Sequence[Record], ridge: Ridge, paired: bool) -> Conditioner | None:
+def _conditioner(records: Sequence[ChainTrace], ridge: Ridge, paired: bool) -> KalmanUpdate | None:
     if ridge is None:
         return None
     train, columns = [record.train[0] for record in records], [record.columns[0] for record in records]
-    return Conditioner.of(train, columns, ridge, paired=paired)
+    return KalmanUpdate.of(train, columns, ridge, paired=paired)
 
 
-def _precision(records: Sequence[Record], shape: tuple[int, int, int], centring: Centring) -> Precision:
+def _precision(records: Sequence[ChainTrace], shape: tuple[int, int, int], centring: Centring) -> ErrorModel:
     """How errors are made, from evenly spaced rows and columns."""
     batches = sum(len(record.lengths) for record in records)
     rows = max(1, min(_SAMPLED, _SAMPLE_ENTRIES // (batches * shape[1])))
     sample = stack([record.moments(slice(0, shape[0], -(-shape[0] // rows))) for record in records])
     columns = slice(0, shape[1], -(-shape[1] // _SAMPLED))
     train = sample.count, sample.train_mean, sample.column_mean[..., columns], sample.train_square
-    return settled(Moments(*train, sample.column_square[..., columns], sample.comoment[..., columns]), centring)
+    return fit_error_model(Moments(*train, sample.column_square[..., columns], sample.comoment[..., columns]), centring)
 
 
-def _fill_margins(block: Block, here: slice, parts: Moments, draws: Products) -> None:
+def _fill_margins(block: Block, here: slice, parts: Moments, draws: BatchCovariances) -> None:
     grand = merge(merge(parts))
     block.train_mean[here] = grand.train_mean.numpy()
     block.train_std[here] = mean(draws.train_variance, draws.share).sqrt().numpy()

@@ -11,30 +11,31 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from bif_lightning.calibration.find import settle
+from bif_lightning.calibration.find import resolve_settings
 from bif_lightning.config import Chains, Pairs, Sampler, Subspace, check_sampler, check_together
-from bif_lightning.curvature.laplace import Surroundings, default_sampler, look_around, steps_of
+from bif_lightning.curvature.laplace import PreparedSampler, default_sampler, prepare, steps_of
 from bif_lightning.data.dataset import Collate, Examples, MapDataset, check_map_style
-from bif_lightning.distributed.ranks import Placement
-from bif_lightning.distributed.threads import Progress, part_of
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.distributed.threads import Progress, offset_progress
 from bif_lightning.estimation.assemble import summarize
 from bif_lightning.estimation.matrices import Labels, labels_of
 from bif_lightning.estimation.tokens import store_for
 from bif_lightning.losses.observables import LossFn, Observable, mean_of
 from bif_lightning.losses.problem import Problem
-from bif_lightning.losses.token_losses import present
-from bif_lightning.model.weights import Host
+from bif_lightning.losses.token_losses import zero_absent
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.results.estimate import Divergence, Estimate
-from bif_lightning.results.settings import Settled
+from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
-from bif_lightning.sampling.chain import Plan
-from bif_lightning.sampling.context import placement_of, ready_for, to_device_of
+from bif_lightning.sampling.chain import ChainContext
+from bif_lightning.sampling.context import engine_context, ranks_of, to_device_of
 from bif_lightning.sampling.run import run_chains
-from bif_lightning.sampling.trace import Record, keeps_traces
+from bif_lightning.sampling.trace import ChainTrace, keeps_traces
 
-Outcome = Record | Divergence
+Outcome = ChainTrace | Divergence
 Exchange = Callable[
-    [Plan, Callable[[Sequence[int], Progress], list[Outcome]], Sequence[int], int, Progress], list[Outcome] | None
+    [ChainContext, Callable[[Sequence[int], Progress], list[Outcome]], Sequence[int], int, Progress],
+    list[Outcome] | None,
 ]
 """(plan, runs some chains, this process's chains, how many at once, progress, also while waiting) -> the outcomes of
 this process's chains, run here or elsewhere; None leaves the snapshot to another worker."""
@@ -106,7 +107,7 @@ def estimate(
     Under torch.distributed every rank calls this with the same arguments and gets the same result.
     """
     check_map_style(train, "train")
-    train_examples, losses = Examples(train, collate_fn), present(loss_fn)
+    train_examples, losses = Examples(train, collate_fn), zero_absent(loss_fn)
     problem = Problem(
         module=model,
         loss=losses,
@@ -122,14 +123,14 @@ def estimate(
         tokens=loss_fn if per_token else None,
     )
     labels = labels_of(train_labels, query_labels, len(problem.train), len(problem.query))
-    settled = settled_sampler(problem, "auto" if per_token and sampler is None else sampler, chains)
+    settled = resolve_sampler(problem, "auto" if per_token and sampler is None else sampler, chains)
     result = estimate_problem(
         problem, settled.sampler, settled.chains, labels=labels, store_traces=store_traces, progress=progress
     )
     return with_reasons(cast(Estimate, result), settled)  # since it is there on every rank
 
 
-def with_reasons(result: Estimate, settled: Settled) -> Estimate:
+def with_reasons(result: Estimate, settled: ResolvedSettings) -> Estimate:
     """The estimate, with a note of how its settings were found if they were, and for how long."""
     if not settled.reasons:
         return result
@@ -138,13 +139,13 @@ def with_reasons(result: Estimate, settled: Settled) -> Estimate:
     return replace(result, notes=notes, reasons=settled.reasons, lasting=settled.lasting)
 
 
-def settled_sampler(
+def resolve_sampler(
     problem: Problem,
     sampler: Sampler | Literal["auto"] | None,
     chains: Chains | None = None,
-    settled: Settled | None = None,
+    settled: ResolvedSettings | None = None,
     tick: Callable[[], None] = lambda: None,
-) -> Settled:
+) -> ResolvedSettings:
     """The settings of this snapshot, given those of the run's first (see `calibration.settle`). Collective.
 
     Args:
@@ -154,14 +155,14 @@ def settled_sampler(
     if sampler is None:
         sampler = default_sampler(problem, chains)
     if isinstance(sampler, Pairs):
-        return settled or Settled(sampler, chains or Chains())
+        return settled or ResolvedSettings(sampler, chains or Chains())
     if isinstance(sampler, Subspace):
-        return settled or Settled(sampler, chains or Chains(num_draws=CHECKING_DRAWS))
-    placement = placement_of(problem.module)
-    with ready_for(problem, chains or Chains(), placement) as (host, _, _):
-        with placement.together("settling the sampler"):
-            found = settle(sampler, chains, settled, problem, host, tick)
-        return placement.from_first(found)
+        return settled or ResolvedSettings(sampler, chains or Chains(num_draws=CHECKING_DRAWS))
+    ranks = ranks_of(problem.module)
+    with engine_context(problem, chains or Chains(), ranks) as (backend, _, _):
+        with ranks.collective("settling the sampler"):
+            found = resolve_settings(sampler, chains, settled, problem, backend, tick)
+        return ranks.broadcast(found)
 
 
 def estimate_problem(
@@ -172,7 +173,7 @@ def estimate_problem(
     snapshot: int = 0,
     labels: Labels | None = None,
     store_traces: bool = False,
-    placement: Placement | None = None,
+    ranks: Ranks | None = None,
     everywhere: bool = True,
     scratch: Path | None = None,
     progress: Progress | None = None,
@@ -182,22 +183,22 @@ def estimate_problem(
 
     Args:
         snapshot: keys this snapshot's random numbers.
-        placement: the ranks that share the work; None for those of the default process group.
+        ranks: the ranks that share the work; None for those of the default process group.
         everywhere: every rank gets the result; else rank 0 alone does, and the others get None.
         scratch: folder for matrices that are too large for memory; None for the default of `tempfile`.
         exchange: shares the chains with workers outside of the process group; None for all chains here. Where it leaves
             the rest to another worker, there is no result.
     """
     started = time.perf_counter()
-    placement = placement or placement_of(problem.module)
-    with ready_for(problem, chains, placement) as (host, workers, threads):
-        mine = placement.mine(chains.num_chains)
-        looking, sampling = steps_of(problem, sampler, placement), len(mine) * chains.num_steps
-        surroundings = look_around(problem, host, sampler, workers, placement, part_of(progress, after=sampling))
-        with placement.together("running the chains") as meeting:
+    ranks = ranks or ranks_of(problem.module)
+    with engine_context(problem, chains, ranks) as (backend, workers, threads):
+        mine = ranks.mine(chains.num_chains)
+        looking, sampling = steps_of(problem, sampler, ranks), len(mine) * chains.num_steps
+        surroundings = prepare(problem, backend, sampler, workers, ranks, offset_progress(progress, after=sampling))
+        with ranks.collective("running the chains") as meeting:
             plan = plan_chains(
                 problem,
-                host,
+                backend,
                 surroundings.settled(sampler),
                 chains,
                 surroundings,
@@ -205,7 +206,7 @@ def estimate_problem(
                 store_traces=store_traces,
             )
             plan = replace(plan, tokens=store_for(plan, mine, scratch))
-            beat = meeting.watched(part_of(progress, before=looking))
+            beat = meeting.watched(offset_progress(progress, before=looking))
 
             def run(chosen: Sequence[int], told: Progress) -> list[Outcome]:
                 return run_chains(plan, chosen, workers, threads, told)
@@ -213,8 +214,8 @@ def estimate_problem(
             outcomes = run(mine, beat) if exchange is None else exchange(plan, run, mine, workers, beat)
         if outcomes is None:
             return None
-        outcomes = placement.gather(outcomes)
-        records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
+        outcomes = ranks.gather_chains(outcomes)
+        records = [outcome for outcome in outcomes if isinstance(outcome, ChainTrace)]
         divergences = [outcome for outcome in outcomes if isinstance(outcome, Divergence)]
         if len(records) * chains.num_draws < 2:  # none, or with pooled centring one draw of one chain
             raise ChainsDivergedError(_all_diverged(divergences))
@@ -225,7 +226,7 @@ def estimate_problem(
             labels,
             store_traces=store_traces,
             workers=workers,
-            placement=placement,
+            ranks=ranks,
             everywhere=everywhere,
             scratch=scratch,
         )
@@ -236,14 +237,14 @@ def estimate_problem(
 
 def plan_chains(
     problem: Problem,
-    host: Host,
+    backend: WeightBackend,
     sampler: Sampler,
     chains: Chains,
-    surroundings: Surroundings = Surroundings(),  # noqa: B008 - it is frozen
+    surroundings: PreparedSampler = PreparedSampler(),  # noqa: B008 - it is frozen
     *,
     snapshot: int = 0,
     store_traces: bool,
-) -> Plan:
+) -> ChainContext:
     """Measure the losses at the snapshot, and settle how draws are kept.
 
     Raises:
@@ -254,18 +255,18 @@ def plan_chains(
     if store_traces and chains.storage == "moments":
         raise ValueError("store_traces=True keeps every draw, Chains(storage='moments') keeps none; change one")
     if problem.stochastic:
-        seed_global(host.device, stream_seed(chains.seed, GLOBAL))
-    bound, tokens = host.bind(host.weights(tracked=False)), None
+        seed_global(backend.device, stream_seed(chains.seed, GLOBAL))
+    bound, tokens = backend.bind(backend.weights(tracked=False)), None
     if problem.tokens is None:
         train, columns = problem.measure(bound)
     else:
         train, columns, tokens = problem.measure_tokens(bound)
     _check_finite(train, "train losses")
     _check_finite(columns, "query losses and observables")
-    item = host.center.element_size()
-    return Plan(
+    item = backend.center.element_size()
+    return ChainContext(
         problem=problem,
-        host=host,
+        backend=backend,
         sampler=sampler,
         chains=chains,
         snapshot=0 if chains.common_random_numbers else snapshot,

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from bif_lightning.distributed.ranks import Placement
-from bif_lightning.estimation.blocks import Block, Layout, Maker
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.estimation.blocks import Block, BlockBuilder, MatrixShape
 from bif_lightning.results.estimate import LabelMeans
 from bif_lightning.statistics.diagnostics import group_agreement, score_agreement, top_stability
 from bif_lightning.statistics.label_means import Labels as Labels
-from bif_lightning.storage.scratch import MATRIX_BYTES, Spec, Storage
+from bif_lightning.storage.scratch import MATRIX_BYTES, ScratchArrays, Spec
 
 ROUND_BYTES = 1 << 26
 """Memory of the blocks of one round, of all ranks together: 64 MB. One round is computed while the last is stored."""
@@ -36,9 +36,9 @@ class Matrices:
         OSError: there is no room for the file.
     """
 
-    def __init__(self, maker: Maker, *, matrix_bytes: int = MATRIX_BYTES, scratch: Path | None = None) -> None:
+    def __init__(self, maker: BlockBuilder, *, matrix_bytes: int = MATRIX_BYTES, scratch: Path | None = None) -> None:
         layout = maker.layout
-        self._maker, self._storage = maker, Storage(specs(layout), matrix_bytes, scratch)
+        self._maker, self._storage = maker, ScratchArrays(specs(layout), matrix_bytes, scratch)
         *matrices, self._early, self._late = self._storage.arrays
         self.influence, self.influence_error, self.correlation, self.correlation_error = matrices[:4]
         self.conditioned, self.conditioned_error = matrices[4:] if layout.conditioned else (None, None)
@@ -80,9 +80,9 @@ class Matrices:
 
 
 def compute(
-    maker: Maker,
+    maker: BlockBuilder,
     workers: int,
-    placement: Placement,
+    ranks: Ranks,
     *,
     everywhere: bool = True,
     matrix_bytes: int = MATRIX_BYTES,
@@ -93,7 +93,7 @@ def compute(
     Args:
         maker: of the blocks, the same on every rank.
         workers: threads of this rank.
-        placement: the ranks.
+        ranks: the ranks.
         everywhere: every rank gets the matrices; else rank 0 alone does, and the others get None.
         matrix_bytes, scratch: see `Matrices`.
 
@@ -101,43 +101,43 @@ def compute(
         OSError: there is no room for the temporary file, or the disk failed.
         PeerFailedError: another rank failed.
     """
-    with placement.together(_WHAT):
-        kept = everywhere or placement.rank == 0
+    with ranks.collective(_WHAT):
+        kept = everywhere or ranks.rank == 0
         matrices = Matrices(maker, matrix_bytes=matrix_bytes, scratch=scratch) if kept else None
     waiting: list[Block] = []
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for rows in rounds(maker.layout, placement.world_size):
-            with placement.together(_WHAT):
-                own = [pool.submit(maker.block, each) for each in rows[placement.rank :: placement.world_size]]
+        for rows in rounds(maker.layout, ranks.world_size):
+            with ranks.collective(_WHAT):
+                own = [pool.submit(maker.block, each) for each in rows[ranks.rank :: ranks.world_size]]
                 if matrices:  # the blocks of the last round are stored while the next are computed
                     matrices.take(waiting)
                 done = [future.result() for future in own]
-            waiting = _shared(placement, done, everywhere)
-    with placement.together(_WHAT):
+            waiting = _shared(ranks, done, everywhere)
+    with ranks.collective(_WHAT):
         if matrices:
             matrices.take(waiting)
             matrices.finish()
     return matrices
 
 
-def rounds(layout: Layout, world_size: int) -> list[list[slice]]:
+def rounds(layout: MatrixShape, world_size: int) -> list[list[slice]]:
     """The blocks in groups that are computed and handed over together, of bounded size and alike on all ranks."""
     each = max(2, ROUND_BYTES // (layout.block_bytes * world_size))
     blocks, size = layout.blocks(), each * world_size
     return [blocks[start : start + size] for start in range(0, len(blocks), size)]
 
 
-def specs(layout: Layout) -> list[Spec]:
+def specs(layout: MatrixShape) -> list[Spec]:
     """The stored arrays: the matrices, and the scores from either half of the draws."""
     matrix = Spec((layout.train, layout.columns), np.float32)
     return [matrix] * layout.matrices + [Spec((layout.train, len(layout.scored)), np.float64)] * 2
 
 
-def _shared(placement: Placement, own: list[Block], everywhere: bool) -> list[Block]:
+def _shared(ranks: Ranks, own: list[Block], everywhere: bool) -> list[Block]:
     """The blocks of all ranks in order, where they are kept; else none."""
-    parts = placement.to_first(own)
+    parts = ranks.gather(own)
     if everywhere:
-        parts = placement.from_first(parts)
+        parts = ranks.broadcast(parts)
     return sorted((block for part in parts or () for block in part), key=lambda block: block.rows.start)
 
 

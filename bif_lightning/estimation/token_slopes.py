@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.observables import Batches, LossFn
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import by_token
-from bif_lightning.model.weights import Host
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
 _NO_FORWARD_MODE = (RuntimeError, NotImplementedError)
@@ -26,7 +26,7 @@ Slopes = tuple[Float[Tensor, "direction token"], ...]
 
 
 def token_slopes(
-    problem: Problem, host: Host, directions: Float[Tensor, "direction weight"], span: float, placement: Placement
+    problem: Problem, backend: WeightBackend, directions: Float[Tensor, "direction weight"], span: float, ranks: Ranks
 ) -> Slopes:
     """dl/dq_k at w* of all tokens. Collective: the ranks share the directions.
 
@@ -35,45 +35,45 @@ def token_slopes(
     Args:
         directions: q_k, rows of any length.
         span: h, in units of the rows' length.
-        placement: the ranks.
+        ranks: the ranks.
 
     Raises:
         ValueError: the loss function does not return losses of tokens.
     """
-    with placement.together("slopes of the losses of tokens"):
-        own = range(placement.rank, len(directions), placement.world_size)
-        found = [_along(problem, host, directions[k], span) for k in own]
-    everyone = placement.everywhere(found)
-    ordered = [everyone[k % placement.world_size][k // placement.world_size] for k in range(len(directions))]
+    with ranks.collective("slopes of the losses of tokens"):
+        own = range(ranks.rank, len(directions), ranks.world_size)
+        found = [_along(problem, backend, directions[k], span) for k in own]
+    everyone = ranks.all_gather(found)
+    ordered = [everyone[k % ranks.world_size][k // ranks.world_size] for k in range(len(directions))]
     return tuple(torch.stack(side) for side in zip(*ordered, strict=True))
 
 
-def _along(problem: Problem, host: Host, direction: Tensor, span: float) -> tuple[Tensor, ...]:
+def _along(problem: Problem, backend: WeightBackend, direction: Tensor, span: float) -> tuple[Tensor, ...]:
     if problem.stochastic:
-        seed_global(host.device, stream_seed(GLOBAL))
+        seed_global(backend.device, stream_seed(GLOBAL))
     try:
-        return _derivatives(problem, host, direction)
+        return _derivatives(problem, backend, direction)
     except _NO_FORWARD_MODE:
-        ends = [_losses(problem, host, direction, sign * span) for sign in (1.0, -1.0)]
+        ends = [_losses(problem, backend, direction, sign * span) for sign in (1.0, -1.0)]
         return tuple((up - down) / (2 * span) for up, down in zip(*ends, strict=True))
 
 
-def _derivatives(problem: Problem, host: Host, direction: Tensor) -> tuple[Tensor, ...]:
+def _derivatives(problem: Problem, backend: WeightBackend, direction: Tensor) -> tuple[Tensor, ...]:
     # Fused attention has no forward-mode derivative; the plain one is the same function.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        weights = host.weights(tracked=False)
-        pieces = zip(weights.leaves, host.layout.pieces(direction), strict=True)
+        weights = backend.weights(tracked=False)
+        pieces = zip(weights.leaves, backend.layout.pieces(direction), strict=True)
         weights.leaves = [forward_ad.make_dual(leaf, piece.to(leaf.dtype)) for leaf, piece in pieces]
-        return host.bind(weights).call(lambda module: _of_sides(problem, module, _tangent))
+        return backend.bind(weights).call(lambda module: _of_sides(problem, module, _tangent))
 
 
-def _losses(problem: Problem, host: Host, direction: Tensor, step: float) -> tuple[Tensor, ...]:
+def _losses(problem: Problem, backend: WeightBackend, direction: Tensor, step: float) -> tuple[Tensor, ...]:
     if problem.stochastic:
-        seed_global(host.device, stream_seed(GLOBAL))
+        seed_global(backend.device, stream_seed(GLOBAL))
     with torch.no_grad():
-        weights = host.weights(tracked=False)
-        torch.add(host.center, direction, alpha=step, out=weights.flat)
-        return host.bind(weights).call(lambda module: _of_sides(problem, module, lambda losses: losses))
+        weights = backend.weights(tracked=False)
+        torch.add(backend.center, direction, alpha=step, out=weights.flat)
+        return backend.bind(weights).call(lambda module: _of_sides(problem, module, lambda losses: losses))
 
 
 def _tangent(losses: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bif_lightning.data.dataset import Batch
-from bif_lightning.distributed.ranks import Split
+from bif_lightning.distributed.ranks import BatchShard
 
 LossFn = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
 """(module, batch) -> the loss of each example, [batch], or of each token, [batch, token], maybe with a mask of the same
@@ -31,7 +31,7 @@ class DividedBatches(list[tuple[Batch, int]]):
     over every batch on every rank, which is as right.
     """
 
-    def __init__(self, batches: Sequence[tuple[Batch, int]], split: Split) -> None:
+    def __init__(self, batches: Sequence[tuple[Batch, int]], split: BatchShard) -> None:
         super().__init__(batches)
         self.split = split
         self._rounds = -(-len(batches) // split.parts)

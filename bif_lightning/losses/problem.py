@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bif_lightning.data.dataset import Batch, Examples, digest
-from bif_lightning.distributed.ranks import Placement, Split
+from bif_lightning.distributed.ranks import BatchShard, Ranks
 from bif_lightning.losses.observables import Batches, DividedBatches, ExampleLoss, LossFn, Observable, per_example
 from bif_lightning.losses.token_losses import TokenValues, token_values
-from bif_lightning.model.weights import Bound, Host, Weights
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights
 from bif_lightning.rng import DATA, seed_global, stream_seed
 
 
@@ -59,7 +59,7 @@ class Problem:
     observables: Sequence[Observable] = ()
     params: Sequence[str] | None = None
     eval_batch_size: int = 256
-    split: Split = field(default_factory=Split)
+    split: BatchShard = field(default_factory=BatchShard)
     loss_scale: float = 1.0
     check_gradient: bool = True
     tokens: LossFn | None = None
@@ -114,7 +114,7 @@ class Problem:
         q = len(self.query)
         return (q, *(q if (c := o.columns(q)) is None else len(c) for o in self.observables))
 
-    def load(self, seed: int, device: torch.device, placement: Placement) -> None:
+    def load(self, seed: int, device: torch.device, ranks: Ranks) -> None:
         """Read the examples, once: what is measured, and the training data where it may be kept in memory. The same on
         every rank and in every run, also where reading draws random numbers of the global generators. Collective.
 
@@ -123,12 +123,12 @@ class Problem:
         """
         if self.loaded:
             return
-        with placement.together("reading the examples"):
+        with ranks.collective("reading the examples"):
             seed_global(device, stream_seed(seed, DATA))
             self.training.prepare()
             measured = [self.train_batches, self.query_batches]
-            found = digest(measured) if placement.world_size > 1 else ""
-        everyone = placement.everywhere(found)
+            found = digest(measured) if ranks.world_size > 1 else ""
+        everyone = ranks.all_gather(found)
         if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
             raise ValueError(
                 f"ranks {differing} read other train or query examples than rank 0, so that their losses would not be "
@@ -142,7 +142,7 @@ class Problem:
         rows, weight = self.split.rows(indices)
         return Minibatch(self.prepare(self.training.batch(rows)), weight)
 
-    def measure(self, bound: Bound) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"]]:
+    def measure(self, bound: BoundModule) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"]]:
         """Train losses, and query losses followed by the further observables, at the bound weights."""
 
         def everything(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class Problem:
             return bound.call(everything)
 
     def measure_tokens(
-        self, bound: Bound
+        self, bound: BoundModule
     ) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"], tuple[TokenValues, TokenValues]]:
         """What `measure` gives, with the losses of single tokens of train and query examples.
 
@@ -170,7 +170,7 @@ class Problem:
         with torch.no_grad():
             return bound.call(everything)
 
-    def measure_columns(self, bound: Bound) -> Float[Tensor, " column"]:
+    def measure_columns(self, bound: BoundModule) -> Float[Tensor, " column"]:
         """Query losses followed by the further observables alone, at the bound weights."""
         with torch.no_grad():
             return bound.call(lambda module: self._columns(module, None))
@@ -181,7 +181,7 @@ class Problem:
         further = [o.measure(module, self.query_batches, query).to(query) for o in self.observables]
         return torch.cat([query, *further]) if further else query
 
-    def add_gradient(self, bound: Bound, minibatch: Minibatch, factor: float = 1.0) -> None:
+    def add_gradient(self, bound: BoundModule, minibatch: Minibatch, factor: float = 1.0) -> None:
         """Add the gradient of (factor x) the mean loss of a minibatch to the bound weights' gradient."""
         factor *= minibatch.weight
 
@@ -192,7 +192,11 @@ class Problem:
         bound.call(backward)
 
     def gradient(
-        self, host: Host, weights: Weights, bound: Bound, parts: Minibatch | Sequence[tuple[Minibatch, float]]
+        self,
+        backend: WeightBackend,
+        weights: Weights,
+        bound: BoundModule,
+        parts: Minibatch | Sequence[tuple[Minibatch, float]],
     ) -> None:
         """Write the gradient of the mean loss of a minibatch, or of the sum of such means, each with its share, by the
         largest scale that does not overflow."""
@@ -202,13 +206,13 @@ class Problem:
             weights.gradient.zero_()
             for minibatch, share in shared:
                 self.add_gradient(bound, minibatch, scale * share)
-            if scale <= 1 or math.isfinite(host.norm(weights.gradient)):
+            if scale <= 1 or math.isfinite(backend.norm(weights.gradient)):
                 break
             scale /= 2
         if scale != 1:
             weights.gradient.div_(scale)
 
-    def mean_loss(self, bound: Bound, minibatch: Minibatch) -> float:
+    def mean_loss(self, bound: BoundModule, minibatch: Minibatch) -> float:
         """The mean loss of a minibatch, of all its parts, at the bound weights."""
         with torch.no_grad():
             loss = bound.call(lambda module: self.objective(module, minibatch.batch))
@@ -217,7 +221,7 @@ class Problem:
 
 
 @contextmanager
-def eagerly() -> Generator[None]:
+def disable_compile() -> Generator[None]:
     """Compiled modules run as written: chains would make the compiler trace them again, and use up its patience."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing the compiler takes seconds
         yield
@@ -227,7 +231,7 @@ def eagerly() -> Generator[None]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Generator[None]:
+def eval_mode(module: nn.Module) -> Generator[None]:
     """The module in evaluation mode, so that an example's loss is its own; each part's flag is put back."""
     flags = [(part, part.training) for part in module.modules()]
     for part, _ in flags:

@@ -17,7 +17,7 @@ _LEARN = (
 )
 
 
-def present(loss_fn: LossFn) -> Callable[[nn.Module, Batch], Tensor]:
+def zero_absent(loss_fn: LossFn) -> Callable[[nn.Module, Batch], Tensor]:
     """The same losses as one tensor: those of tokens that the mask calls absent are 0, so that they add nothing."""
 
     def losses(module: nn.Module, batch: Batch) -> Tensor:

@@ -1,8 +1,8 @@
 """Where the weights of a chain live: beside the module, never in it.
 
 A chain owns a flat vector (`weights`), and the module computes with views of it. Two ways to make it do so, with one
-contract: a function given to `Bound.call` sees the module with those weights, and runs its backward pass inside,
-where activation checkpointing recomputes with the same weights. (A model in shards has a host of its own, `shards`.)
+contract: a function given to `BoundModule.call` sees the module with those weights, and runs its backward pass inside,
+where activation checkpointing recomputes with the same weights. (A model in shards has its own backend, `sharded`.)
 
 - a *twin*: a second module tree that shares everything but its tensors. Many may run at once, on threads.
 - the module itself, its fields exchanged for the time of a call, one at a time: for modules that a twin does not
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from bif_lightning.model.weights import Bound, Weights, layout_of, sampled_parameters
+from bif_lightning.model.weights import BoundModule, Weights, layout_of, sampled_parameters
 
 T = TypeVar("T")
 
 
-class _Twin:
+class _ShadowModule:
     """A module tree of its own, with its own tensors; everything else is shared with the original."""
 
     def __init__(self, module: nn.Module, weights: Weights, tensors: dict[int, Tensor]) -> None:
@@ -33,13 +33,13 @@ class _Twin:
         self.module = _twin(module, tensors, {})
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
-        self.weights.publish()
+        self.weights.cast_weights()
         result = function(self.module)
-        self.weights.collect()
+        self.weights.accumulate_gradients()
         return result
 
 
-class _Borrowed:
+class _SwappedModule:
     """The original module, which wears the fields of a twin for the time of each call.
 
     Whole `__dict__` objects are exchanged, so that nothing that a forward pass stores in a module stays there.
@@ -64,7 +64,7 @@ class _Borrowed:
         ]
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
-        self.weights.publish()
+        self.weights.cast_weights()
         worn = [(part, part.__dict__) for part, _ in self.fields]
         held = [(owner, name, owner[name]) for owner, name, _ in self.slots]
         try:
@@ -78,11 +78,11 @@ class _Borrowed:
                 object.__setattr__(part, "__dict__", fields)
             for owner, name, tensor in held:
                 owner[name] = tensor
-        self.weights.collect()
+        self.weights.accumulate_gradients()
         return result
 
 
-class FunctionalHost:
+class FunctionalBackend:
     """Runs chains around the present weights of a module without ever writing to it.
 
     Buffers are copied for every chain; parameters that are not sampled are shared, detached, so that no gradient
@@ -130,12 +130,12 @@ class FunctionalHost:
         """The snapshot's own weights (shared, not copied), whose gradients add up in `gradient`."""
         return Weights(self.layout, self.center, gradient)
 
-    def bind(self, weights: Weights) -> Bound:
+    def bind(self, weights: Weights) -> BoundModule:
         """The module computing with `weights`."""
         tensors = {id(p): p.detach() for p in self.module.parameters()}
         tensors.update({key: buffer.clone() for key, buffer in self._buffers.items()})
         tensors.update({id(p): leaf for p, leaf in zip(self._sampled.values(), weights.leaves, strict=True)})
-        return (_Twin if self.twins else _Borrowed)(self.module, weights, tensors)
+        return (_ShadowModule if self.twins else _SwappedModule)(self.module, weights, tensors)
 
     def fill_normal(self, out: Tensor, parameter: int, generator: torch.Generator) -> None:
         """Fill the piece of one parameter with N(0, 1) numbers."""

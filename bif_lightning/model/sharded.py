@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bif_lightning.distributed.ranks import Split
-from bif_lightning.model.weights import Bound, Weights, layout_of, sampled_parameters
+from bif_lightning.distributed.ranks import BatchShard
+from bif_lightning.model.weights import BoundModule, Weights, layout_of, sampled_parameters
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def reshard(module: nn.Module) -> None:
                 part.reshard()
 
 
-class ShardHost:
+class ShardedBackend:
     """Runs chains around the present weights of a module in shards; the module is as it was after every call.
 
     Args:
@@ -60,11 +60,13 @@ class ShardHost:
     parallel = False
     sharded = True
 
-    def __init__(self, module: nn.Module, params: Sequence[str] | None = None, *, split: Split | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, params: Sequence[str] | None = None, *, split: BatchShard | None = None
+    ) -> None:
         _check_synchronized(module)
         reshard(module)
         self.module = module
-        self._split = split or Split()
+        self._split = split or BatchShard()
         sampled = sampled_parameters(module, params)
         self._parameters: list[Tensor] = list(sampled.values())
         with torch.no_grad():
@@ -78,7 +80,7 @@ class ShardHost:
         for piece, shard in zip(self.layout.pieces(self.center), self._shards, strict=True):
             piece.copy_(shard)
         self._copies = [_copies(parameter) for parameter in self._parameters]
-        self._ranks = Split(dist.get_rank(), dist.get_world_size())
+        self._ranks = BatchShard(dist.get_rank(), dist.get_world_size())
 
     def weights(self, *, tracked: bool = True) -> Weights:
         """Fresh weights of a chain, starting at the snapshot."""
@@ -90,7 +92,7 @@ class ShardHost:
         """The snapshot's own weights (shared, not copied), whose gradients add up in `gradient`."""
         return Weights(self.layout, self.center, gradient)
 
-    def bind(self, weights: Weights) -> Bound:
+    def bind(self, weights: Weights) -> BoundModule:
         """The module computing with `weights`. Every call is collective."""
         return _Placed(self, weights)
 
@@ -154,12 +156,12 @@ class ShardHost:
 class _Placed:
     """The module in shards, which wears the weights of a chain for the time of each call."""
 
-    def __init__(self, host: ShardHost, weights: Weights) -> None:
-        self.host, self.weights = host, weights
+    def __init__(self, backend: ShardedBackend, weights: Weights) -> None:
+        self.backend, self.weights = backend, weights
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
-        with self.host.worn(self.weights):
-            return function(self.host.module)
+        with self.backend.worn(self.weights):
+            return function(self.backend.module)
 
 
 @contextmanager
@@ -187,7 +189,7 @@ def _copies(parameter: Tensor) -> int:
     if not isinstance(parameter, DTensor):
         return dist.get_world_size()
     mesh = parameter.device_mesh
-    replicated = [mesh.size(i) for i, placement in enumerate(parameter.placements) if placement.is_replicate()]
+    replicated = [mesh.size(i) for i, ranks in enumerate(parameter.placements) if ranks.is_replicate()]
     return math.prod(replicated) * (dist.get_world_size() // mesh.size())
 
 

@@ -1,4 +1,4 @@
-"""The flat vector of sampled weights: how parameters lie in it, and what a host of chains must offer.
+"""The flat vector of sampled weights: how parameters lie in it, and what a backend of chains must offer.
 
 The sampled parameters of a module lie one after the other in one vector. A chain owns such a vector and its gradient;
 the module computes with one leaf for each parameter.
@@ -21,7 +21,7 @@ _LEAST_NORM = 1e-3  # where all weights are 0
 
 
 @dataclass(frozen=True)
-class Layout:
+class FlatLayout:
     """Which parameters are sampled, and where each lies in the flat vector.
 
     Attributes:
@@ -78,7 +78,7 @@ def sampled_parameters(module: nn.Module, patterns: Sequence[str] | None) -> dic
     return chosen
 
 
-def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) -> Layout:
+def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) -> FlatLayout:
     """Lay out tensors one after the other; `num_weights` where they are shards of more."""
     starts, end = list[int](), 0
     for parameter in parameters.values():
@@ -87,17 +87,17 @@ def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) 
     shapes = tuple(p.shape for p in parameters.values())
     dtypes = tuple(p.dtype for p in parameters.values())
     count = sum(shape.numel() for shape in shapes) if num_weights is None else num_weights
-    return Layout(tuple(parameters), shapes, dtypes, tuple(starts), end, count)
+    return FlatLayout(tuple(parameters), shapes, dtypes, tuple(starts), end, count)
 
 
-def norm_of_snapshot(host: "Host") -> float:
+def norm_of_snapshot(backend: "WeightBackend") -> float:
     """‖w*‖, or a little where all weights are 0."""
-    return max(host.norm(host.center), _LEAST_NORM)
+    return max(backend.norm(backend.center), _LEAST_NORM)
 
 
-def span_along(host: "Host", lowered: Float[Tensor, "direction weight"], fraction: float) -> float:
+def span_along(backend: "WeightBackend", lowered: Float[Tensor, "direction weight"], fraction: float) -> float:
     """h of differences along directions of the weights: a fraction of ‖w*‖, over their root mean square length."""
-    return fraction * norm_of_snapshot(host) / float(lowered.norm(dim=1).square().mean().sqrt())
+    return fraction * norm_of_snapshot(backend) / float(lowered.norm(dim=1).square().mean().sqrt())
 
 
 def _matching(
@@ -121,7 +121,7 @@ class Weights:
     where the module computes in less.
     """
 
-    def __init__(self, layout: Layout, flat: Float[Tensor, " weight"], gradient: Tensor | None = None) -> None:
+    def __init__(self, layout: FlatLayout, flat: Float[Tensor, " weight"], gradient: Tensor | None = None) -> None:
         self.layout = layout
         self.flat = flat
         self.gradient = torch.zeros_like(flat) if gradient is None else gradient
@@ -145,13 +145,13 @@ class Weights:
             leaf.requires_grad_(on)
             leaf.grad = gradient if on else None
 
-    def publish(self) -> None:
+    def cast_weights(self) -> None:
         """Round the present weights for the module to compute with."""
         with torch.no_grad():
             for leaf, piece, _, _ in self._rounded:
                 leaf.copy_(piece)
 
-    def collect(self) -> None:
+    def accumulate_gradients(self) -> None:
         """Add up, in full precision, the gradients of rounded leaves."""
         with torch.no_grad():
             for _, _, gradient, own in self._rounded:
@@ -159,7 +159,7 @@ class Weights:
                 own.zero_()
 
 
-class Bound(Protocol):
+class BoundModule(Protocol):
     """A module that computes with given weights."""
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
@@ -167,11 +167,11 @@ class Bound(Protocol):
         ...
 
 
-class Host(Protocol):
+class WeightBackend(Protocol):
     """The snapshot, and where chains around it live. `center` is w*, flat; vectors are laid out by `layout`."""
 
     module: nn.Module
-    layout: Layout
+    layout: FlatLayout
     center: Tensor
     device: torch.device
     parallel: bool
@@ -187,7 +187,7 @@ class Host(Protocol):
         """The snapshot's own weights (shared, not copied), whose gradients add up in `gradient`."""
         ...
 
-    def bind(self, weights: Weights) -> Bound:
+    def bind(self, weights: Weights) -> BoundModule:
         """The module computing with `weights`."""
         ...
 

@@ -10,15 +10,15 @@ from torch.utils.data import DataLoader
 
 from bif_lightning.callback import BIFCallback
 from bif_lightning.config import SGLD, Chains, Pairs, Subspace
-from bif_lightning.offline.checkpoint_source import Source
+from bif_lightning.offline.checkpoint_source import CheckpointSource
 from bif_lightning.offline.fit_start import at_fit_start, quiet_trainer
-from bif_lightning.offline.replay import Attributed, Replay
+from bif_lightning.offline.replay import AttributionReport, OfflineRunner
 from bif_lightning.storage.atomic import DiskFullError
 from bif_lightning.trainer.checkpoints import find_checkpoints
 from bif_lightning.trainer.exceptions import is_full
 from bif_lightning.trainer.problem import is_indices
-from bif_lightning.trainer.progress import Overview, fits_bars
-from bif_lightning.trainer.snapshot_files import FOLDER, Left, left_by
+from bif_lightning.trainer.progress import OfflineProgress, fits_bars
+from bif_lightning.trainer.snapshot_files import FOLDER, RunManifest, left_by
 
 _OF_TRAINING = (
     "every_n_train_steps", "every_n_epochs", "at_steps", "at_start", "at_end", "budget", "launch", "on_error",
@@ -38,7 +38,7 @@ def attribute(
     trainer: pl.Trainer | None = None,
     dry_run: bool = False,
     **settings: Any,
-) -> Attributed:
+) -> AttributionReport:
     """Estimate influence at each of these checkpoints, as BIFCallback would have done while they were written.
 
     The dumps are those of the callback, bit for bit where device, precision and settings are the same, but for what
@@ -70,7 +70,7 @@ def attribute(
     listed = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
     find_checkpoints(listed)
     asked = BIFCallback(train, query, dirpath=dirpath, verify_restore="never", **settings)
-    return _replayed(module, asked, Source(listed), _training_data(data, train), trainer, dry_run)
+    return _replayed(module, asked, CheckpointSource(listed), _training_data(data, train), trainer, dry_run)
 
 
 def watch(
@@ -83,7 +83,7 @@ def watch(
     trainer: pl.Trainer | None = None,
     idle: float | None = None,
     **settings: Any,
-) -> Attributed:
+) -> AttributionReport:
     """Turn the snapshots that `BIFCallback(launch="snapshot")` leaves into dumps, as they appear, until training ends.
 
     Any number of workers may watch one folder, on any machine that sees it: each takes the next snapshot that none
@@ -107,28 +107,33 @@ def watch(
     left = left_by(directory)
     if left is None:
         raise FileNotFoundError(
-            f"{directory} has no {Left.NAME}: no BIFCallback(launch='snapshot') has begun there; give the folder of "
-            "its dumps"
+            f"{directory} has no {RunManifest.NAME}: no BIFCallback(launch='snapshot') has begun there; give the "
+            "folder of its dumps"
         )
     train = left.train if train is None else train
     query = left.query if query is None else query
     if train is None:
         raise ValueError("the callback was given datasets; pass the same as train and query")
     asked = BIFCallback(train, query, dirpath=directory, verify_restore="never", **(_settings_of(left) | settings))
-    source = Source([directory / FOLDER], ends=directory / FOLDER, idle=idle)
+    source = CheckpointSource([directory / FOLDER], ends=directory / FOLDER, idle=idle)
     return _replayed(module, asked, source, _training_data(data, train), trainer, dry_run=False)
 
 
 def _replayed(
-    module: pl.LightningModule, asked: BIFCallback, source: Source, data: Any, trainer: pl.Trainer | None, dry_run: bool
-) -> Attributed:
+    module: pl.LightningModule,
+    asked: BIFCallback,
+    source: CheckpointSource,
+    data: Any,
+    trainer: pl.Trainer | None,
+    dry_run: bool,
+) -> AttributionReport:
     directory = Path(cast(str, asked.dirpath))
     # The loggers are where a fit would have put them: above the dumps.
     logs = bool(asked.wanted.views) and not dry_run and trainer is None
     logger = TensorBoardLogger(directory.parent, name="", version="") if logs else False
     # A Trainer that shows nothing gets lines, which go wherever its log goes.
-    overview = Overview(terminal=fits_bars() and (trainer is None or trainer.progress_bar_callback is not None))
-    replay = Replay(asked.request, asked.wanted, directory, source, dry_run=dry_run, overview=overview)
+    overview = OfflineProgress(terminal=fits_bars() and (trainer is None or trainer.progress_bar_callback is not None))
+    replay = OfflineRunner(asked.request, asked.wanted, directory, source, dry_run=dry_run, overview=overview)
     try:
         at_fit_start(trainer or quiet_trainer(logger=logger), module, data, replay.run, overview)
     except OSError as error:
@@ -146,7 +151,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _settings_of(left: Left) -> dict[str, Any]:
+def _settings_of(left: RunManifest) -> dict[str, Any]:
     """Keyword arguments of BIFCallback, from what one left."""
     sampler, chains = left.settings["sampler"], left.settings["chains"]
     if isinstance(sampler, dict):

@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import torch
 
-from bif_lightning.distributed.leases import Claims
+from bif_lightning.distributed.leases import Leases
 from bif_lightning.distributed.threads import Progress
 from bif_lightning.estimation.estimator import Outcome
 from bif_lightning.results.estimate import Divergence
-from bif_lightning.sampling.chain import Plan
-from bif_lightning.sampling.trace import Record
+from bif_lightning.sampling.chain import ChainContext
+from bif_lightning.sampling.trace import ChainTrace
 from bif_lightning.statistics.moments import Moments
-from bif_lightning.storage.atomic import replace_whole
+from bif_lightning.storage.atomic import atomic_write
 
 _POLL_SECONDS = 0.5
 Runner = Callable[[Sequence[int], Progress], list[Outcome]]
@@ -39,12 +39,12 @@ class ChainExchange:
     """
 
     folder: Path
-    claims: Claims
+    claims: Leases
     finishes: bool
     ran: int = 0
 
     def __call__(
-        self, plan: Plan, run: Runner, chains: Sequence[int], at_once: int, beat: Progress
+        self, plan: ChainContext, run: Runner, chains: Sequence[int], at_once: int, beat: Progress
     ) -> list[Outcome] | None:
         """Run what is free, take what is there; wait for the rest if this worker finishes.
 
@@ -94,7 +94,7 @@ class ChainExchange:
         values = asdict(outcome) if isinstance(outcome, Divergence) else _plain(outcome)
         content = io.BytesIO()
         torch.save({"key": key, "kind": type(outcome).__name__, "outcome": values}, content)
-        with replace_whole(self._path(outcome.chain), content.tell()) as sink:
+        with atomic_write(self._path(outcome.chain), content.tell()) as sink:
             sink.write(content.getbuffer())
 
     def _read(self, chain: int, key: str) -> Outcome | None:
@@ -117,18 +117,18 @@ def _beyond(found: int, chains: int, steps: int, beat: Progress) -> Progress:
     return told
 
 
-def _key(plan: Plan) -> str:
+def _key(plan: ChainContext) -> str:
     """What the bits of a chain depend on: the weights, and the settings."""
-    found = hashlib.sha256(plan.host.center.detach().cpu().numpy().tobytes())
+    found = hashlib.sha256(plan.backend.center.detach().cpu().numpy().tobytes())
     found.update(repr((plan.sampler, plan.chains, plan.snapshot, plan.loss, plan.traces)).encode())
     return found.hexdigest()
 
 
-def _plain(record: Record) -> dict[str, Any]:
+def _plain(record: ChainTrace) -> dict[str, Any]:
     values = {name: value for name, value in vars(record).items() if name != "parts"}
     return values | {"lengths": list(record.lengths), "parts": [dict(vars(part)) for part in record.parts]}
 
 
-def _record(values: Mapping[str, Any]) -> Record:
+def _record(values: Mapping[str, Any]) -> ChainTrace:
     parts = [Moments(**part) for part in values["parts"]]
-    return Record(**cast(dict[str, Any], {**values, "parts": parts}))
+    return ChainTrace(**cast(dict[str, Any], {**values, "parts": parts}))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from bif_lightning.trainer.checkpoints import Saved, find_checkpoints, in_order, look_at
+from bif_lightning.trainer.checkpoints import Checkpoint, find_checkpoints, in_order, look_at
 from bif_lightning.trainer.snapshot_files import has_ended
 
 
 @dataclass
-class Source:
+class CheckpointSource:
     """Where saved weights come from.
 
     Args:
@@ -24,9 +24,9 @@ class Source:
     ends: Path | None = None
     idle: float | None = None
     failed: dict[str, str] = field(default_factory=dict[str, str])
-    _known: dict[Path, Saved] = field(default_factory=dict[Path, Saved])
+    _known: dict[Path, Checkpoint] = field(default_factory=dict[Path, Checkpoint])
 
-    def look(self) -> tuple[list[Saved], bool]:
+    def look(self) -> tuple[list[Checkpoint], bool]:
         """All that are there, in the order of their steps, and whether more may come.
 
         Raises:

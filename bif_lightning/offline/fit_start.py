@@ -20,16 +20,16 @@ from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.observables import LossFn
 from bif_lightning.losses.problem import Problem
 from bif_lightning.trainer.exceptions import is_preemption
-from bif_lightning.trainer.problem import Request, attribution_of
+from bif_lightning.trainer.problem import AttributionRequest, attribution_of
 
 T = TypeVar("T")
 
 
-class _FoundError(Exception):
+class _FitStoppedError(Exception):
     """Ends a fit that was begun only to have a Trainer around the module."""
 
 
-class _At(pl.Callback):
+class _FitStartCallback(pl.Callback):
     """Calls a function where training would begin."""
 
     def __init__(self, call: Callable[[Any, Any], None]) -> None:
@@ -41,7 +41,7 @@ class _At(pl.Callback):
         except KeyboardInterrupt:
             self.interrupted = True
             raise
-        raise _FoundError
+        raise _FitStoppedError
 
 
 def with_problem(
@@ -101,13 +101,13 @@ def at_fit_start(
         KeyboardInterrupt: the function was interrupted.
         SystemExit: the job is asked to end, by SIGTERM.
     """
-    callback = _At(call)
+    callback = _FitStartCallback(call)
     by_module = isinstance(data, pl.LightningDataModule)
     loaders: dict[str, Any] = {"datamodule": data} if by_module else {"train_dataloaders": data}
     with _callbacks(trainer, callback, bar), _interruptible(callback):
         try:
             trainer.fit(module, **loaders)
-        except _FoundError:
+        except _FitStoppedError:
             return
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
@@ -132,7 +132,7 @@ def _callbacks(trainer: pl.Trainer, callback: pl.Callback, bar: ProgressBar | No
 
 
 @contextmanager
-def _interruptible(callback: _At) -> Generator[None]:
+def _interruptible(callback: _FitStartCallback) -> Generator[None]:
     """Lightning ends the process at Control-C, and lets no further one through."""
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
@@ -146,14 +146,14 @@ def _interruptible(callback: _At) -> Generator[None]:
         raise KeyboardInterrupt from error
 
 
-def _request(trainer: Any, loss_fn: LossFn | None, params: Sequence[str] | None) -> Request:
+def _request(trainer: Any, loss_fn: LossFn | None, params: Sequence[str] | None) -> AttributionRequest:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             f"the training data comes from a {type(loader).__name__}; calibration needs one DataLoader of a map-style "
             "dataset, for example by --data"
         )
-    return Request(
+    return AttributionRequest(
         train=spread_rows(len(cast(Any, loader.dataset)), EXAMPLES),
         query=None,
         observables=(),

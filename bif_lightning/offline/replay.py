@@ -13,29 +13,29 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from bif_lightning.archive.read.index import dump_paths, read_index
 from bif_lightning.archive.schema import dump_name
 from bif_lightning.config import SGLD, Chains, Pairs
-from bif_lightning.distributed.leases import Claims
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.leases import Leases
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.forecast import Forecast
 from bif_lightning.offline.chain_exchange import ChainExchange
-from bif_lightning.offline.checkpoint_source import Source
-from bif_lightning.results.settings import Settled
-from bif_lightning.sampling.context import placement_of
-from bif_lightning.trainer.checkpoints import Saved, load_weights
+from bif_lightning.offline.checkpoint_source import CheckpointSource
+from bif_lightning.results.settings import ResolvedSettings
+from bif_lightning.sampling.context import ranks_of
+from bif_lightning.trainer.checkpoints import Checkpoint, load_weights
 from bif_lightning.trainer.exceptions import PreemptedError, is_fatal, is_full, is_preemption
-from bif_lightning.trainer.interrupts import interrupts_wait
+from bif_lightning.trainer.interrupts import defer_interrupts
 from bif_lightning.trainer.outputs import check_unused
-from bif_lightning.trainer.problem import Request
-from bif_lightning.trainer.progress import Overview
+from bif_lightning.trainer.problem import AttributionRequest
+from bif_lightning.trainer.progress import OfflineProgress
 from bif_lightning.trainer.session import Session, say
-from bif_lightning.trainer.setup import Wanted, check_same, open_session
-from bif_lightning.trainer.snapshot_files import Left, left_by
+from bif_lightning.trainer.setup import SnapshotOptions, check_same, open_session
+from bif_lightning.trainer.snapshot_files import RunManifest, left_by
 
 _POLL_SECONDS = 1.0
 _CLAIMS, _CHAINS = "claims", "chains"
 
 
 @dataclass(frozen=True)
-class Attributed:
+class AttributionReport:
     """What became of the checkpoints.
 
     Attributes:
@@ -61,7 +61,7 @@ class Attributed:
         return "\n".join(lines)
 
 
-class Replay:
+class OfflineRunner:
     """The snapshots of one call.
 
     Args:
@@ -73,20 +73,27 @@ class Replay:
     """
 
     def __init__(
-        self, request: Request, wanted: Wanted, directory: Path, source: Source, *, dry_run: bool, overview: Overview
+        self,
+        request: AttributionRequest,
+        wanted: SnapshotOptions,
+        directory: Path,
+        source: CheckpointSource,
+        *,
+        dry_run: bool,
+        overview: OfflineProgress,
     ) -> None:
         self.request, self.wanted, self.directory, self.source = request, wanted, directory, source
         self.dry_run, self.overview = dry_run, overview
-        self.claims = Claims(directory / _CLAIMS)
+        self.claims = Leases(directory / _CLAIMS)
         self.seen, self.written = set[int](), list[int]()
         self.expected: Forecast | None = None
         self._session: Session | None = None
         self._found: Mapping[str, Any] | None = None
 
-    def result(self) -> Attributed:
+    def result(self) -> AttributionReport:
         """What became of the checkpoints."""
         there = sorted(step for step in self.seen if self._has_dump(step) and step not in self.written)
-        return Attributed(self.directory, tuple(self.written), tuple(there), self.source.failed, self.expected)
+        return AttributionReport(self.directory, tuple(self.written), tuple(there), self.source.failed, self.expected)
 
     def run(self, trainer: Any, module: Any) -> None:
         """Attribute whatever has no dump yet, until no more can come. Collective.
@@ -94,19 +101,19 @@ class Replay:
         Raises:
             ValueError: none of the checkpoints can be read, or the folder is of other data or settings.
         """
-        placement = placement_of(module)
-        with placement.together("looking at the folder"):
+        ranks = ranks_of(module)
+        with ranks.collective("looking at the folder"):
             self._check_folder()
         with self.overview.shown():
-            self._work(trainer, module, placement)
+            self._work(trainer, module, ranks)
 
-    def _work(self, trainer: Any, module: Any, placement: Placement) -> None:
+    def _work(self, trainer: Any, module: Any, ranks: Ranks) -> None:
         quiet_since, waiting = time.monotonic(), False
         while True:
-            due, more = placement.from_first(self._due() if placement.rank == 0 else ([], False))
+            due, more = ranks.broadcast(self._due() if ranks.rank == 0 else ([], False))
             if not due and not more:
                 return
-            done = sum(self._attempt(trainer, module, placement, saved) for saved in due)
+            done = sum(self._attempt(trainer, module, ranks, saved) for saved in due)
             if self.dry_run and self._session is not None:
                 return
             if done:
@@ -115,13 +122,13 @@ class Replay:
             if not waiting:
                 say(trainer, f"BIF: waiting for {'others' if due else 'snapshots'} in {self.directory}; Ctrl-C stops")
             waiting, idle = True, time.monotonic() - quiet_since
-            if placement.from_first(self.source.idle is not None and idle > self.source.idle):
+            if ranks.broadcast(self.source.idle is not None and idle > self.source.idle):
                 return
-            self._rest(trainer, placement, anything=bool(due))
+            self._rest(trainer, ranks, anything=bool(due))
 
-    def _rest(self, trainer: Any, placement: Placement, *, anything: bool) -> None:
+    def _rest(self, trainer: Any, ranks: Ranks, *, anything: bool) -> None:
         """Wait a moment, for snapshots or for others that work on them."""
-        if placement.from_first(trainer.received_sigterm):
+        if ranks.broadcast(trainer.received_sigterm):
             raise PreemptedError("SIGTERM was received")
         time.sleep(_POLL_SECONDS)
         if not anything and self.overview.pace.began is not None:
@@ -135,7 +142,7 @@ class Replay:
         else:
             check_same("settings", left.settings, _plain(self.wanted.settings))
 
-    def _due(self) -> tuple[list[Saved], bool]:
+    def _due(self) -> tuple[list[Checkpoint], bool]:
         saved, more = self.source.look()
         if not saved and not more and not self.seen:
             failed = self.source.failed
@@ -159,17 +166,17 @@ class Replay:
     def _has_dump(self, step: int) -> bool:
         return (self.directory / dump_name(step)).is_file()
 
-    def _attempt(self, trainer: Any, module: Any, placement: Placement, saved: Saved) -> bool:
+    def _attempt(self, trainer: Any, module: Any, ranks: Ranks, saved: Checkpoint) -> bool:
         """Whether something was done for this checkpoint here, if only to find that it fails. Collective."""
-        with interrupts_wait(), self._claimed(placement, saved) as mine:
+        with defer_interrupts(), self._claimed(ranks, saved) as mine:
             if not mine:
-                return self._help(trainer, module, placement, saved)
+                return self._help(trainer, module, ranks, saved)
             try:
                 self._load(module, saved)
                 session = self._opened(trainer, module)
                 if self.dry_run:
                     return True
-                exchange = self._exchange(saved, finishes=True) if self._shares(placement, session) else None
+                exchange = self._exchange(saved, finishes=True) if self._shares(ranks, session) else None
                 session.snapshot(trainer, module, saved.moment, exchange)
             except (MisconfigurationException, _RefusedError):
                 raise
@@ -184,15 +191,15 @@ class Replay:
             self._tell()
             return True
 
-    def _help(self, trainer: Any, module: Any, placement: Placement, saved: Saved) -> bool:
+    def _help(self, trainer: Any, module: Any, ranks: Ranks, saved: Checkpoint) -> bool:
         """Run chains of a snapshot that another worker finishes; whether there were any."""
-        if placement.world_size > 1 or self._unsettled() or self._has_dump(saved.step):
+        if ranks.world_size > 1 or self._unsettled() or self._has_dump(saved.step):
             return False
         exchange = self._exchange(saved, finishes=False)
         try:
             self._load(module, saved)
             session = self._opened(trainer, module)
-            if self._shares(placement, session):
+            if self._shares(ranks, session):
                 session.snapshot(trainer, module, saved.moment, exchange)
         except (MisconfigurationException, _RefusedError):
             raise
@@ -202,37 +209,37 @@ class Replay:
             return False  # whoever finishes it meets the same, and says so
         return exchange.ran > 0
 
-    def _exchange(self, saved: Saved, *, finishes: bool) -> ChainExchange:
+    def _exchange(self, saved: Checkpoint, *, finishes: bool) -> ChainExchange:
         return ChainExchange(self.directory / _CHAINS / f"step={saved.step:09d}", self.claims, finishes)
 
-    def _shares(self, placement: Placement, session: Session) -> bool:
+    def _shares(self, ranks: Ranks, session: Session) -> bool:
         """Whether single chains are worth dividing: where they are what takes the time. Tokens stay where they were."""
         chains = session.sampler == "auto" or isinstance(session.sampler, SGLD | Pairs)
-        return placement.world_size == 1 and chains and not self.request.per_token
+        return ranks.world_size == 1 and chains and not self.request.per_token
 
     @contextmanager
-    def _claimed(self, placement: Placement, saved: Saved) -> Generator[bool]:
+    def _claimed(self, ranks: Ranks, saved: Checkpoint) -> Generator[bool]:
         """Rank 0 claims for all of this worker's ranks."""
         with ExitStack() as held:
             mine = self.dry_run
-            with placement.together(f"claiming step {saved.step}"):
-                if placement.rank == 0 and not self.dry_run:
+            with ranks.collective(f"claiming step {saved.step}"):
+                if ranks.rank == 0 and not self.dry_run:
                     mine = held.enter_context(self.claims.claimed(dump_name(saved.step)))
                     mine = mine and not self._has_dump(saved.step)
-            yield placement.from_first(mine)
+            yield ranks.broadcast(mine)
 
-    def _load(self, module: Any, saved: Saved) -> None:
-        with placement_of(module).together(f"loading {saved.path.name}"):
+    def _load(self, module: Any, saved: Checkpoint) -> None:
+        with ranks_of(module).collective(f"loading {saved.path.name}"):
             load_weights(module, saved.path)
 
     def _opened(self, trainer: Any, module: Any) -> Session:
         """The session, made at the first weights: losses are proved at weights that they were trained at."""
         settled = self._session.settled if self._session else None
         if settled is None:  # other workers may have settled it since
-            placement = placement_of(module)
-            with placement.together("reading what was settled"):
+            ranks = ranks_of(module)
+            with ranks.collective("reading what was settled"):
                 settled = self._settled()
-            settled = placement.from_first(settled)
+            settled = ranks.broadcast(settled)
         if self._session is None:
             left = left_by(self.directory)
             try:
@@ -249,8 +256,8 @@ class Replay:
                 self.expected = self._session.announce(trainer, module)
             except (ValueError, TypeError, OSError) as error:
                 raise _RefusedError(str(error)) from error
-            if left is None and not self.dry_run and placement_of(module).rank == 0:
-                Left(self.wanted.settings, self._session.outputs.fingerprints).write(self.directory)
+            if left is None and not self.dry_run and ranks_of(module).rank == 0:
+                RunManifest(self.wanted.settings, self._session.outputs.fingerprints).write(self.directory)
         self._session.settled = settled
         return self._session
 
@@ -264,13 +271,13 @@ class Replay:
             self._found = next((settings for settings in stored if settings.get("lasting", True)), None)
         return self._found
 
-    def _settled(self) -> Settled | None:
+    def _settled(self) -> ResolvedSettings | None:
         """What the run settled on, as its dumps have it; only "auto" finds what it was not given, and is SGLD."""
         kept = self._kept() if self.wanted.sampler in (None, "auto") else None
         if kept is None or kept["sampler"]["kind"] != SGLD.__name__:
             return None
         sampler = {name: value for name, value in kept["sampler"].items() if name != "kind"}
-        return Settled(SGLD(**sampler), Chains(**kept["chains"]), kept.get("reasons", ""))
+        return ResolvedSettings(SGLD(**sampler), Chains(**kept["chains"]), kept.get("reasons", ""))
 
 
 class _RefusedError(ValueError):

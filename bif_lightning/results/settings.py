@@ -8,7 +8,7 @@ from bif_lightning.config import Chains, Sampler
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedSettings:
     """The settings of a snapshot.
 
     Attributes:
@@ -30,7 +30,7 @@ class Settled:
         return {"kind": kind, "sampler": settings, "chains": chains} | words
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settled":
+    def from_dict(cls, values: Mapping[str, Any]) -> "ResolvedSettings":
         """From `as_dict`.
 
         Raises:
@@ -43,6 +43,6 @@ class Settled:
         return cls(sampler, Chains(**values["chains"]), values["reasons"], values.get("lasting", True))
 
 
-def with_draws(settled: Settled, num_draws: int) -> Settled:
+def with_draws(settled: ResolvedSettings, num_draws: int) -> ResolvedSettings:
     """The same with another number of draws a chain."""
     return replace(settled, chains=replace(settled.chains, num_draws=num_draws))

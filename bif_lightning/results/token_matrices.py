@@ -20,8 +20,8 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from bif_lightning.results.token_products import Law, Product, Side, Values
-from bif_lightning.storage.scratch import Spec, Storage
+from bif_lightning.results.token_products import CovarianceModel, Product, TokenBatch, Values
+from bif_lightning.storage.scratch import ScratchArrays, Spec
 
 Quantity = Literal["correlation", "influence"]
 
@@ -33,7 +33,7 @@ _VALUE_BYTES = 1 << 26  # of what is known of the tokens of one tile
 _BAND_BYTES, _LEAST_BAND = 1 << 24, 64  # of the rows that are made at a time, and how many these are at least
 _SKEWNESS, _MOST_SKEWED = 1.08, 2.0  # as in `errors.skewed`
 
-Entries = tuple[Float[np.ndarray, "row column"], Float[np.ndarray, "row column"]]
+Estimates = tuple[Float[np.ndarray, "row column"], Float[np.ndarray, "row column"]]
 """Values and their standard errors."""
 
 
@@ -50,7 +50,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class InMemoryTokens:
     """What is known of the tokens of one axis, in memory or mapped to it."""
 
     values: Values
@@ -67,8 +67,8 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Widths:
-    """How wide errors are made, settled once for a whole estimate (`errors.Reach`).
+class ErrorScales:
+    """How wide errors are made, settled once for a whole estimate (`standard_errors.ErrorScale`).
 
     Attributes:
         influence, correlation: factors on the spread of batches; NaN where the draws are too few to tell.
@@ -105,8 +105,8 @@ class TokenBlocks:
         item: bytes of what is known of one token, to choose tiles by.
     """
 
-    law: Law
-    widths: Widths
+    law: CovarianceModel
+    widths: ErrorScales
     train: Source
     query: Source
     item: int
@@ -129,7 +129,7 @@ class TokenBlocks:
         Raises:
             OSError: there is no room for the file.
         """
-        storage = Storage([Spec((len(rows), len(columns)), np.float32)] * (1 + errors), budget)
+        storage = ScratchArrays([Spec((len(rows), len(columns)), np.float32)] * (1 + errors), budget)
         standardized = quantity == "correlation"
         held, at_once = None, self.width
         if len(columns) <= self.width:
@@ -161,7 +161,7 @@ class TokenBlocks:
         *,
         standardized: bool = False,
         at_once: int | None = None,
-    ) -> Iterator[tuple[slice, Side]]:
+    ) -> Iterator[tuple[slice, TokenBatch]]:
         """The tokens, so many at a time, with their places among all; in units of their standard deviations or not.
 
         A loss that never varied is NaN in units of its own.
@@ -180,7 +180,9 @@ class TokenBlocks:
         else:
             np.clip(covariance, -1, 1, out=out, casting="same_kind")
 
-    def _fill(self, out: Float[np.ndarray, "kind row column"], train: Side, query: Side, quantity: Quantity) -> None:
+    def _fill(
+        self, out: Float[np.ndarray, "kind row column"], train: TokenBatch, query: TokenBatch, quantity: Quantity
+    ) -> None:
         side = max(1, int((_TILE_BYTES / (train.values.itemsize * len(self.law.share))) ** 0.5))
         across = [(columns, query.part(columns)) for columns in _slices(len(query), side)]
         for rows in _slices(len(train), side):
@@ -190,28 +192,30 @@ class TokenBlocks:
                 out[0, rows, columns], out[1, rows, columns] = found
 
 
-def entries(law: Law, widths: Widths, train: Side, query: Side, quantity: Quantity) -> Entries:
+def entries(
+    law: CovarianceModel, widths: ErrorScales, train: TokenBatch, query: TokenBatch, quantity: Quantity
+) -> Estimates:
     """Influence or correlation of some tokens, with standard errors."""
     return (influence if quantity == "influence" else correlation)(law, widths, train, query)
 
 
-def influence(law: Law, widths: Widths, train: Side, query: Side) -> Entries:
+def influence(law: CovarianceModel, widths: ErrorScales, train: TokenBatch, query: TokenBatch) -> Estimates:
     """−Cov and its standard error."""
     weighted = law.products(train, query)
     value = weighted.sum(0)
     spread = spread_of(weighted, value, law.share)
     with np.errstate(divide="ignore", invalid="ignore"):
         squared = np.nan_to_num(np.square(np.clip(value / _stds(law, train, query), -1, 1)))
-    return -value, np.hypot(spread * skewed(squared, widths) * widths.influence, _lacking(law, train, query))
+    return -value, np.hypot(spread * skewness_factor(squared, widths) * widths.influence, _lacking(law, train, query))
 
 
-def skewed(squared: Float[np.ndarray, "*entry"], widths: Widths) -> Float[np.ndarray, "*entry"]:
+def skewness_factor(squared: Float[np.ndarray, "*entry"], widths: ErrorScales) -> Float[np.ndarray, "*entry"]:
     """What the skewness of a product of two losses, of this squared correlation, makes of its error."""
     excess = squared * np.square(2 * squared + 6) / (1 + squared) ** 3
     return np.minimum(1 + _SKEWNESS / widths.influence_draws * excess, _MOST_SKEWED)
 
 
-def correlation(law: Law, widths: Widths, train: Side, query: Side) -> Entries:
+def correlation(law: CovarianceModel, widths: ErrorScales, train: TokenBatch, query: TokenBatch) -> Estimates:
     """+Corr of standardized losses and its standard error, that of its linearization in the draws."""
     moved = law.products(train, query)
     value = np.clip(moved.sum(0), -1, 1)
@@ -251,12 +255,12 @@ def _slices(size: int, length: int) -> list[slice]:
     return [slice(start, min(start + length, size)) for start in range(0, size, length)]
 
 
-def _stds(law: Law, train: Side, query: Side) -> Float[np.ndarray, "row column"]:
+def _stds(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "row column"]:
     rows, columns = (np.sqrt(law.share @ side.variance) for side in (train, query))
     return rows[:, None] * columns
 
 
-def _lacking(law: Law, train: Side, query: Side) -> Float[np.ndarray, "row column"]:
+def _lacking(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "row column"]:
     """What a covariance lacks, as draws are centred about means of their own (`errors.centre`)."""
     return law.centre_scale * (train.means.T @ query.means)
 
@@ -265,7 +269,7 @@ def _lacking(law: Law, train: Side, query: Side) -> Float[np.ndarray, "row colum
 class _Group:
     """Mean of the (standardized) losses of each group of one axis, and its members."""
 
-    mean: Side
+    mean: TokenBatch
     places: Int[np.ndarray, " token"]
     sizes: Int[np.ndarray, " group"]
 
@@ -290,7 +294,9 @@ def group_means(
     value = moved.sum(0)
     if not standardized:
         spread = spread_of(moved, value, law.share)
-        one = skewed(np.ones_like(value), blocks.widths)  # mean losses of groups may be as correlated as can be
+        one = skewness_factor(
+            np.ones_like(value), blocks.widths
+        )  # mean losses of groups may be as correlated as can be
         return TokenMatrix(-value, np.hypot(spread * one * blocks.widths.influence, bias))
     for source, of, other, flip in ((blocks.train, rows, columns, False), (blocks.query, columns, rows, True)):
         own, lacking = _own_parts(blocks, source, of, other)
@@ -299,9 +305,9 @@ def group_means(
     return TokenMatrix(value, np.hypot(spread_of(moved, moved.sum(0), law.share) * blocks.widths.correlation, bias))
 
 
-def _known(side: Side) -> Side:
+def _known(side: TokenBatch) -> TokenBatch:
     """The same, a loss that never varied 0, which adds nothing."""
-    return Side(*(np.nan_to_num(each, nan=0.0) for each in (side.values, side.variance, side.means, side.change)))
+    return TokenBatch(*(np.nan_to_num(each, nan=0.0) for each in (side.values, side.variance, side.means, side.change)))
 
 
 def _grouped(blocks: TokenBlocks, source: Source, places: Int[np.ndarray, " token"], *, standardized: bool) -> _Group:
@@ -315,7 +321,7 @@ def _grouped(blocks: TokenBlocks, source: Source, places: Int[np.ndarray, " toke
         values, means = some if values is None or means is None else (values + some[0], means + some[1])
     if values is None or means is None:
         raise ValueError("no token is in any group; give each token its group, and -1 to those in none")
-    mean = Side(values, np.empty((len(blocks.law.share), len(sizes))), means, np.empty(len(sizes)))
+    mean = TokenBatch(values, np.empty((len(blocks.law.share), len(sizes))), means, np.empty(len(sizes)))
     return _Group(mean, places, sizes)
 
 

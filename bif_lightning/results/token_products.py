@@ -26,7 +26,7 @@ Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Side:
+class TokenBatch:
     """Some tokens, ready for products.
 
     Attributes:
@@ -44,18 +44,20 @@ class Side:
     def __len__(self) -> int:
         return self.values.shape[-1]
 
-    def part(self, tokens: slice) -> "Side":
+    def part(self, tokens: slice) -> "TokenBatch":
         """Some of them."""
-        return Side(self.values[..., tokens], self.variance[:, tokens], self.means[:, tokens], self.change[tokens])
+        return TokenBatch(
+            self.values[..., tokens], self.variance[:, tokens], self.means[:, tokens], self.change[tokens]
+        )
 
-    def scaled(self, factors: Float[np.ndarray, " token"]) -> "Side":
+    def scaled(self, factors: Float[np.ndarray, " token"]) -> "TokenBatch":
         """Every loss times a factor."""
         scaled = (self.values * factors).astype(self.values.dtype)
-        return Side(scaled, self.variance * np.square(factors), self.means * factors, self.change * factors)
+        return TokenBatch(scaled, self.variance * np.square(factors), self.means * factors, self.change * factors)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawCovariance:
     """The law of tokens whose losses were measured at draws.
 
     Attributes:
@@ -76,7 +78,7 @@ class Drawn:
         lengths = np.array(self.lengths * self.chains, np.float64)
         return lengths / lengths.sum()
 
-    def side(self, values: Values) -> Side:
+    def side(self, values: Values) -> TokenBatch:
         """Centre the changes [chain, draw, token] of some tokens."""
         means = values.mean(1, dtype=np.float64)
         about = means if self.centring == "chain" else means.mean(0, keepdims=True)
@@ -84,9 +86,9 @@ class Drawn:
         squares = np.square(centred)
         variance = np.stack([squares[chain, start:stop].mean(0) for chain, start, stop in self._parts()])
         deviations = self._means(values, means)
-        return Side(centred.astype(values.dtype), variance * self._scale, deviations, means.mean(0))
+        return TokenBatch(centred.astype(values.dtype), variance * self._scale, deviations, means.mean(0))
 
-    def products(self, train: Side, query: Side) -> Float[np.ndarray, "batch row column"]:
+    def products(self, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "batch row column"]:
         """s_k·Z_k of two sets, whose sum over the batches is Cov."""
         parts, scale = self._parts(), self._scale / (self.chains * sum(self.lengths))
         dtype = np.result_type(train.values, query.values)
@@ -96,7 +98,9 @@ class Drawn:
             np.matmul(rows.T, query.values[chain, start:stop], out=out[place])
         return out
 
-    def covariance(self, train: Side, query: Side, product: Product = np.matmul) -> Float[np.ndarray, "row column"]:
+    def covariance(
+        self, train: TokenBatch, query: TokenBatch, product: Product = np.matmul
+    ) -> Float[np.ndarray, "row column"]:
         """Cov alone, by one matrix product."""
         rows, columns = (side.values.reshape(-1, len(side)) for side in (train, query))
         return product((rows * rows.dtype.type(self._scale / len(rows))).T, columns)
@@ -123,7 +127,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Linearized:
+class GaussianCovariance:
     """The law of tokens whose slopes along directions of a Gaussian posterior are known.
 
     Attributes:
@@ -140,26 +144,28 @@ class Linearized:
         """Of each group in all examples."""
         return np.full(len(self.changes), 1 / len(self.changes))
 
-    def side(self, values: Values) -> Side:
+    def side(self, values: Values) -> TokenBatch:
         """From the slopes [direction, token] of some tokens."""
         slopes = values.astype(np.float64)
         moved = self.variances[:, None] * slopes
         groups = np.stack([((change @ moved) * moved).sum(0) for change in self.changes])
         none = np.zeros((1, slopes.shape[1]))
-        return Side(slopes, self.variances @ np.square(slopes) - groups, none, none[0])
+        return TokenBatch(slopes, self.variances @ np.square(slopes) - groups, none, none[0])
 
-    def products(self, train: Side, query: Side) -> Float[np.ndarray, "group row column"]:
+    def products(self, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "group row column"]:
         """s_g·Z_g of two sets, whose sum over the groups is Cov."""
         rows, columns = (self.variances[:, None] * side.values for side in (train, query))
         each = self.covariance(train, query) - np.stack([rows.T @ (change @ columns) for change in self.changes])
         return each / len(self.changes)
 
-    def covariance(self, train: Side, query: Side, product: Product = np.matmul) -> Float[np.ndarray, "row column"]:
+    def covariance(
+        self, train: TokenBatch, query: TokenBatch, product: Product = np.matmul
+    ) -> Float[np.ndarray, "row column"]:
         """Cov alone, by one matrix product."""
         return product((self.variances[:, None] * train.values).T, query.values)
 
 
-Law = Drawn | Linearized
+CovarianceModel = DrawCovariance | GaussianCovariance
 """How what is known of two sets of tokens makes their covariance."""
 
 

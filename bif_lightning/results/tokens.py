@@ -9,14 +9,14 @@ from jaxtyping import Float, Int
 
 from bif_lightning.results.token_matrices import (
     MOST_BYTES,
+    ErrorScales,
     Quantity,
     Source,
     TokenBlocks,
     TokenMatrix,
-    Widths,
     group_means,
 )
-from bif_lightning.results.token_products import Drawn, Law, product_on
+from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, product_on
 
 SideName = Literal["train", "query"]
 
@@ -163,9 +163,9 @@ class Tokens:
         return group_means(self.blocks, rows, columns, quantity), row_names, column_names
 
 
-def blocks_of(law: Law, widths: Widths, train: Source, query: Source) -> TokenBlocks:
+def blocks_of(law: CovarianceModel, widths: ErrorScales, train: Source, query: Source) -> TokenBlocks:
     """Blocks of tokens whose changes or slopes these are."""
-    drawn = isinstance(law, Drawn)
+    drawn = isinstance(law, DrawCovariance)
     item = 8 * (law.chains * sum(law.lengths) if drawn else len(law.variances))
     return TokenBlocks(law, widths, train, query, item)
 

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.model.weights import Host
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import Noise
 
 Color = Callable[[Tensor], Tensor]
 """Makes a displacement of standard normal numbers."""
 
 
-def displacement(host: Host, noise: Noise, draw: int, color: Color) -> Float[Tensor, " weight"]:
+def displacement(backend: WeightBackend, noise: Noise, draw: int, color: Color) -> Float[Tensor, " weight"]:
     """δ of one draw: of draws 2k and 2k + 1 the same number with two signs.
 
     Args:
@@ -25,8 +25,8 @@ def displacement(host: Host, noise: Noise, draw: int, color: Color) -> Float[Ten
         draw: index of the recorded draw, from 0.
         color: Σ^½.
     """
-    standard = torch.zeros_like(host.center)
-    for parameter, piece in enumerate(host.layout.pieces(standard)):
-        host.fill_normal(piece, parameter, noise.normals(draw // 2, parameter))
+    standard = torch.zeros_like(backend.center)
+    for parameter, piece in enumerate(backend.layout.pieces(standard)):
+        backend.fill_normal(piece, parameter, noise.normals(draw // 2, parameter))
     out = color(standard)
     return out if draw % 2 == 0 else -out

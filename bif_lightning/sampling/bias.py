@@ -28,9 +28,9 @@ from bif_lightning.config import SGLD
 from bif_lightning.curvature.hessian import Hessian, examples_in_a_pass
 from bif_lightning.curvature.spectrum import hessian_spectrum
 from bif_lightning.data.dataset import spread_rows
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.model.weights import norm_of_snapshot
-from bif_lightning.sampling.chain import Plan, Walker
+from bif_lightning.sampling.chain import ChainContext, ChainState
 from bif_lightning.sampling.prior_control import control_influence
 from bif_lightning.statistics.diagnostics import score_agreement
 
@@ -49,32 +49,32 @@ _FEW_ROWS, _MOST_ROWS = 32, 512
 _LEAST_ROWS = 8  # where already a few take more than they should
 
 
-def noise_ratio(plan: Plan) -> float:
+def noise_ratio(plan: ChainContext) -> float:
     """Variance that minibatches give a step, in that of its own noise, along the direction where it is largest.
 
     NaN for a sampler that is no SGLD, or where so many gradients do not fit into memory. Collective for a module in
     shards.
     """
-    host, sampler, chains = plan.host, plan.sampler, plan.chains
+    backend, sampler, chains = plan.backend, plan.sampler, plan.chains
     if not isinstance(sampler, SGLD):
         return math.nan
     if not sampler.inverse_temperature or chains.batch_size >= len(plan.problem.training):
         return 0.0
-    count = min(_GRADIENTS, _KEPT_BYTES // (host.center.element_size() * host.layout.size))
+    count = min(_GRADIENTS, _KEPT_BYTES // (backend.center.element_size() * backend.layout.size))
     if count < _LEAST_GRADIENTS:
         return math.nan
-    walker = Walker(plan, _CHAIN)
+    walker = ChainState(plan, _CHAIN)
     try:
         gradients = _gradients(walker, sampler, count)
     except Exception:
         # A model may refuse weights that are no longer finite; shards of one fail together or not at all.
-        if host.sharded or bool(walker.weights.flat.isfinite().all()):
+        if backend.sharded or bool(walker.weights.flat.isfinite().all()):
             raise
         return math.inf
     scale = walker.preconditioner.step_sizes(sampler).sqrt() if walker.preconditioner else sampler.step_size**0.5
     for gradient in gradients:
         gradient.mul_(scale)
-    gram = torch.tensor([[host.inner(a, b) for b in gradients] for a in gradients], dtype=torch.float64)
+    gram = torch.tensor([[backend.inner(a, b) for b in gradients] for a in gradients], dtype=torch.float64)
     if not bool(gram.isfinite().all()):
         return math.inf
     gram = gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()  # as if the gradients were centred
@@ -84,7 +84,7 @@ def noise_ratio(plan: Plan) -> float:
     return 0.25 * sampler.inverse_temperature**2 * max(float(eigenvalues[-1]) - rest, 0.0)
 
 
-def _gradients(walker: Walker, sampler: SGLD, count: int) -> list[torch.Tensor]:
+def _gradients(walker: ChainState, sampler: SGLD, count: int) -> list[torch.Tensor]:
     """Those of `count` minibatches, where the walk stands after a few steps."""
     for index in range(_STEPS):
         walker.step(index, sampler)
@@ -95,16 +95,16 @@ def _gradients(walker: Walker, sampler: SGLD, count: int) -> list[torch.Tensor]:
     return found
 
 
-def vectors_held(plan: Plan) -> int:
+def vectors_held(plan: ChainContext) -> int:
     """Vectors of the size of the weights that the measurements hold at once, beyond the snapshot."""
     if not isinstance(plan.sampler, SGLD):
         return 0
     walker = 4 if plan.sampler.preconditioner else 2
-    fitting = _KEPT_BYTES // (plan.host.center.element_size() * plan.host.layout.size)
+    fitting = _KEPT_BYTES // (plan.backend.center.element_size() * plan.backend.layout.size)
     return walker + 2 + min(max(_GRADIENTS, _HELD), fitting)
 
 
-def llc_ratio(plan: Plan, llc: float) -> float:
+def llc_ratio(plan: ChainContext, llc: float) -> float:
     """LLC over d_eff/2, d_eff = tr H(H + (γ/nβ)·I)⁻¹ with H the Hessian of the mean loss at w*.
 
     For a quadratic loss the mean loss of the posterior lies d_eff/(2·nβ) above that at its minimum. `Subspace` knows
@@ -122,9 +122,9 @@ def llc_ratio(plan: Plan, llc: float) -> float:
     count, steps = curvature_size(plan)
     rows = spread_rows(len(plan.problem.training), count)
     chunk = examples_in_a_pass(plan.chains.batch_size)
-    hessian = Hessian.of_training(plan.problem, plan.host, rows=rows, chunk=chunk, key=plan.chains.seed)
+    hessian = Hessian.of_training(plan.problem, plan.backend, rows=rows, chunk=chunk, key=plan.chains.seed)
     # A longer step crosses kinks of ReLUs, which enter as curvature, in each of the many flat directions.
-    hessian.step = _STEP * norm_of_snapshot(plan.host)
+    hessian.step = _STEP * norm_of_snapshot(plan.backend)
     spectrum = hessian_spectrum(hessian, probes=1, steps=steps, held=_HELD)
     return _against(llc, spectrum.effective_dimension(sampler.localization / sampler.inverse_temperature))
 
@@ -133,7 +133,7 @@ def _against(llc: float, dimension: float) -> float:
     return llc / (0.5 * dimension) if dimension > 0 else math.nan
 
 
-def curvature_size(plan: Plan) -> tuple[int, int]:
+def curvature_size(plan: ChainContext) -> tuple[int, int]:
     """Examples behind the curvature, and Lanczos steps: as many as take about 2 % of a snapshot's passes.
 
     24 steps on at most 512 examples, and where that leaves fewer than 32 of these, up to 5 % for them. In shorter
@@ -151,7 +151,7 @@ def curvature_size(plan: Plan) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Checks:
+class BiasMeasures:
     """Measures of bias, the same on every rank.
 
     Attributes:
@@ -172,7 +172,7 @@ class Checks:
         return score_agreement(torch.from_numpy(influence[:, list(self.scored)]).double(), self.control)
 
 
-def check(plan: Plan, llc: float, scored: Sequence[int], workers: int, placement: Placement) -> Checks:
+def check(plan: ChainContext, llc: float, scored: Sequence[int], workers: int, ranks: Ranks) -> BiasMeasures:
     """Measure. Collective.
 
     Args:
@@ -180,10 +180,10 @@ def check(plan: Plan, llc: float, scored: Sequence[int], workers: int, placement
         llc: their local learning coefficient, nats.
         scored: queries whose influence is compared.
         workers: chains that this rank runs at once.
-        placement: the ranks.
+        ranks: the ranks.
     """
-    with placement.together("measuring the bias of the chains"):
+    with ranks.collective("measuring the bias of the chains"):
         # Every rank measures the same; one that waited would save no time.
         ratios = noise_ratio(plan), llc_ratio(plan, llc)
-    ratios = placement.from_first(ratios)
-    return Checks(*ratios, control_influence(plan, scored, workers, placement), scored)
+    ratios = ranks.broadcast(ratios)
+    return BiasMeasures(*ratios, control_influence(plan, scored, workers, ranks), scored)

@@ -9,17 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler
-from bif_lightning.curvature.closed_form import Linear
+from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.losses.problem import Minibatch, Problem
 from bif_lightning.losses.token_losses import TokenValues
-from bif_lightning.model.weights import Bound, Host, Weights
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights
 from bif_lightning.results.estimate import Divergence
 from bif_lightning.rng import GLOBAL, Noise, chain_noise, seed_global
 from bif_lightning.sampling.antithetic import displacement
 from bif_lightning.sampling.divergence import left_posterior
 from bif_lightning.sampling.sgld import Preconditioner, drift_, preconditioner_for, step_
 from bif_lightning.sampling.token_trace import TokenStore
-from bif_lightning.sampling.trace import Record, batch_lengths, is_paired
+from bif_lightning.sampling.trace import ChainTrace, batch_lengths, is_paired
 
 _UNKNOWN = 1e-4
 """Scale of draws of a posterior that is not known yet, to time them."""
@@ -46,7 +46,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChainContext:
     """What all chains of one estimate share.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
     """
 
     problem: Problem
-    host: Host
+    backend: WeightBackend
     sampler: Sampler
     chains: Chains
     snapshot: int
@@ -72,29 +72,29 @@ class Plan:
     tick: Callable[[], None]
     stochastic: bool = False
     directions: Tensor | None = None
-    linear: Linear | None = None
+    linear: LinearizedPosterior | None = None
     token_losses: tuple[TokenValues, TokenValues] | None = None
     tokens: TokenStore | None = None
 
 
-class Walker:
+class ChainState:
     """The moving parts of one chain: its weights, its anchor at the snapshot, its noise."""
 
-    def __init__(self, plan: Plan, chain: int) -> None:
+    def __init__(self, plan: ChainContext, chain: int) -> None:
         self.plan = plan
-        host = plan.host
-        self.weights: Weights = host.weights()
-        self.bound: Bound = host.bind(self.weights)
-        self.anchor: Bound | None = None
+        backend = plan.backend
+        self.weights: Weights = backend.weights()
+        self.bound: BoundModule = backend.bind(self.weights)
+        self.anchor: BoundModule | None = None
         self.preconditioner: Preconditioner | None = None
         if isinstance(plan.sampler, SGLD):
             self.preconditioner = preconditioner_for(self.weights.flat, plan.sampler)
             if plan.sampler.gradient == "control_variate":
                 # Gradients of both add up in one buffer, so a control variate costs no further memory.
-                self.anchor = host.bind(host.anchor(self.weights.gradient))
+                self.anchor = backend.bind(backend.anchor(self.weights.gradient))
         self.steps = 0
         self.scale = plan.problem.loss_scale
-        self.noise: Noise = chain_noise(plan.chains.seed, plan.snapshot, chain, host.device)
+        self.noise: Noise = chain_noise(plan.chains.seed, plan.snapshot, chain, backend.device)
 
     def step(self, index: int, sampler: SGLD) -> None:
         """One SGLD step."""
@@ -105,7 +105,7 @@ class Walker:
         else:
             gradient.zero_()
         with torch.no_grad():
-            drift = self._within(drift_(gradient, self.weights.flat, plan.host.center, sampler))
+            drift = self._within(drift_(gradient, self.weights.flat, plan.backend.center, sampler))
             step_(self.weights.flat, drift, lambda out: self._fill_normal(out, index), sampler, self.preconditioner)
 
     def load_gradient(self, index: int) -> None:
@@ -115,13 +115,13 @@ class Walker:
         self._key_global(index)
         self._gradient(problem.minibatch(self.noise.minibatch(index, size, self.plan.chains.batch_size)), index)
 
-    def place(self, draw: int) -> None:
+    def draw_gaussian(self, draw: int) -> None:
         """Put the weights where an independent draw of the Gaussian posterior is."""
         plan = self.plan
         self.steps = draw + 1
         color = plan.linear.normal.color if plan.linear else self._isotropic
         with torch.no_grad():
-            torch.add(plan.host.center, displacement(plan.host, self.noise, draw, color), out=self.weights.flat)
+            torch.add(plan.backend.center, displacement(plan.backend, self.noise, draw, color), out=self.weights.flat)
 
     def measure(self, draw: int, step: int) -> Draw:
         """Measure the observables where the chain stands."""
@@ -138,14 +138,14 @@ class Walker:
 
     def squared_distance(self) -> float:
         """‖w − w*‖²."""
-        return self.plan.host.distance(self.weights.flat) ** 2
+        return self.plan.backend.distance(self.weights.flat) ** 2
 
-    def pulled(self) -> float:
+    def prior_distance(self) -> float:
         """(w − w*)ᵀM(w − w*), in the metric of the pull."""
         plan = self.plan
         if plan.linear is None:
             return self.squared_distance()
-        return plan.linear.normal.metric.squared_length(self.weights.flat.detach() - plan.host.center)
+        return plan.linear.normal.metric.squared_length(self.weights.flat.detach() - plan.backend.center)
 
     def _gradient(self, minibatch: Minibatch, index: int) -> None:
         updated, sampler = False, self.plan.sampler
@@ -165,24 +165,24 @@ class Walker:
         if self.scale != 1:
             self.weights.gradient.div_(self.scale)
 
-    def _add_gradient(self, bound: Bound, minibatch: Minibatch, index: int, factor: float) -> None:
+    def _add_gradient(self, bound: BoundModule, minibatch: Minibatch, index: int, factor: float) -> None:
         self._key_global(index)
         self.plan.problem.add_gradient(bound, minibatch, factor)
 
     def _is_representable(self) -> bool:
         """Whether the scaled gradient fits half precision. Without a scale, an infinite one is the chain's own: it has
         diverged."""
-        return self.scale <= 1 or math.isfinite(self.plan.host.norm(self.weights.gradient))
+        return self.scale <= 1 or math.isfinite(self.plan.backend.norm(self.weights.gradient))
 
     def _key_global(self, step: int) -> None:
         if self.plan.stochastic:
-            seed_global(self.plan.host.device, self.noise.key(step, GLOBAL))
+            seed_global(self.plan.backend.device, self.noise.key(step, GLOBAL))
 
     def _fill_normal(self, out: Tensor, index: int) -> None:
         # Noise usually goes into the gradient's memory, whose views lie ready.
-        host, ready = self.plan.host, out is self.weights.gradient
-        for parameter, piece in enumerate(self.weights.gradients if ready else host.layout.pieces(out)):
-            host.fill_normal(piece, parameter, self.noise.normals(index, parameter))
+        backend, ready = self.plan.backend, out is self.weights.gradient
+        for parameter, piece in enumerate(self.weights.gradients if ready else backend.layout.pieces(out)):
+            backend.fill_normal(piece, parameter, self.noise.normals(index, parameter))
         self._within(out)
 
     def _within(self, vector: Tensor) -> Tensor:
@@ -195,29 +195,34 @@ class Walker:
         return standard * (sampler.scale if isinstance(sampler, Pairs) else _UNKNOWN)
 
 
-def draws(walker: Walker) -> Iterator[Draw]:
+def draws(walker: ChainState) -> Iterator[Draw]:
     """Walk the chain; yield a draw after burn-in, every `thinning` steps. Independent draws have neither."""
     chains, sampler = walker.plan.chains, walker.plan.sampler
     for step in range(1, chains.num_steps + 1):
         if isinstance(sampler, SGLD):
             walker.step(step - 1, sampler)
         else:
-            walker.place(step - 1)
+            walker.draw_gaussian(step - 1)
         walker.plan.tick()
         past = step - chains.burn_in
         if past > 0 and past % chains.thinning == 0:
             yield walker.measure(past // chains.thinning - 1, step)
 
 
-def run_chain(plan: Plan, chain: int) -> Record | Divergence:
+def run_chain(plan: ChainContext, chain: int) -> ChainTrace | Divergence:
     """Run one chain to its end, or to the draw at which it left the posterior."""
-    walker = Walker(plan, chain)
-    record = Record(chain, batch_lengths(plan.chains, paired=is_paired(plan.sampler)), plan.traces)
+    walker = ChainState(plan, chain)
+    record = ChainTrace(chain, batch_lengths(plan.chains, paired=is_paired(plan.sampler)), plan.traces)
     before = plan.loss
     try:
         for draw in draws(walker):
             why = left_posterior(
-                draw.train, draw.columns, walker.pulled(), plan.loss, plan.host.layout.num_weights, plan.sampler
+                draw.train,
+                draw.columns,
+                walker.prior_distance(),
+                plan.loss,
+                plan.backend.layout.num_weights,
+                plan.sampler,
             )
             if why:
                 return _divergence(plan, chain, draw.index, draw.step, before, draw.loss, why)
@@ -229,7 +234,7 @@ def run_chain(plan: Plan, chain: int) -> Record | Divergence:
             record.distance.append(draw.squared_distance**0.5)
     except Exception:
         # Shards of a model fail together or not at all: whether one is finite says nothing of the others.
-        if plan.host.sharded or bool(walker.weights.flat.isfinite().all()):
+        if plan.backend.sharded or bool(walker.weights.flat.isfinite().all()):
             raise
         why = "the weights are no longer finite and the model refused them"
         past = walker.steps - plan.chains.burn_in
@@ -239,7 +244,9 @@ def run_chain(plan: Plan, chain: int) -> Record | Divergence:
     return record
 
 
-def _divergence(plan: Plan, chain: int, draw: int, step: int, before: float, loss: float, why: str) -> Divergence:
+def _divergence(
+    plan: ChainContext, chain: int, draw: int, step: int, before: float, loss: float, why: str
+) -> Divergence:
     message = (
         f"chain {chain} diverged at draw {draw} of {plan.chains.num_draws} (step {step}): loss {before:.4g} -> "
         f"{loss:.4g}; {why}; {_remedy(plan.sampler)}"

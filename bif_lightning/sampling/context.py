@@ -8,18 +8,18 @@ from torch import nn
 
 from bif_lightning.config import Chains
 from bif_lightning.data.dataset import Batch, move
-from bif_lightning.distributed.ranks import Placement, current_placement
-from bif_lightning.losses.problem import Problem, eagerly, evaluating
+from bif_lightning.distributed.ranks import Ranks, current_ranks
+from bif_lightning.losses.problem import Problem, disable_compile, eval_mode
 from bif_lightning.model.sharded import is_sharded
-from bif_lightning.model.weights import Host
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import unaltered_generators
-from bif_lightning.sampling.preflight import ready_host
+from bif_lightning.sampling.preflight import ready_backend
 from bif_lightning.sampling.run import threads_for
 
 
-def placement_of(module: nn.Module) -> Placement:
+def ranks_of(module: nn.Module) -> Ranks:
     """How the ranks of the default process group share the work on this module."""
-    return current_placement(lockstep=is_sharded(module))
+    return current_ranks(lockstep=is_sharded(module))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -34,24 +34,26 @@ def to_device_of(model: nn.Module) -> Callable[[Batch], Batch]:
 
 
 @contextmanager
-def ready_for(problem: Problem, chains: Chains, placement: Placement | None = None) -> Generator[tuple[Host, int, int]]:
-    """The host of the present weights, chains at once, and threads of each; the process is put back afterwards."""
-    placement = placement or placement_of(problem.module)
+def engine_context(
+    problem: Problem, chains: Chains, ranks: Ranks | None = None
+) -> Generator[tuple[WeightBackend, int, int]]:
+    """The backend of the present weights, chains at once, and threads of each; the process is put back afterwards."""
+    ranks = ranks or ranks_of(problem.module)
     device, intra_op = device_of(problem.module), torch.get_num_threads()
     with (
-        eagerly(),
-        evaluating(problem.module),
+        disable_compile(),
+        eval_mode(problem.module),
         unaltered_generators(device),
         torch.inference_mode(False),
         torch.enable_grad(),
         # Autocast belongs to a thread, and chains run on others: a loss that wants it enters it itself.
         torch.autocast(device.type, enabled=False),
     ):
-        problem.load(chains.seed, device, placement)
-        host = ready_host(problem, chains.seed, placement)
-        workers, threads = threads_for(chains, host)
+        problem.load(chains.seed, device, ranks)
+        backend = ready_backend(problem, chains.seed, ranks)
+        workers, threads = threads_for(chains, backend)
         torch.set_num_threads(threads)
         try:
-            yield host, workers, threads
+            yield backend, workers, threads
         finally:
             torch.set_num_threads(intra_op)

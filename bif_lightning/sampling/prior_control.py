@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.config import SGLD
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import on_threads
-from bif_lightning.model.weights import Bound
+from bif_lightning.model.weights import BoundModule
 from bif_lightning.rng import GLOBAL, chain_noise, seed_global
-from bif_lightning.sampling.chain import Plan
+from bif_lightning.sampling.chain import ChainContext
 
 LEAST_DRAWS = 8
 """Fewer give no ranking worth a comparison."""
@@ -31,7 +31,7 @@ SHARE = 0.05
 _CHAIN = -1  # the key of these draws in the noise; chains count from 0
 
 
-def num_control_draws(plan: Plan) -> int:
+def num_control_draws(plan: ChainContext) -> int:
     """How many draws the control takes; 0 where it has no meaning (no pull, another sampler) or is too dear."""
     if not isinstance(plan.sampler, SGLD) or not plan.sampler.localization:
         return 0
@@ -40,7 +40,7 @@ def num_control_draws(plan: Plan) -> int:
 
 
 def control_influence(
-    plan: Plan, scored: Sequence[int], workers: int, placement: Placement
+    plan: ChainContext, scored: Sequence[int], workers: int, ranks: Ranks
 ) -> Float[Tensor, "train scored"] | None:
     """−Cov of train losses and scored columns over draws of N(w*, I/γ); None without draws, or where one is not finite.
 
@@ -50,16 +50,16 @@ def control_influence(
         plan: of the chains.
         scored: the columns to compare.
         workers: draws at once on this rank.
-        placement: the ranks.
+        ranks: the ranks.
     """
     count = num_control_draws(plan)
     if not count:
         return None
-    draws = list(range(count)) if placement.lockstep else placement.mine(count)
-    with placement.together("the control without data"):
+    draws = list(range(count)) if ranks.lockstep else ranks.mine(count)
+    with ranks.collective("the control without data"):
         shares = [share for worker in range(workers) if (share := draws[worker::workers])]
         own = _measured(plan, shares, list(scored))
-    everyone = [own] if placement.lockstep else placement.everywhere(own)
+    everyone = [own] if ranks.lockstep else ranks.all_gather(own)
     losses = sorted((found for part in everyone for found in part), key=lambda found: found[0])
     train, columns = (torch.stack(part).double() for part in zip(*((t, c) for _, t, c in losses), strict=True))
     if not bool(train.isfinite().all() and columns.isfinite().all()):
@@ -67,38 +67,38 @@ def control_influence(
     return (train - train.mean(0)).mT @ (columns - columns.mean(0)) / (1 - count)
 
 
-def _measured(plan: Plan, shares: list[list[int]], scored: list[int]) -> list[tuple[int, Tensor, Tensor]]:
+def _measured(plan: ChainContext, shares: list[list[int]], scored: list[int]) -> list[tuple[int, Tensor, Tensor]]:
     walks = [partial(_walk, plan, share, scored) for share in shares]
     return [found for part in on_threads(walks, max(1, len(walks)), torch.get_num_threads()) for found in part]
 
 
-def _walk(plan: Plan, draws: Sequence[int], scored: list[int]) -> list[tuple[int, Tensor, Tensor]]:
+def _walk(plan: ChainContext, draws: Sequence[int], scored: list[int]) -> list[tuple[int, Tensor, Tensor]]:
     """(draw, train losses, scored columns) of each of these draws."""
-    host, sampler = plan.host, plan.sampler
-    weights = host.weights(tracked=False)
-    bound = host.bind(weights)
-    noise = chain_noise(plan.chains.seed, plan.snapshot, _CHAIN, host.device)
-    standard, found = torch.zeros_like(host.center), list[tuple[int, Tensor, Tensor]]()
+    backend, sampler = plan.backend, plan.sampler
+    weights = backend.weights(tracked=False)
+    bound = backend.bind(weights)
+    noise = chain_noise(plan.chains.seed, plan.snapshot, _CHAIN, backend.device)
+    standard, found = torch.zeros_like(backend.center), list[tuple[int, Tensor, Tensor]]()
     for draw in draws:
-        for parameter, piece in enumerate(host.layout.pieces(standard)):
-            host.fill_normal(piece, parameter, noise.normals(draw, parameter))
+        for parameter, piece in enumerate(backend.layout.pieces(standard)):
+            backend.fill_normal(piece, parameter, noise.normals(draw, parameter))
         within = standard if plan.directions is None else (plan.directions @ standard) @ plan.directions
         with torch.no_grad():
-            torch.add(host.center, within, alpha=1 / math.sqrt(sampler.localization or 1.0), out=weights.flat)
+            torch.add(backend.center, within, alpha=1 / math.sqrt(sampler.localization or 1.0), out=weights.flat)
         if plan.stochastic:
-            seed_global(host.device, noise.key(0, GLOBAL))
+            seed_global(backend.device, noise.key(0, GLOBAL))
         train, columns = _measure(plan, bound)
         found.append((draw, train.cpu(), columns[scored].cpu()))
     return found
 
 
-def _measure(plan: Plan, bound: Bound) -> tuple[Tensor, Tensor]:
+def _measure(plan: ChainContext, bound: BoundModule) -> tuple[Tensor, Tensor]:
     try:
         return plan.problem.measure(bound)
     except Exception:
         # Far from w* a model may refuse its own outputs; the chains' draws were measured, so it is no other fault.
         # Shards of a model fail together or not at all.
-        if plan.host.sharded:
+        if plan.backend.sharded:
             raise
-        nothing = plan.host.center.new_full((1,), math.nan)
+        nothing = plan.backend.center.new_full((1,), math.nan)
         return nothing.expand(plan.problem.num_train), nothing.expand(sum(plan.problem.column_counts))

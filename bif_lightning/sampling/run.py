@@ -12,24 +12,24 @@ import torch
 
 from bif_lightning.config import Chains
 from bif_lightning.distributed.threads import Progress, Steps, on_threads
-from bif_lightning.model.weights import Host
+from bif_lightning.model.weights import WeightBackend
 from bif_lightning.results.estimate import Divergence
-from bif_lightning.sampling.chain import Plan, run_chain
-from bif_lightning.sampling.trace import Record
+from bif_lightning.sampling.chain import ChainContext, run_chain
+from bif_lightning.sampling.trace import ChainTrace
 
 
-def threads_for(chains: Chains, host: Host) -> tuple[int, int]:
+def threads_for(chains: Chains, backend: WeightBackend) -> tuple[int, int]:
     """(chains at once, intra-op threads each). The second depends on the settings alone, never on the machine or the
     rank, so that the bits of a chain do not either."""
-    if host.device.type != "cpu":
+    if backend.device.type != "cpu":
         return 1, torch.get_num_threads()
-    at_once = max(1, torch.get_num_threads() // chains.num_threads) if host.parallel else 1
+    at_once = max(1, torch.get_num_threads() // chains.num_threads) if backend.parallel else 1
     return min(at_once, chains.num_chains), chains.num_threads
 
 
 def run_chains(
-    plan: Plan, mine: Sequence[int], workers: int, threads: int, progress: Progress | None
-) -> list[Record | Divergence]:
+    plan: ChainContext, mine: Sequence[int], workers: int, threads: int, progress: Progress | None
+) -> list[ChainTrace | Divergence]:
     """Run these chains, `workers` at a time. An exception in any of them, or here, stops all."""
     steps = Steps(len(mine) * plan.chains.num_steps, progress)
     plan = replace(plan, tick=steps.tick)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.token_losses import TokenValues
 from bif_lightning.results.token_matrices import MOST_BYTES
-from bif_lightning.storage.scratch import Spec, Storage
+from bif_lightning.storage.scratch import ScratchArrays, Spec
 
 _WHAT = "the losses of tokens"
 
@@ -47,7 +47,7 @@ class TokenStore:
         self._first = {chain: place * num_draws for place, chain in enumerate(self.chains)}
         draws = num_draws * len(self.chains)
         specs = [Spec((draws, len(side.values)), _dtype(side)) for side in self._sides]
-        self._storage = Storage(specs, budget, scratch, what=_WHAT)
+        self._storage = ScratchArrays(specs, budget, scratch, what=_WHAT)
 
     def push(self, chain: int, draw: int, train: TokenValues, query: TokenValues) -> None:
         """Take in one draw.
@@ -85,20 +85,20 @@ class TokenStore:
 
 
 def gathered(
-    store: TokenStore, chains: Sequence[int], placement: Placement, *, everywhere: bool, scratch: Path | None
+    store: TokenStore, chains: Sequence[int], ranks: Ranks, *, everywhere: bool, scratch: Path | None
 ) -> TokenStore | None:
     """What all ranks have stored of these chains, on rank 0 or everywhere; None elsewhere. Collective."""
-    kept = everywhere or placement.rank == 0
-    if (placement.world_size == 1 or placement.lockstep) and tuple(chains) == store.chains:
+    kept = everywhere or ranks.rank == 0
+    if (ranks.world_size == 1 or ranks.lockstep) and tuple(chains) == store.chains:
         store.close()
         return store if kept else None
-    with placement.together(_WHAT):
+    with ranks.collective(_WHAT):
         whole = TokenStore(store.train, store.query, chains, store.num_draws, scratch=scratch) if kept else None
     for chain in chains:  # one at a time: all of them may be more than memory holds
-        parts = placement.to_first(store.of(chain) if chain in store.chains else None)
+        parts = ranks.gather(store.of(chain) if chain in store.chains else None)
         if everywhere:
-            parts = placement.from_first(parts)
-        with placement.together(_WHAT):
+            parts = ranks.broadcast(parts)
+        with ranks.collective(_WHAT):
             for part in parts or ():
                 if whole and part is not None:
                     whole.put(chain, part)

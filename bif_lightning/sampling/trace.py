@@ -55,7 +55,7 @@ def moment_bytes(chains: Chains, train: int, columns: int) -> int:
 
 
 @dataclass
-class Record:
+class ChainTrace:
     """What one chain left behind, draw by draw.
 
     Attributes:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bif_lightning.config import Ridge
 from bif_lightning.statistics.effective_dimension import ridge_for
-from bif_lightning.statistics.influence import Entries, weighted_mean
+from bif_lightning.statistics.influence import Estimates, weighted_mean
 from bif_lightning.statistics.standard_errors import independent
 
 _BLOCK = 1 << 12  # train rows at a time: all increments in float64 could be larger than the traces themselves
@@ -41,7 +41,7 @@ def increments(trace: Float[Tensor, "draw x"], *, paired: bool) -> Float[Tensor,
     return (trace[0::2] - trace[1::2]) / 2 if paired else trace.diff(dim=0) / math.sqrt(2)
 
 
-def label_free_ridge(gram: Float[Tensor, "increment increment"], num_train: int) -> float:
+def conditioning_ridge(gram: Float[Tensor, "increment increment"], num_train: int) -> float:
     """s with Σ_k w_k/(w_k + s) = min(n/25, K/4, rank/2), w the eigenvalues of the Gram matrix A·Aᵀ, in nat².
 
     How many directions of the draws the measurements pin down: found without labels or retraining, it was within 0.015
@@ -54,7 +54,7 @@ def label_free_ridge(gram: Float[Tensor, "increment increment"], num_train: int)
 
 
 @dataclass(frozen=True)
-class Conditioner:
+class KalmanUpdate:
     """The update, ready to be applied to any rows of the train set.
 
     Attributes:
@@ -82,7 +82,7 @@ class Conditioner:
         *,
         paired: bool = False,
         batches: int = 24,
-    ) -> "Conditioner | None":
+    ) -> "KalmanUpdate | None":
         """From the traces of all chains; None where nothing varies, there are too few draws, or `ridge` is None.
 
         Args:
@@ -98,7 +98,7 @@ class Conditioner:
         count = 0 if isinstance(gram, int) else len(gram)
         if isinstance(gram, int) or count < _LEAST or not float(gram.diagonal().sum()) > 0:
             return None
-        s = label_free_ridge(gram, num_train) if ridge == "auto" else ridge * count
+        s = conditioning_ridge(gram, num_train) if ridge == "auto" else ridge * count
         eye = torch.eye(count, dtype=gram.dtype)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + s * eye))
         reduced = inverse @ _stacked(columns, paired)
@@ -106,7 +106,7 @@ class Conditioner:
         each = _split(count // len(train), -(-batches // len(train)), least=1 if paired else 4)
         return cls(train, reduced, inverse, s / count, tuple(each * len(train)), paired)
 
-    def rows(self, rows: slice) -> Entries:
+    def rows(self, rows: slice) -> Estimates:
         """The conditioned influence of some train rows on all columns, and its standard error.
 
         Weighting the increments a little differently changes it, to first order, by their products with both sides
@@ -122,7 +122,7 @@ class Conditioner:
         batches = torch.stack([(left.mT @ right) / len(left) for left, right in parts])
         share = torch.tensor(self.lengths, dtype=torch.float64) / count
         error = weighted_mean(batches, share).standard_error
-        return Entries(value, error * independent(len(batches)).influence.factor)
+        return Estimates(value, error * independent(len(batches)).influence.factor)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def conditioned_influence(
         ValueError: too few draws, or none that varies.
     """
     rows, across = ([torch.from_numpy(np.asarray(trace)) for trace in side] for side in (train, columns))
-    found = Conditioner.of(rows, across, ridge, paired=paired)
+    found = KalmanUpdate.of(rows, across, ridge, paired=paired)
     if found is None:
         raise ValueError(
             f"ridge is {ridge!r} and the traces have shape {tuple(train.shape)}: give a ridge above 0 or 'auto', and "

@@ -22,7 +22,7 @@ from bif_lightning.statistics.moments import Moments, merge
 
 
 @dataclass(frozen=True)
-class Products:
+class BatchCovariances:
     """Mean products of centred draws, batch by batch.
 
     Attributes:
@@ -38,14 +38,14 @@ class Products:
 
 
 @dataclass(frozen=True)
-class Entries:
+class Estimates:
     """A value for each entry of a matrix, and its Monte Carlo standard error (NaN from a single batch)."""
 
     value: Float[Tensor, "row column"]
     standard_error: Float[Tensor, "row column"]
 
 
-def products(parts: Moments, centring: Centring) -> Products:
+def products(parts: Moments, centring: Centring) -> BatchCovariances:
     """Centre the draws and average their products within each batch.
 
     Args:
@@ -65,7 +65,7 @@ def products(parts: Moments, centring: Centring) -> Products:
     lost = parts.count.shape[0] if centring == "chain" else 1
     scale = total / (total - lost)
     each = count[:, None]
-    return Products(
+    return BatchCovariances(
         count / total,
         scale * (parts.comoment.flatten(0, 1) / each[:, None] + train_shift[:, :, None] * column_shift[:, None, :]),
         scale * (parts.train_square.flatten(0, 1) / each + train_shift.square()),
@@ -73,12 +73,12 @@ def products(parts: Moments, centring: Centring) -> Products:
     )
 
 
-def influence(draws: Products) -> Entries:
+def influence(draws: BatchCovariances) -> Estimates:
     """B = −Cov(l_i, φ_j)."""
     return weighted_mean(-draws.covariance, draws.share)
 
 
-def correlation(draws: Products) -> tuple[Entries, Float[Tensor, "batch train column"]]:
+def correlation(draws: BatchCovariances) -> tuple[Estimates, Float[Tensor, "batch train column"]]:
     """R = +Corr(l_i, φ_j), and its linearization in the draws, batch by batch.
 
     With u, v the two sides in units of their standard deviations, a batch moves R by
@@ -94,17 +94,17 @@ def correlation(draws: Products) -> tuple[Entries, Float[Tensor, "batch train co
     # In place, here and below: of a matrix for each batch, memory traffic is the cost.
     moved = (train_part + column_part).mul_(-0.5 * value).add_(standardized)
     error = weighted_mean(moved, draws.share).standard_error
-    return Entries(value, error), moved.add_(value)
+    return Estimates(value, error), moved.add_(value)
 
 
-def weighted_mean(batches: Float[Tensor, "batch row column"], share: Float[Tensor, " batch"]) -> Entries:
+def weighted_mean(batches: Float[Tensor, "batch row column"], share: Float[Tensor, " batch"]) -> Estimates:
     """Σ_k s_k·x_k and the standard error of it, from the spread of the batches."""
     value = mean(batches, share)
     count = len(share)
     if count < 2:
-        return Entries(value, torch.full_like(value, torch.nan))
+        return Estimates(value, torch.full_like(value, torch.nan))
     variance = mean((batches - value).square_(), share.square()) * (count / (count - 1))
-    return Entries(value, variance.sqrt())
+    return Estimates(value, variance.sqrt())
 
 
 def mean(batches: Float[Tensor, "batch ..."], share: Float[Tensor, " batch"]) -> Float[Tensor, "..."]:

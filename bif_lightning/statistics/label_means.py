@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bif_lightning.results.estimate import LabelMeans
-from bif_lightning.statistics.influence import Products, weighted_mean
-from bif_lightning.statistics.standard_errors import Precision, correlation_error, influence_error
+from bif_lightning.statistics.influence import BatchCovariances, weighted_mean
+from bif_lightning.statistics.standard_errors import ErrorModel, correlation_error, influence_error
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LabelSums:
         self.defined.add_(other.defined)
 
 
-class Grouping:
+class LabelIndex:
     """Which train rows and queries have which label."""
 
     def __init__(self, labels: Labels) -> None:
@@ -68,7 +68,7 @@ class Grouping:
         return LabelSums(each, each.clone(), whole, whole.clone(), whole.clone())
 
     def add_rows_(
-        self, sums: LabelSums, rows: slice, draws: Products, moved: Tensor, biases: tuple[Tensor, Tensor]
+        self, sums: LabelSums, rows: slice, draws: BatchCovariances, moved: Tensor, biases: tuple[Tensor, Tensor]
     ) -> None:
         """Add some train rows to the sums.
 
@@ -91,7 +91,7 @@ class Grouping:
             sum_of.index_add_(0, place, self._by_query(bias[:, :queries])[known])
         sums.defined.index_add_(0, place, self._by_query(defined)[known])
 
-    def means(self, sums: LabelSums, share: Float[Tensor, " batch"], reach: Precision) -> LabelMeans | None:
+    def means(self, sums: LabelSums, share: Float[Tensor, " batch"], reach: ErrorModel) -> LabelMeans | None:
         """Block means and their standard errors; None where a side has no label.
 
         Args:

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.config import Centring
-from bif_lightning.statistics.influence import Products, correlation, mean, products
+from bif_lightning.statistics.influence import BatchCovariances, correlation, mean, products
 from bif_lightning.statistics.moments import Moments, merge
 
 NORMAL = 1.959963984540054
@@ -45,7 +45,7 @@ _SKEWNESS = 1.08  # (z⁴ + 2z² − 3)/18 at z = 1.96
 
 
 @dataclass(frozen=True)
-class Reach:
+class ErrorScale:
     """What a spread of batches is to be multiplied by, of one kind of matrix.
 
     Attributes:
@@ -58,7 +58,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Precision:
+class ErrorModel:
     """How the errors of all entries are made, settled once for a whole estimate.
 
     Attributes:
@@ -67,12 +67,12 @@ class Precision:
     """
 
     parts: int
-    influence: Reach
-    correlation: Reach
+    influence: ErrorScale
+    correlation: ErrorScale
 
 
 @dataclass(frozen=True)
-class Centre:
+class ChainMeanCovariance:
     """Covariance of the means about which draws are centred: what their covariance lacks.
 
     Attributes:
@@ -85,7 +85,7 @@ class Centre:
     column_variance: Float[Tensor, " column"]
 
 
-def settled(parts: Moments, centring: Centring) -> Precision:
+def fit_error_model(parts: Moments, centring: Centring) -> ErrorModel:
     """How to make the errors of a matrix, from a sample of its rows and columns.
 
     Args:
@@ -96,15 +96,15 @@ def settled(parts: Moments, centring: Centring) -> Precision:
     total = float(parts.count.sum())
     count, draws, memories = batches, products(parts, centring), list[float]()
     for count in _counts(chains, batches):
-        draws = products(merged(parts, count), centring)
+        draws = products(merge_batches(parts, count), centring)
         memories = _memories(draws, chains, count)
         if max(memories) <= _MEMORY:
             break
-    wide = _widened(draws, centre(parts, centring)), 1.0  # a correlation has no width
+    wide = _widened(draws, chain_mean_covariance(parts, centring)), 1.0  # a correlation has no width
     reaches = [_reach(draws, kind, f, total, wide[kind]) for kind, f in enumerate(memories)]
     if chains == 1 and min(reach.draws for reach in reaches) < LEAST_DRAWS:
-        reaches = [Reach(math.nan, reach.draws) for reach in reaches]
-    return Precision(count, *reaches)
+        reaches = [ErrorScale(math.nan, reach.draws) for reach in reaches]
+    return ErrorModel(count, *reaches)
 
 
 def _counts(chains: int, batches: int) -> list[int]:
@@ -115,14 +115,14 @@ def _counts(chains: int, batches: int) -> list[int]:
     return [count for count in sorted(fewer, reverse=True) if count == batches or chains * count >= _LEAST_BATCHES]
 
 
-def _moved(draws: Products) -> tuple[Tensor, Tensor]:
+def _moved(draws: BatchCovariances) -> tuple[Tensor, Tensor]:
     """Contributions of each batch to the influence in units of both standard deviations, and to the correlation."""
     train, column = (mean(each, draws.share).sqrt() for each in (draws.train_variance, draws.column_variance))
     return draws.covariance / (train[:, None] * column), correlation(draws)[1]
 
 
-def _memories(draws: Products, chains: int, count: int) -> list[float]:
-    return [memory(lags(each, draws.share, chains), chains) for each in _moved(draws)]
+def _memories(draws: BatchCovariances, chains: int, count: int) -> list[float]:
+    return [variance_inflation(lags(each, draws.share, chains), chains) for each in _moved(draws)]
 
 
 def lags(moved: Float[Tensor, "batch train column"], share: Float[Tensor, " batch"], chains: int) -> list[float]:
@@ -138,13 +138,13 @@ def lags(moved: Float[Tensor, "batch train column"], share: Float[Tensor, " batc
     return [float((deviation[:, : count - j] * deviation[:, j:]).sum()) for j in range(count)]
 
 
-def memory(lag: Sequence[float], chains: int) -> float:
+def variance_inflation(lag: Sequence[float], chains: int) -> float:
     """f: by how much batches that remember one another make the squared error of their mean larger; at least 1.
 
     Deviations are from the batches' own mean, which takes f/n from each autocorrelation, n = chains·len(lag), so that
     f solves an equation; it is found by iteration.
 
-    >>> round(memory([1.0, 0.25], 1000), 2)
+    >>> round(variance_inflation([1.0, 0.25], 1000), 2)
     1.5
     """
     count, f = len(lag), 1.0
@@ -163,7 +163,7 @@ def memory(lag: Sequence[float], chains: int) -> float:
     return f
 
 
-def _widened(draws: Products, lacking: "Centre") -> float:
+def _widened(draws: BatchCovariances, lacking: "ChainMeanCovariance") -> float:
     """How much wider products of losses spread about the long-run means than about those that they are centred on:
     √((1 + C_ii/s_i²)(1 + C_jj/s_j²)), the mean over examples of either side."""
     wider = [
@@ -176,18 +176,18 @@ def _widened(draws: Products, lacking: "Centre") -> float:
     return math.sqrt(wider[0] * wider[1])
 
 
-def _reach(draws: Products, kind: int, f: float, total: float, wide: float) -> Reach:
+def _reach(draws: BatchCovariances, kind: int, f: float, total: float, wide: float) -> ErrorScale:
     """Of influence (kind 0) or correlation (1)."""
     moved = _moved(draws)[kind]
     batches = len(moved)
     if batches < 2:
-        return Reach(math.nan, math.nan)
+        return ErrorScale(math.nan, math.nan)
     squared_error = lags(moved, draws.share, batches)[0] * batches / (batches - 1) * f
     corr = correlation(draws)[0].value.nan_to_num(nan=0.0)
     # Of the product of two Gaussians, and of its part that moves a correlation: their variance in one draw.
     single = float((1 + corr.square() if kind == 0 else (1 - corr.square()).square()).sum())
     worth = min(single / squared_error, total) if squared_error > 0 else total
-    return Reach(wide * math.sqrt(f) * quantile(max((batches - 1) / f, 1.0)) / NORMAL, worth)
+    return ErrorScale(wide * math.sqrt(f) * quantile(max((batches - 1) / f, 1.0)) / NORMAL, worth)
 
 
 def quantile(degrees: float) -> float:
@@ -206,25 +206,25 @@ def quantile(degrees: float) -> float:
     )
 
 
-def skewed(corr: Float[Tensor, "*entry"], draws: float) -> Float[Tensor, "*entry"]:
+def skewness_factor(corr: Float[Tensor, "*entry"], draws: float) -> Float[Tensor, "*entry"]:
     """1 + 1.08·g²/N_eff, at most 2, with g = (2R³ + 6R)/(1 + R²)^{3/2}; undefined correlations count as 0."""
     square = corr.nan_to_num(nan=0.0).square()
     excess = square * (2 * square + 6).square() / (1 + square) ** 3
     return (1 + _SKEWNESS / draws * excess).clamp_(max=_MOST_SKEWED)
 
 
-def independent(batches: int) -> Precision:
+def independent(batches: int) -> ErrorModel:
     """Of so many independent batches whose values are not skewed."""
     factor = quantile(batches - 1) / NORMAL if batches > 1 else math.nan
-    return Precision(batches, Reach(factor, math.inf), Reach(factor, math.inf))
+    return ErrorModel(batches, ErrorScale(factor, math.inf), ErrorScale(factor, math.inf))
 
 
-def without(lacking: "Centre") -> "Centre":
+def no_bias(lacking: "ChainMeanCovariance") -> "ChainMeanCovariance":
     """The same shape, of a covariance that lacks nothing."""
-    return Centre(*(torch.zeros_like(each) for each in vars(lacking).values()))
+    return ChainMeanCovariance(*(torch.zeros_like(each) for each in vars(lacking).values()))
 
 
-def centre(parts: Moments, centring: Centring) -> Centre:
+def chain_mean_covariance(parts: Moments, centring: Centring) -> ChainMeanCovariance:
     """What the covariance of the draws lacks, since they are centred about means of their own: Cov of those means.
 
     From the spread of the chains; in a single chain, of its quarters, whose mean has a quarter of their covariance.
@@ -232,11 +232,13 @@ def centre(parts: Moments, centring: Centring) -> Centre:
     """
     chains, batches = parts.count.shape
     single = chains == 1
-    means = merged(parts, min(_CENTRE_PARTS, batches)) if single else merge(parts)
+    means = merge_batches(parts, min(_CENTRE_PARTS, batches)) if single else merge(parts)
     train, columns = (each.reshape(-1, each.shape[-1]) for each in (means.train_mean, means.column_mean))
     train, columns = train - train.mean(0), columns - columns.mean(0)
     scale = centre_scale(chains, batches, centring)
-    return Centre(scale * (train.mT @ columns), scale * train.square().sum(0), scale * columns.square().sum(0))
+    return ChainMeanCovariance(
+        scale * (train.mT @ columns), scale * train.square().sum(0), scale * columns.square().sum(0)
+    )
 
 
 def centre_scale(chains: int, batches: int, centring: Centring) -> float:
@@ -250,7 +252,7 @@ def centre_scale(chains: int, batches: int, centring: Centring) -> float:
 def influence_error(
     spread: Float[Tensor, "train column"],
     corr: Float[Tensor, "train column"],
-    reach: Reach,
+    reach: ErrorScale,
     lacking: Float[Tensor, "train column"],
 ) -> Float[Tensor, "train column"]:
     """Standard errors of influence.
@@ -259,13 +261,13 @@ def influence_error(
         spread: standard errors from the batches as they are.
         corr: the correlations.
         reach: of influence.
-        lacking: `Centre.covariance`.
+        lacking: `ChainMeanCovariance.covariance`.
     """
-    return torch.hypot(spread * skewed(corr, reach.draws).mul_(reach.factor), lacking)
+    return torch.hypot(spread * skewness_factor(corr, reach.draws).mul_(reach.factor), lacking)
 
 
 def correlation_bias(
-    corr: Float[Tensor, "train column"], draws: Products, lacking: Centre
+    corr: Float[Tensor, "train column"], draws: BatchCovariances, lacking: ChainMeanCovariance
 ) -> Float[Tensor, "train column"]:
     """By how much correlations would change if the draws were centred about the long-run means, to first order:
     C_ij/(s_i·s_j) − R/2·(C_ii/s_i² + C_jj/s_j²)."""
@@ -275,13 +277,13 @@ def correlation_bias(
 
 
 def correlation_error(
-    spread: Float[Tensor, "train column"], reach: Reach, bias: Float[Tensor, "train column"]
+    spread: Float[Tensor, "train column"], reach: ErrorScale, bias: Float[Tensor, "train column"]
 ) -> Float[Tensor, "train column"]:
     """Standard errors of correlations, from those of the batches as they are and their bias."""
     return torch.hypot(spread * reach.factor, bias)
 
 
-def merged(parts: Moments, count: int) -> Moments:
+def merge_batches(parts: Moments, count: int) -> Moments:
     """Neighbouring batches [chain, batch] merged into `count` a chain, as equal in number as can be."""
     batches = parts.count.shape[1]
     if count == batches:

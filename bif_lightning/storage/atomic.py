@@ -27,7 +27,7 @@ class DiskFullError(OSError):
     """There is no room for a file; the message has its path, the bytes wanted, and those that are free."""
 
 
-class Sink(io.RawIOBase):
+class FaultTolerantFile(io.RawIOBase):
     """A file for HDF5 to write to, which remembers the first error instead of passing it on.
 
     HDF5 does not recover from a failed write: the half-closed file stays in its tables and the process may crash
@@ -104,7 +104,7 @@ class Sink(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def replace_whole(path: Path, nbytes: int) -> Generator[Sink]:
+def atomic_write(path: Path, nbytes: int) -> Generator[FaultTolerantFile]:
     """Open a sink whose content becomes `path` when the block ends, and vanishes when it raises.
 
     Args:
@@ -149,10 +149,10 @@ def sweep_temporaries(directory: str | os.PathLike[str]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _written_and_synced(temporary: Path) -> Generator[Sink]:
+def _written_and_synced(temporary: Path) -> Generator[FaultTolerantFile]:
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        sink = Sink(descriptor)
+        sink = FaultTolerantFile(descriptor)
         try:
             yield sink
         finally:

@@ -31,7 +31,7 @@ class Spec:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-class Storage:
+class ScratchArrays:
     """Some arrays, in memory where they take at most `budget` bytes together, else in one unlinked file.
 
     The file has no name (or none that a crash leaves behind), and ends with the last view of its arrays. It is

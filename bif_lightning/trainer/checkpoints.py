@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-from bif_lightning.trainer.position import Moment
+from bif_lightning.trainer.position import TrainingPosition
 
 _STEP = re.compile(r"step=(\d+)")
 _SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -29,7 +29,7 @@ class UnreadableCheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """One checkpoint of a training run.
 
     Attributes:
@@ -38,7 +38,7 @@ class Saved:
     """
 
     path: Path
-    moment: Moment
+    moment: TrainingPosition
 
     @property
     def step(self) -> int:
@@ -76,7 +76,7 @@ def _is_sharded(path: Path) -> bool:
     return (path / _SHARDS).is_file()
 
 
-def look_at(path: Path) -> Saved:
+def look_at(path: Path) -> Checkpoint:
     """When a checkpoint was written, without its weights where they can be left on disk.
 
     Raises:
@@ -93,17 +93,17 @@ def look_at(path: Path) -> Saved:
             "checkpoints have; rename it so that the name holds step=1000, say"
         )
     scaler = about.get("MixedPrecision") or {}
-    moment = Moment(
+    moment = TrainingPosition(
         step=step,
         epoch=int(about.get("epoch") or 0),
         metrics=about.get("metrics") or {},
         hyperparameters=dict(about.get("hyper_parameters") or {}),
         loss_scale=float(about.get("loss_scale") or scaler.get("scale") or 1.0),
     )
-    return Saved(path, moment)
+    return Checkpoint(path, moment)
 
 
-def in_order(found: Iterable[Saved]) -> list[Saved]:
+def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
     """By training step.
 
     Raises:

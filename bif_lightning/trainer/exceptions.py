@@ -22,7 +22,7 @@ def is_fatal(error: Exception) -> bool:
     return not _names(error).isdisjoint({TrainingDisturbedError.__name__, OutOfStepError.__name__})
 
 
-def is_of_files(error: Exception) -> bool:
+def is_file_error(error: Exception) -> bool:
     """Whether an error, of this rank or another, is about files."""
     return isinstance(error, OSError) or _names(error) <= {cls.__name__ for cls in (OSError, *OSError.__subclasses__())}
 

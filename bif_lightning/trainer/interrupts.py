@@ -17,7 +17,7 @@ _pending = threading.Event()
 
 
 @contextmanager
-def interrupts_wait() -> Generator[None]:
+def defer_interrupts() -> Generator[None]:
     """Hold the first SIGINT back, until `end_if_asked` is called or the block ends; a second acts at once.
 
     Does nothing where SIGINT has another handler than Python's own, in a block inside this one, and in other threads
@@ -39,7 +39,7 @@ def interrupts_wait() -> Generator[None]:
         _stop_if_interrupted()
 
 
-def end_if_asked(trainer: Any) -> None:
+def stop_if_requested(trainer: Any) -> None:
     """Raise what was held back, in whichever thread asks first.
 
     Raises:
@@ -51,11 +51,11 @@ def end_if_asked(trainer: Any) -> None:
         raise PreemptedError("SIGTERM was received")
 
 
-def ends_if_asked(trainer: Any, progress: Progress) -> Progress:
+def stopping_progress(trainer: Any, progress: Progress) -> Progress:
     """This progress, every step of which may be the last: see `end_if_asked`."""
 
     def watched(done: int, total: int) -> None:
-        end_if_asked(trainer)
+        stop_if_requested(trainer)
         progress(done, total)
 
     return watched

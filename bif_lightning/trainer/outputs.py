@@ -19,7 +19,7 @@ from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.storage.atomic import sweep_temporaries
 from bif_lightning.tensorboard.summaries import VIEWS, scalars, write_summaries
-from bif_lightning.trainer.position import Moment
+from bif_lightning.trainer.position import TrainingPosition
 from bif_lightning.trainer.problem import Attribution
 
 Precision = Literal["full", "10bit"]
@@ -80,7 +80,7 @@ class Outputs:
             write_samples(self.directory, self.train, self.query)
             sweep_temporaries(self.directory)
 
-    def write(self, moment: Moment, estimate: Estimate) -> Path | None:
+    def write(self, moment: TrainingPosition, estimate: Estimate) -> Path | None:
         """Write the dump of the snapshot of this moment."""
         if self.directory is None:
             return None
@@ -97,7 +97,7 @@ class Outputs:
             precision=self.precision,
         )
 
-    def log(self, trainer: Any, moment: Moment, estimate: Estimate) -> None:
+    def log(self, trainer: Any, moment: TrainingPosition, estimate: Estimate) -> None:
         """Send the numbers to every logger, and the views to those that write for TensorBoard."""
         if not self.views:
             return

@@ -8,7 +8,7 @@ from bif_lightning.trainer.support import loss_scale_of
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingPosition:
     """One moment of a training run.
 
     Attributes:
@@ -26,7 +26,7 @@ class Moment:
     loss_scale: float = 1.0
 
 
-def now(trainer: Any, module: Any) -> Moment:
+def now(trainer: Any, module: Any) -> TrainingPosition:
     """The present moment of a fit.
 
     `trainer.callback_metrics` would compute metrics that training has not asked for yet, and keep the results.
@@ -34,4 +34,6 @@ def now(trainer: Any, module: Any) -> Moment:
     logged = trainer._logger_connector._callback_metrics
     metrics = {name: float(value) for name, value in logged.items() if value.numel() == 1}
     hyperparameters = dict(getattr(module, "hparams", {}))
-    return Moment(trainer.global_step, trainer.current_epoch, metrics, hyperparameters, loss_scale_of(trainer))
+    return TrainingPosition(
+        trainer.global_step, trainer.current_epoch, metrics, hyperparameters, loss_scale_of(trainer)
+    )

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from bif_lightning.data.dataset import Batch, Collate, Examples, MapDataset, check_map_style
-from bif_lightning.distributed.ranks import Split, current_placement
+from bif_lightning.distributed.ranks import BatchShard, current_ranks
 from bif_lightning.losses.derived.derive import DerivedLoss, PerSample, check_user_loss, derive_loss
 from bif_lightning.losses.derived.exceptions import LossRefusedError
 from bif_lightning.losses.derived.intercept import Step, scalar_loss
 from bif_lightning.losses.observables import ExampleLoss, LossFn, Observable, mean_of
-from bif_lightning.losses.problem import Problem, evaluating
-from bif_lightning.losses.token_losses import by_token, present
+from bif_lightning.losses.problem import Problem, eval_mode
+from bif_lightning.losses.token_losses import by_token, zero_absent
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.trainer.collectives import collectives_in, refuse_collectives
 from bif_lightning.trainer.support import split_of
@@ -29,7 +29,7 @@ _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class AttributionRequest:
     """What the user asked the callback to attribute, as given."""
 
     train: Any
@@ -101,7 +101,7 @@ def check_request(data: Any, name: str) -> None:
         )
 
 
-def attribution_of(trainer: Any, module: nn.Module, request: Request) -> Attribution:
+def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest) -> Attribution:
     """Everything the engine needs, from a Trainer in `fit` whose training data is there.
 
     Raises:
@@ -130,7 +130,7 @@ def attribution_of(trainer: Any, module: nn.Module, request: Request) -> Attribu
         observables=[_InPrecision(o, per_call) for o in request.observables],
         params=request.params,
         eval_batch_size=batch_size or request.eval_batch_size,
-        split=split_of(trainer) if is_sharded(module) else Split(),
+        split=split_of(trainer) if is_sharded(module) else BatchShard(),
         check_gradient=request.check_gradient,
         tokens=losses.tokens,
     )
@@ -201,7 +201,7 @@ class _Losses:
 def _losses(
     trainer: Any,
     module: nn.Module,
-    request: Request,
+    request: AttributionRequest,
     train: Examples,
     prepare: Callable[[Batch], Batch],
     around: Callable[[], Any],
@@ -214,10 +214,10 @@ def _losses(
     def batch_of(indices: Sequence[int]) -> Batch:
         return prepare(train.collate([items[index] for index in indices]))
 
-    with around(), evaluating(module):
+    with around(), eval_mode(module):
         if request.loss_fn is not None:
             given = _in_precision(request.loss_fn, per_call)
-            each = present(given)
+            each = zero_absent(given)
             with _refused_as_misconfiguration():
                 check_user_loss(each, module, batch_of, rows)
             _check_collectives(each, module, batch_of(rows))
@@ -250,7 +250,7 @@ def _refused_as_misconfiguration() -> Generator[None]:
 
 def _check_collectives(function: Callable[[nn.Module, Batch], Any], module: nn.Module, batch: Batch) -> None:
     """Only where ranks run different chains: in shards of one model collectives are what makes it work."""
-    if current_placement().world_size > 1 and not is_sharded(module):
+    if current_ranks().world_size > 1 and not is_sharded(module):
         with torch.no_grad():
             refuse_collectives(collectives_in(lambda: function(module, batch)))
 

@@ -25,7 +25,7 @@ _LINE_SECONDS = 10.0
 def progress_of(trainer: Any, label: str) -> Generator[Progress]:
     """A progress function for one snapshot; shows what is done, and when it will be finished."""
     bar = trainer.progress_bar_callback
-    if isinstance(bar, Overview):
+    if isinstance(bar, OfflineProgress):
         with bar.steps(label) as progress:
             yield progress
         return
@@ -101,7 +101,7 @@ def fits_bars() -> bool:
 
 
 @dataclass
-class Pace:
+class Throughput:
     """How fast dumps appear, whoever makes them. Time in which there was nothing to do does not count.
 
     Attributes:
@@ -133,7 +133,7 @@ class Pace:
         return (time.monotonic() - self.began - self.idle) / came * (self.total - self.done - self.part)
 
 
-class Overview(ProgressBar):
+class OfflineProgress(ProgressBar):
     """Dumps that are there and when the others will be, and the steps of the present snapshot: two bars on a terminal,
     a line every ten seconds elsewhere. A Trainer takes it for its own bar: what others print appears above it.
 
@@ -143,7 +143,7 @@ class Overview(ProgressBar):
 
     def __init__(self, *, terminal: bool) -> None:
         super().__init__()
-        self.terminal, self.pace = terminal, Pace()
+        self.terminal, self.pace = terminal, Throughput()
         self._enabled, self._shown = True, -math.inf
         self._bar: Any = None
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Timer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Triggers:
+class Schedule:
     """When snapshots are taken. Steps are optimizer steps (`trainer.global_step`), epochs count from 1.
 
     With several optimizers a batch advances the step by more than one, and gradient accumulation repeats it; so a
@@ -78,7 +78,7 @@ def is_last_epoch(trainer: Any) -> bool:
     return bool(trainer.should_stop or by_epochs or by_steps)
 
 
-def share_done(trainer: Any) -> float:
+def training_fraction(trainer: Any) -> float:
     """How much of the training is done, 0 to 1, by that of its limits which comes first.
 
     1 where it has none, since it may then end here. What stops training early is not foreseen.

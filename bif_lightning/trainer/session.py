@@ -11,26 +11,26 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from bif_lightning.calibration.find import LEAST_DRAWS, provisional
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
-from bif_lightning.estimation.estimator import Exchange, estimate_problem, settled_sampler, with_reasons
+from bif_lightning.estimation.estimator import Exchange, estimate_problem, resolve_sampler, with_reasons
 from bif_lightning.estimation.forecast import Forecast, forecast
 from bif_lightning.model.sharded import reshard
 from bif_lightning.results.estimate import Estimate
-from bif_lightning.results.settings import Settled, with_draws
+from bif_lightning.results.settings import ResolvedSettings, with_draws
 from bif_lightning.results.verdict import judge
 from bif_lightning.rng import unaltered_generators
-from bif_lightning.sampling.context import placement_of
+from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.exceptions import TrainingDisturbedError
 from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
 from bif_lightning.trainer.guard.guard import iterators, training_guard
-from bif_lightning.trainer.interrupts import end_if_asked, ends_if_asked
+from bif_lightning.trainer.interrupts import stop_if_requested, stopping_progress
 from bif_lightning.trainer.outputs import Outputs
-from bif_lightning.trainer.position import Moment, now
+from bif_lightning.trainer.position import TrainingPosition, now
 from bif_lightning.trainer.problem import Attribution
 from bif_lightning.trainer.progress import progress_of
-from bif_lightning.trainer.schedule import share_done
+from bif_lightning.trainer.schedule import training_fraction
 from bif_lightning.trainer.snapshot_files import write_end, write_snapshot
 from bif_lightning.trainer.support import loss_scale_of
-from bif_lightning.trainer.time_budget import MOST_DRAWS, Budget, draws_for
+from bif_lightning.trainer.time_budget import MOST_DRAWS, TimeBudget, draws_for
 
 Verify = Literal["first", "always", "never"]
 _DRAWS = LEAST_DRAWS, MOST_DRAWS
@@ -59,8 +59,8 @@ class Session:
     chains: Chains | None
     store_traces: bool
     verify: Verify
-    settled: Settled | None
-    budget: Budget
+    settled: ResolvedSettings | None
+    budget: TimeBudget
     free_draws: bool
     launch: Literal["inline", "snapshot"] = "inline"
     expected: Forecast | None = None
@@ -89,7 +89,7 @@ class Session:
             if found is None and self.sampler == "auto":
                 found = provisional(self.chains)
             else:
-                found = settled_sampler(problem, self.sampler, self.chains, self.settled)
+                found = resolve_sampler(problem, self.sampler, self.chains, self.settled)
             self.expected = self._forecast(found)
         free = self.free_draws and isinstance(found.sampler, SGLD)
         unknown = self.settled is None and (free or self.sampler == "auto")
@@ -118,7 +118,9 @@ class Session:
             return True
         seconds = budget.expected(self._foreseen())
         reserved = seconds if one_more and by_rhythm else 0.0
-        if placement_of(module).from_first(budget.pays(seconds, reserved, budget.ahead(share_done(trainer)))):
+        if ranks_of(module).broadcast(
+            budget.within_budget(seconds, reserved, budget.ahead(training_fraction(trainer)))
+        ):
             return True
         if not by_rhythm:
             rank_zero_warn(
@@ -151,7 +153,7 @@ class Session:
         least, most = (fixed + draws // chains.num_chains * self.expected.draw_seconds for draws in _DRAWS)
         return max(least, min(most, self.budget.each()))
 
-    def _forecast(self, settled: Settled) -> Forecast:
+    def _forecast(self, settled: ResolvedSettings) -> Forecast:
         return forecast(
             self.attribution.problem,
             settled.sampler,
@@ -160,11 +162,11 @@ class Session:
             scratch=self.outputs.directory,
         )
 
-    def _settle(self, trainer: Any) -> Settled:
+    def _settle(self, trainer: Any) -> ResolvedSettings:
         """The settings of this snapshot; where none are kept yet, with as many draws as the budget pays for."""
         problem = self.attribution.problem
-        tick = partial(end_if_asked, trainer)
-        settled = settled_sampler(problem, self.sampler, self.chains, self.settled, tick)
+        tick = partial(stop_if_requested, trainer)
+        settled = resolve_sampler(problem, self.sampler, self.chains, self.settled, tick)
         if self.settled is not None:
             return settled
         free = self.free_draws and isinstance(settled.sampler, SGLD)  # other samplers' draws are few, or their own
@@ -173,7 +175,7 @@ class Session:
             fixed = expected.seconds - chains.num_draws * expected.draw_seconds
             least, most = (draws // chains.num_chains for draws in _DRAWS)
             draws = draws_for(self.budget.each(), fixed, expected.draw_seconds, least, most)
-            settled = with_draws(settled, placement_of(problem.module).from_first(draws))
+            settled = with_draws(settled, ranks_of(problem.module).broadcast(draws))
         if settled.reasons:
             until = "kept from now on" if settled.lasting else "for this snapshot alone, as they would not stay right"
             say(trainer, f"BIF settings, {until}: {settled.reasons}")
@@ -184,7 +186,7 @@ class Session:
         return settled
 
     def snapshot(
-        self, trainer: Any, module: Any, moment: Moment | None = None, exchange: Exchange | None = None
+        self, trainer: Any, module: Any, moment: TrainingPosition | None = None, exchange: Exchange | None = None
     ) -> Estimate | None:
         """Take the present weights as a snapshot, estimate, and write. All ranks do, or none; rank 0 gets the result.
 
@@ -199,7 +201,7 @@ class Session:
             PeerFailedError: another rank raised one of these.
         """
         moment = moment or now(trainer, module)
-        placement, step = placement_of(module), moment.step
+        ranks, step = ranks_of(module), moment.step
         reshard(module)  # an epoch may end with gathered weights, which the first pass of a chain would free
         check = self.verify == "always" or (self.verify == "first" and self.taken == 0)
         before = fingerprint(trainer, module) if check else None
@@ -207,10 +209,10 @@ class Session:
             self._keep(trainer, module, moment)
             result = None
         else:
-            with placement.together(f"the snapshot at step {step}"):
+            with ranks.collective(f"the snapshot at step {step}"):
                 result = self._estimate(trainer, module, moment, exchange)
         path = None
-        with placement.together(f"writing the dump of step {step}"):
+        with ranks.collective(f"writing the dump of step {step}"):
             if result is not None:
                 with unaltered_generators(trainer.strategy.root_device):  # loggers and plots are others' code
                     path = self.outputs.write(moment, result)
@@ -222,15 +224,17 @@ class Session:
             _report(trainer, step, result, path)
         return result
 
-    def _keep(self, trainer: Any, module: Any, moment: Moment) -> None:
+    def _keep(self, trainer: Any, module: Any, moment: TrainingPosition) -> None:
         started, directory = time.perf_counter(), self.outputs.directory
         if directory is None:  # a fast_dev_run
             return
         with self._guarded(trainer, module):
-            path = write_snapshot(directory, module, moment, placement_of(module))
+            path = write_snapshot(directory, module, moment, ranks_of(module))
         say(trainer, f"BIF step {moment.step}: weights kept, {time.perf_counter() - started:.2g} s -> {path.name}")
 
-    def _estimate(self, trainer: Any, module: Any, moment: Moment, exchange: Exchange | None) -> Estimate | None:
+    def _estimate(
+        self, trainer: Any, module: Any, moment: TrainingPosition, exchange: Exchange | None
+    ) -> Estimate | None:
         problem, derived = self.attribution.problem, self.attribution.derived
         problem.loss_scale = moment.loss_scale
         if derived is not None:
@@ -250,7 +254,7 @@ class Session:
                 store_traces=self.store_traces,
                 everywhere=False,
                 scratch=self.outputs.directory,
-                progress=ends_if_asked(trainer, show),
+                progress=stopping_progress(trainer, show),
                 exchange=exchange,
             )
         self.settled = self.settled or (settled if settled.lasting else None)

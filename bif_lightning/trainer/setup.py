@@ -11,20 +11,20 @@ from bif_lightning.config import Chains, Sampler, check_sampler
 from bif_lightning.curvature.laplace import default_sampler
 from bif_lightning.data.describe import Describe
 from bif_lightning.data.token_texts import Decoder
-from bif_lightning.losses.problem import eagerly
+from bif_lightning.losses.problem import disable_compile
 from bif_lightning.model.sharded import reshard
-from bif_lightning.results.settings import Settled
-from bif_lightning.sampling.context import placement_of
+from bif_lightning.results.settings import ResolvedSettings
+from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.guard.guard import training_guard
 from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
-from bif_lightning.trainer.problem import Attribution, Request, attribution_of, data_of, is_indices
+from bif_lightning.trainer.problem import Attribution, AttributionRequest, attribution_of, data_of, is_indices
 from bif_lightning.trainer.session import Session, Verify
-from bif_lightning.trainer.snapshot_files import Left, check_no_snapshots, reopen
-from bif_lightning.trainer.time_budget import Budget
+from bif_lightning.trainer.snapshot_files import RunManifest, check_no_snapshots, reopen
+from bif_lightning.trainer.time_budget import TimeBudget
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class SnapshotOptions:
     """What the user asked of the snapshots, beside what is attributed."""
 
     chains: Chains | None
@@ -37,13 +37,13 @@ class Wanted:
     store_traces: bool
     verify: Verify
     settings: Mapping[str, Any]
-    budget: Budget
+    budget: TimeBudget
     free_draws: bool
     launch: Literal["inline", "snapshot"] = "inline"
 
 
 def settings_of(
-    request: Request, sampler: Sampler | Literal["auto"] | None, chains: Chains | None, budget: float | None
+    request: AttributionRequest, sampler: Sampler | Literal["auto"] | None, chains: Chains | None, budget: float | None
 ) -> dict[str, Any]:
     """What all snapshots of a run must have in common, as plain values.
 
@@ -64,13 +64,13 @@ def settings_of(
 def open_session(
     trainer: Any,
     module: Any,
-    request: Request,
-    wanted: Wanted,
+    request: AttributionRequest,
+    wanted: SnapshotOptions,
     directory: Path | None,
     *,
     fresh: bool,
     data: Mapping[str, str],
-    settled: Settled | None,
+    settled: ResolvedSettings | None,
 ) -> Session:
     """A session for this fit. Collective.
 
@@ -84,10 +84,10 @@ def open_session(
         MisconfigurationException: a folder of another run, other data than before, or losses that cannot be had.
         OSError: the folder cannot be written.
     """
-    placement = placement_of(module)
-    first = placement.rank == 0
+    ranks = ranks_of(module)
+    first = ranks.rank == 0
     # On its own, since what follows may need all ranks, and the others do not look at the folder.
-    with placement.together("looking at the folder"):
+    with ranks.collective("looking at the folder"):
         if first and fresh and directory is not None:
             check_unused(directory)
             if wanted.launch == "snapshot":
@@ -95,9 +95,9 @@ def open_session(
     reshard(module)
     datasets = [request.train, request.query, *data_of(trainer)]
     with (
-        placement.together("looking at the data and the losses"),
+        ranks.collective("looking at the data and the losses"),
         training_guard(trainer, module, datasets),
-        eagerly(),
+        disable_compile(),
     ):
         attribution = attribution_of(trainer, module, request)
         outputs = Outputs(
@@ -112,7 +112,7 @@ def open_session(
         )
         if data:
             check_same("data", data, outputs.fingerprints)
-    with placement.together("making the folder"):
+    with ranks.collective("making the folder"):
         if first:
             outputs.open()
             if wanted.launch == "snapshot" and directory is not None:
@@ -133,7 +133,7 @@ def open_session(
     )
 
 
-def _left(request: Request, wanted: Wanted, outputs: Outputs) -> Left:
+def _left(request: AttributionRequest, wanted: SnapshotOptions, outputs: Outputs) -> RunManifest:
     options = {
         "per_sample": request.per_sample,
         "eval_batch_size": request.eval_batch_size,
@@ -144,14 +144,14 @@ def _left(request: Request, wanted: Wanted, outputs: Outputs) -> Left:
         "views": list(wanted.views),
         "pairs": [list(pair) for pair in wanted.pairs],
     }
-    return Left(wanted.settings, outputs.fingerprints, _rows(request.train), _rows(request.query), options)
+    return RunManifest(wanted.settings, outputs.fingerprints, _rows(request.train), _rows(request.query), options)
 
 
 def _rows(data: Any) -> list[int] | None:
     return [int(i) for i in data] if data is not None and is_indices(data) else None
 
 
-def _sampler(attribution: Attribution, wanted: Wanted, chains: Chains | None) -> Sampler | Literal["auto"]:
+def _sampler(attribution: Attribution, wanted: SnapshotOptions, chains: Chains | None) -> Sampler | Literal["auto"]:
     if wanted.sampler is not None:
         return wanted.sampler
     # The closed form knows of single tokens only what lies within the span of its directions.

@@ -15,11 +15,11 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.model.sharded import is_sharded
-from bif_lightning.storage.atomic import replace_whole
+from bif_lightning.storage.atomic import atomic_write
 from bif_lightning.trainer.checkpoints import ABOUT_SHARDS
-from bif_lightning.trainer.position import Moment
+from bif_lightning.trainer.position import TrainingPosition
 
 FOLDER = "snapshots"
 """Of the snapshots, in the folder of the dumps."""
@@ -29,7 +29,7 @@ END = "end.json"
 
 
 @dataclass(frozen=True)
-class Left:
+class RunManifest:
     """What a run leaves beside its dumps, so that others go on with the same settings and data, and mix nothing.
 
     Attributes:
@@ -54,19 +54,19 @@ class Left:
             OSError: the folder cannot be written.
         """
         text = json.dumps(asdict(self), default=str).encode()
-        with replace_whole(directory / self.NAME, len(text)) as sink:
+        with atomic_write(directory / self.NAME, len(text)) as sink:
             sink.write(text)
 
 
-def left_by(directory: Path) -> Left | None:
+def left_by(directory: Path) -> RunManifest | None:
     """What the run in this folder left; None where there is nothing.
 
     Raises:
         ValueError: it cannot be read.
     """
-    path = directory / Left.NAME
+    path = directory / RunManifest.NAME
     try:
-        return Left(**json.loads(path.read_text()))
+        return RunManifest(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -78,7 +78,7 @@ def snapshot_path(directory: Path, step: int) -> Path:
     return directory / FOLDER / f"step={step:09d}.ckpt"
 
 
-def write_snapshot(directory: Path, module: nn.Module, moment: Moment, placement: Placement) -> Path:
+def write_snapshot(directory: Path, module: nn.Module, moment: TrainingPosition, ranks: Ranks) -> Path:
     """Write weights and buffers, whole or not at all. Collective.
 
     Raises:
@@ -93,10 +93,10 @@ def write_snapshot(directory: Path, module: nn.Module, moment: Moment, placement
         "loss_scale": moment.loss_scale,
     }
     if is_sharded(module):
-        _write_shards(path, module, about, placement)
+        _write_shards(path, module, about, ranks)
         return path
-    with placement.together(f"writing the snapshot of step {moment.step}"):
-        if placement.rank == 0:
+    with ranks.collective(f"writing the snapshot of step {moment.step}"):
+        if ranks.rank == 0:
             _write_whole(path, module, about)
     return path
 
@@ -104,7 +104,7 @@ def write_snapshot(directory: Path, module: nn.Module, moment: Moment, placement
 def _write_whole(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
     state = {name: value.detach() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     size = sum(value.numel() * value.element_size() for value in state.values())
-    with replace_whole(path, size) as sink:
+    with atomic_write(path, size) as sink:
         torch.save(about | {"state_dict": state}, cast(Any, sink))
 
 
@@ -117,7 +117,7 @@ def write_end(directory: Path, step: int) -> None:
     """Say that training is over; warn where there is no room to say it."""
     text = json.dumps({"global_step": step}).encode()
     try:
-        with replace_whole(directory / FOLDER / END, len(text)) as sink:
+        with atomic_write(directory / FOLDER / END, len(text)) as sink:
             sink.write(text)
     except OSError as error:
         rank_zero_warn(f"workers that watch will not learn that training is over; give them --idle. {error}")
@@ -142,21 +142,21 @@ def has_ended(folder: Path) -> bool:
     return (folder / END).is_file()
 
 
-def _write_shards(path: Path, module: nn.Module, about: dict[str, Any], placement: Placement) -> None:
+def _write_shards(path: Path, module: nn.Module, about: dict[str, Any], ranks: Ranks) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    with placement.together("making room for a snapshot"):
-        if placement.rank == 0:
+    with ranks.collective("making room for a snapshot"):
+        if ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
     try:
         save_shards({"state_dict": module.state_dict()}, checkpoint_id=temporary)
     except CheckpointException as error:  # on every rank, and no Exception
-        with placement.together("removing half a snapshot"):
-            if placement.rank == 0:
+        with ranks.collective("removing half a snapshot"):
+            if ranks.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
         raise _first_of(error, path) from error
-    with placement.together("naming the snapshot"):
-        if placement.rank == 0:
+    with ranks.collective("naming the snapshot"):
+        if ranks.rank == 0:
             torch.save(about, temporary / ABOUT_SHARDS)
             if path.exists():
                 shutil.rmtree(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from bif_lightning.distributed.ranks import Split
+from bif_lightning.distributed.ranks import BatchShard
 
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 """Precisions in which the training was shown to stay as it was."""
@@ -51,13 +51,13 @@ def check_trainer(trainer: Any, *, allow_untested: bool) -> None:
         )
 
 
-def split_of(trainer: Any) -> Split:
+def split_of(trainer: Any) -> BatchShard:
     """How the ranks that train on different data divide a batch, where they hold one model in shards."""
     mesh = getattr(trainer.strategy, "_device_mesh", None)
     if mesh is None or "data_parallel" not in (mesh.mesh_dim_names or ()):
-        return Split()
+        return BatchShard()
     own = mesh["data_parallel"]
-    return Split(own.get_local_rank(), own.size(), own.get_group())
+    return BatchShard(own.get_local_rank(), own.size(), own.get_group())
 
 
 def loss_scale_of(trainer: Any) -> float:

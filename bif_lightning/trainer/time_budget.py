@@ -24,24 +24,24 @@ MOST_DRAWS = 1600
 _ROOM = 0.95  # of what an interval pays for goes into draws: writing and logging are not forecast
 
 
-def budget_of(share: float | None) -> "Budget":
+def budget_of(share: float | None) -> "TimeBudget":
     """The account for a share as the user gave it; None limits nothing.
 
     Raises:
         MisconfigurationException: not a number between 0 and 1.
     """
     if share is None:
-        return Budget(1.0)
+        return TimeBudget(1.0)
     if not isinstance(share, float) or not 0 < share < 1:
         raise MisconfigurationException(
             f"budget is {share!r}; it must be None or the callback's share of training time, above 0 and below 1, for "
             "example 0.1"
         )
-    return Budget(share)
+    return TimeBudget(share)
 
 
 @dataclass
-class Budget:
+class TimeBudget:
     """An account of seconds.
 
     Attributes:
@@ -85,7 +85,7 @@ class Budget:
             self.spent += self.clock() - started
 
     @contextmanager
-    def buying(self) -> Generator[None]:
+    def timed_snapshot(self) -> Generator[None]:
         """Account for the seconds within as those of a snapshot."""
         before = self.spent
         with self.spending():
@@ -107,7 +107,7 @@ class Budget:
         """Seconds of training proper so far, without the callback's."""
         return self.elapsed - self.spent
 
-    def pays(self, expected: float, reserved: float = 0.0, ahead: float = 0.0) -> bool:
+    def within_budget(self, expected: float, reserved: float = 0.0, ahead: float = 0.0) -> bool:
         """Whether a snapshot of `expected` seconds leaves the share within the budget, both now and at the end, after
         `ahead` more seconds of training and a last snapshot of `reserved` seconds."""
         return self._pays_for(expected, 0.0) and self._pays_for(expected + reserved, ahead)

@@ -8,8 +8,8 @@ import numpy as np
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans, Traces
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.token_matrices import Held, Widths
-from bif_lightning.results.token_products import Drawn, Law, Linearized
+from bif_lightning.results.token_matrices import ErrorScales, InMemoryTokens
+from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, GaussianCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -45,11 +45,11 @@ def make_tokens(rng, n: int, q: int, chains: int, draws: int, *, closed_form=Fal
         numbers = {name: abs(rng.normal(size=len(sequence))) for name in ("snapshot_loss", "loss", "std")}
         axes[side] = TokenAxis(sequence=sequence, position=position, num_sequences=size, **numbers)
         shape = (3, len(sequence)) if closed_form else (chains, draws, len(sequence))
-        values.append(Held(rng.normal(size=shape).astype(np.float32)))
-    law: Law = Drawn(chains, (draws - draws // 2, draws // 2), "chain", 0.75)
+        values.append(InMemoryTokens(rng.normal(size=shape).astype(np.float32)))
+    law: CovarianceModel = DrawCovariance(chains, (draws - draws // 2, draws // 2), "chain", 0.75)
     if closed_form:
-        law = Linearized(abs(rng.normal(size=3)), rng.normal(size=(2, 3, 3)))
-    return Tokens(**axes, blocks=blocks_of(law, Widths(1.25, 40.5, 1.5), *values))
+        law = GaussianCovariance(abs(rng.normal(size=3)), rng.normal(size=(2, 3, 3)))
+    return Tokens(**axes, blocks=blocks_of(law, ErrorScales(1.25, 40.5, 1.5), *values))
 
 
 def make_influence(

@@ -17,7 +17,7 @@ from archive_examples import make_estimate, make_samples
 from bif_lightning.archive.read import open_run
 from bif_lightning.archive.write import sweep_temporaries, write_dump, write_samples
 from bif_lightning.storage import atomic
-from bif_lightning.storage.atomic import Sink
+from bif_lightning.storage.atomic import FaultTolerantFile
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("gcc") or shutil.which("cc")
@@ -156,7 +156,7 @@ def test_a_sink_reads_what_it_was_given(tmp_path):
     """Before an error from the file, with zeros beyond its end; after one also small writes that did not get there."""
     (tmp_path / "file").write_bytes(b"")
     descriptor = os.open(tmp_path / "file", os.O_RDWR)
-    sink = Sink(descriptor)
+    sink = FaultTolerantFile(descriptor)
     sink.write(b"abcd")
     sink.seek(2)
     buffer = bytearray(b"garbage")

@@ -12,7 +12,7 @@ import pytest
 from archive_examples import make_estimate, make_samples
 from bif_lightning.archive import read
 from bif_lightning.archive.read.index import read_index
-from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.read.untrusted import UnreadableFileError, attribute, find, open_file, present
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.archive.write import write_dump
@@ -32,7 +32,7 @@ def test_a_hostile_matrix_is_refused(dump, make):
     with open_file(dump, DUMP) as file, pytest.raises(UnreadableFileError, match=HOSTILE[make]):
         find(file, "correlation")
     with pytest.raises(UnreadableFileError):
-        pick(dump, DUMP, names=("correlation",))
+        read_parts(dump, DUMP, names=("correlation",))
     with pytest.warns(read.SkippedDumpWarning), suppress(UnreadableFileError):
         assert "correlation" not in read.open_run(dump.parent)
     assert tracemalloc.get_traced_memory()[1] < 50 << 20
@@ -68,7 +68,7 @@ def test_many_attributes_are_no_harm(dump):
         group = file.create_group("metrics")
         for each in range(200):
             group.attrs[f"m{each}"] = np.zeros(7500)
-    assert len(pick(dump, DUMP, tables=("metrics",)).tables["metrics"]) == 200
+    assert len(read_parts(dump, DUMP, tables=("metrics",)).tables["metrics"]) == 200
     with pytest.raises(UnreadableFileError, match="it is damaged"):
         read_index(dump)
 
@@ -101,7 +101,7 @@ def test_a_pipe_is_not_opened(tmp_path):
 
 
 def test_pick_says_what_is_there(dump):
-    found = pick(
+    found = read_parts(
         dump, DUMP, attrs=("epoch", "nothing"), names=("chains/rhat", "train_id", "chains/verdict", "no/where"),
         matrices=("correlation",), tables=("metrics",), asked=("labels", "chains", "chains/rhat"),
     )  # fmt: skip

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import bif_lightning as bl
 from bif_lightning.estimation.estimator import CHECKING_DRAWS
-from bif_lightning.trainer.schedule import share_done
-from bif_lightning.trainer.time_budget import Budget, budget_of, draws_for
+from bif_lightning.trainer.schedule import training_fraction
+from bif_lightning.trainer.time_budget import TimeBudget, budget_of, draws_for
 
 from .tiny_run import Points, bif, fit
 
@@ -111,9 +111,9 @@ class Stop(Callback):
         trainer.should_stop = trainer.global_step >= self.steps
 
 
-def account(share: float = 0.1) -> tuple[Budget, Clock]:
+def account(share: float = 0.1) -> tuple[TimeBudget, Clock]:
     clock = Clock()
-    budget = Budget(share, clock)
+    budget = TimeBudget(share, clock)
     budget.start()
     return budget, clock
 
@@ -125,7 +125,7 @@ def test_what_is_no_share_is_refused(wrong: Any) -> None:
 
 
 def test_no_budget_limits_nothing() -> None:
-    assert budget_of(None).pays(1e9, 1e9)
+    assert budget_of(None).within_budget(1e9, 1e9)
     assert not budget_of(None).limited
 
 
@@ -133,13 +133,13 @@ def test_a_snapshot_is_paid_for_by_all_time_so_far() -> None:
     """One of 2 s with a share of 10 % needs 18 s of training; with another in reserve, 36 s."""
     budget, clock = account()
     clock.now += 17.9
-    assert not budget.pays(2.0)
+    assert not budget.within_budget(2.0)
     clock.now += 0.2
-    assert budget.pays(2.0)
-    assert not budget.pays(2.0, 2.0)
+    assert budget.within_budget(2.0)
+    assert not budget.within_budget(2.0, 2.0)
     clock.now += 18.0
-    assert budget.pays(2.0, 2.0)
-    with budget.buying():
+    assert budget.within_budget(2.0, 2.0)
+    with budget.timed_snapshot():
         clock.now += 2.0
     assert budget.used == pytest.approx(2 / 38.1)
     assert budget.expected(99.0) == pytest.approx(2.0)
@@ -150,9 +150,9 @@ def test_room_for_the_last_snapshot_is_kept_only_where_the_rest_does_not_earn_it
     budget, clock = account()
     clock.now += 20.0
     assert budget.ahead(0.5) == pytest.approx(20.0)
-    assert budget.pays(2.0, 2.0, ahead=20.0)
-    assert not budget.pays(2.0, 2.0, ahead=15.0)
-    assert not budget.pays(3.0, 3.0, ahead=1e9)  # not paid for by now
+    assert budget.within_budget(2.0, 2.0, ahead=20.0)
+    assert not budget.within_budget(2.0, 2.0, ahead=15.0)
+    assert not budget.within_budget(3.0, 3.0, ahead=1e9)  # not paid for by now
 
 
 class Done(Callback):
@@ -162,7 +162,7 @@ class Done(Callback):
         self.found = list[float]()
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.found.append(share_done(trainer))
+        self.found.append(training_fraction(trainer))
 
 
 class Stream(IterableDataset[Any]):
@@ -207,7 +207,7 @@ def test_a_failed_snapshot_costs_but_says_nothing_of_the_next() -> None:
     budget, clock = account()
 
     def fail() -> None:
-        with budget.buying():
+        with budget.timed_snapshot():
             clock.now += 3.0
             raise RuntimeError
 
@@ -219,12 +219,12 @@ def test_a_failed_snapshot_costs_but_says_nothing_of_the_next() -> None:
 def test_time_between_fits_does_not_count_and_a_checkpoint_carries_the_rest() -> None:
     budget, clock = account()
     clock.now += 30.0
-    with budget.buying():
+    with budget.timed_snapshot():
         clock.now += 1.0
     budget.stop()
     clock.now += 1000.0
     assert budget.elapsed == pytest.approx(31.0)
-    other = Budget(0.1, clock)
+    other = TimeBudget(0.1, clock)
     other.load(budget.state())
     other.start()
     clock.now += 9.0

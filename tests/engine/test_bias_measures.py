@@ -12,15 +12,15 @@ import torch
 import bif_lightning as bl
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
 from bif_lightning.data.dataset import Examples
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.estimator import mean_of, plan_chains
 from bif_lightning.losses.problem import Problem
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.verdict import judge
 from bif_lightning.sampling import bias, prior_control
-from bif_lightning.sampling.bias import Checks, curvature_size, llc_ratio, noise_ratio
-from bif_lightning.sampling.chain import Plan, Walker
-from bif_lightning.sampling.context import ready_for
+from bif_lightning.sampling.bias import BiasMeasures, curvature_size, llc_ratio, noise_ratio
+from bif_lightning.sampling.chain import ChainContext, ChainState
+from bif_lightning.sampling.context import engine_context
 from bif_lightning.sampling.prior_control import control_influence, num_control_draws
 from targets import Regression, gaussian_influence, half_square
 
@@ -30,14 +30,14 @@ MANY = 120  # gradients: λmax of their covariance is known to about √(2/120) 
 
 
 @contextmanager
-def planned(sampler: Sampler, chains: Chains) -> Generator[Plan]:
+def planned(sampler: Sampler, chains: Chains) -> Generator[ChainContext]:
     train, query = Examples(WORLD.data()), Examples(QUERY.data())
     problem = Problem(
         module=WORLD.model(), loss=half_square, objective=lambda module, batch: mean_of(half_square(module, batch)),
         train=train, query=query, training=train, prepare=lambda batch: batch,
     )  # fmt: skip
-    with ready_for(problem, chains) as (host, _, _):
-        yield plan_chains(problem, host, sampler, chains, store_traces=False)
+    with engine_context(problem, chains) as (backend, _, _):
+        yield plan_chains(problem, backend, sampler, chains, store_traces=False)
 
 
 def spread(gradients: np.ndarray, batch: int) -> float:
@@ -61,10 +61,10 @@ def test_noise_ratio_of_control_variates_is_that_where_chains_stand(monkeypatch:
     sampler = SGLD(step_size=1e-3, inverse_temperature=100.0, localization=30.0)
     with planned(sampler, Chains(batch_size=8)) as plan:
         got = noise_ratio(plan)
-        walker = Walker(plan, bias._CHAIN)
+        walker = ChainState(plan, bias._CHAIN)
         for index in range(bias._STEPS):
             walker.step(index, sampler)
-        away = (walker.weights.flat - plan.host.center)[:6].numpy()
+        away = (walker.weights.flat - plan.backend.center)[:6].numpy()
     exact = 1e-3 * 100**2 * spread(WORLD.inputs * (WORLD.inputs @ away)[:, None], 8) / 4
     assert got == pytest.approx(exact, rel=0.35)
 
@@ -87,7 +87,7 @@ def test_noise_ratio_with_a_preconditioner_uses_its_steps(monkeypatch: pytest.Mo
     )
     with planned(sampler, Chains(batch_size=8)) as plan:
         got = noise_ratio(plan)
-        walker = Walker(plan, bias._CHAIN)
+        walker = ChainState(plan, bias._CHAIN)
         for index in range(bias._STEPS):
             walker.step(index, sampler)
         for index in range(bias._STEPS, bias._STEPS + MANY):  # they count for the preconditioner too
@@ -112,7 +112,7 @@ def test_where_there_is_no_noise_or_no_sgld() -> None:
 
 def test_gradients_that_do_not_fit_into_memory_give_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     with planned(SAMPLER, Chains(batch_size=8)) as plan:
-        monkeypatch.setattr(bias, "_KEPT_BYTES", 4 * 8 * plan.host.layout.size - 1)
+        monkeypatch.setattr(bias, "_KEPT_BYTES", 4 * 8 * plan.backend.layout.size - 1)
         assert math.isnan(noise_ratio(plan))
 
 
@@ -189,7 +189,7 @@ def test_curvature_takes_a_small_share_of_the_passes() -> None:
 def test_the_control_is_the_influence_under_the_pull_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prior_control, "MOST_DRAWS", 4000)
     with planned(SAMPLER, Chains(num_chains=4, num_draws=20000)) as plan:
-        got = control_influence(plan, [0, 3, 6], 1, Placement())
+        got = control_influence(plan, [0, 3, 6], 1, Ranks())
     assert got is not None
     exact = gaussian_influence(WORLD, QUERY, WORLD.snapshot, np.eye(6) / 30)[:, [0, 3, 6]]
     spreads = np.outer(*(
@@ -200,7 +200,7 @@ def test_the_control_is_the_influence_under_the_pull_alone(monkeypatch: pytest.M
 
 def test_the_control_does_not_depend_on_how_many_draw() -> None:
     with planned(SAMPLER, Chains()) as plan:
-        one, three = (control_influence(plan, [0, 1], workers, Placement()) for workers in (1, 3))
+        one, three = (control_influence(plan, [0, 1], workers, Ranks()) for workers in (1, 3))
     assert one is not None
     assert torch.equal(one, three)  # pyright: ignore[reportArgumentType]
 
@@ -211,7 +211,7 @@ def test_a_model_that_refuses_to_be_so_far_away_has_no_control(monkeypatch: pyte
 
     with planned(SAMPLER, Chains()) as plan:
         monkeypatch.setattr(Problem, "measure", refusing)
-        assert control_influence(plan, [0, 1], 1, Placement()) is None
+        assert control_influence(plan, [0, 1], 1, Ranks()) is None
 
 
 def test_weights_that_run_away_have_an_infinite_noise_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +244,10 @@ def test_how_many_draws_the_control_takes(sampler: Sampler, draws: int, expected
 
 def test_agreement_is_over_the_scored_queries() -> None:
     scores = np.random.default_rng(0).normal(size=(9, 4))
-    with_control = Checks(0.0, 1.0, torch.from_numpy(scores[:, [1, 3]]), [1, 3])
+    with_control = BiasMeasures(0.0, 1.0, torch.from_numpy(scores[:, [1, 3]]), [1, 3])
     assert with_control.agreement(scores) == pytest.approx(1.0)
     assert with_control.agreement(-scores) == pytest.approx(-1.0)
-    assert math.isnan(Checks(0.0, 1.0, None, [1, 3]).agreement(scores))
+    assert math.isnan(BiasMeasures(0.0, 1.0, None, [1, 3]).agreement(scores))
 
 
 def test_an_estimate_holds_all_of_it() -> None:

@@ -11,8 +11,8 @@ import small_models as models
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Examples
 from bif_lightning.estimation.estimator import estimate, estimate_problem
-from bif_lightning.losses.problem import Minibatch, Problem, evaluating
-from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.losses.problem import Minibatch, Problem, eval_mode
+from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.results.estimate import Estimate
 from small_models import cross_entropy, problem_of
 
@@ -24,17 +24,17 @@ ODD = {
 }  # fmt: skip
 
 
-def moved(host: FunctionalHost) -> torch.Tensor:
+def moved(backend: FunctionalBackend) -> torch.Tensor:
     """Weights off the snapshot."""
-    flat = host.center.clone()
+    flat = backend.center.clone()
     with torch.no_grad():
-        for i, piece in enumerate(host.layout.pieces(flat)):
+        for i, piece in enumerate(backend.layout.pieces(flat)):
             piece.add_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(i)), alpha=0.1)
     return flat
 
 
 def written(
-    name: str, module: nn.Module, host: FunctionalHost, flat: torch.Tensor
+    name: str, module: nn.Module, backend: FunctionalBackend, flat: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Losses and gradients of a copy of the module that holds these weights as its own."""
     twin = models.seeded(lambda: models.PLAIN[name]())
@@ -44,30 +44,32 @@ def written(
     parameters = dict(twin.named_parameters())
     twin.zero_grad()
     with torch.no_grad():
-        for name, piece in zip(host.layout.names, host.layout.pieces(flat), strict=True):
+        for name, piece in zip(backend.layout.names, backend.layout.pieces(flat), strict=True):
             parameters[name].copy_(piece)
     batch = Examples(models.data()).batch(torch.arange(models.BATCH))
     losses = cross_entropy(twin, batch)
     losses.mean().backward()
-    return losses.detach(), [parameters[name].grad for name in host.layout.names]
+    return losses.detach(), [parameters[name].grad for name in backend.layout.names]
 
 
 @pytest.mark.parametrize("twins", [True, False], ids=["twin", "borrowed"])
 @pytest.mark.parametrize("name", models.PLAIN)
 def test_losses_and_gradients_are_those_of_a_module_with_these_weights(name: str, twins: bool) -> None:
     module = models.seeded(models.PLAIN[name])
-    with evaluating(module):
-        host = FunctionalHost(module, twins=twins)
-        flat = moved(host)
-        losses, gradients = written(name, module, host, flat)
-        weights = host.weights()
+    with eval_mode(module):
+        backend = FunctionalBackend(module, twins=twins)
+        flat = moved(backend)
+        losses, gradients = written(name, module, backend, flat)
+        weights = backend.weights()
         with torch.no_grad():
             weights.flat.copy_(flat)
-        problem, bound = problem_of(module), host.bind(weights)
+        problem, bound = problem_of(module), backend.bind(weights)
         batch = problem.training.batch(torch.arange(models.BATCH))
         problem.add_gradient(bound, Minibatch(batch))
         assert torch.equal(bound.call(lambda m: cross_entropy(m, batch).detach()), losses)
-        for part, got, expected in zip(host.layout.names, host.layout.pieces(weights.gradient), gradients, strict=True):
+        for part, got, expected in zip(
+            backend.layout.names, backend.layout.pieces(weights.gradient), gradients, strict=True
+        ):
             assert expected is not None
             assert bool(expected.any()), part
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8, msg=part)
@@ -146,15 +148,15 @@ def test_only_matching_weights_move() -> None:
     found = estimate(module, cross_entropy, models.data(), sampler=SAMPLER, chains=CHAINS, params="2.*")
     assert found.parameters == ("2.weight", "2.bias")
     assert found.num_weights == 27
-    host = FunctionalHost(module, ["2.*"])
-    weights = host.weights()
+    backend = FunctionalBackend(module, ["2.*"])
+    weights = backend.weights()
     with torch.no_grad():
         weights.flat.add_(1.0)
 
     def values(part: nn.Module) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in part.named_parameters()}
 
-    inside, own = host.bind(weights).call(values), values(module)
+    inside, own = backend.bind(weights).call(values), values(module)
     assert [name for name in own if not torch.equal(own[name], inside[name])] == ["2.weight", "2.bias"]
     # With more weights free the draws differ: the restriction is not only a matter of names.
     free = estimate(module, cross_entropy, models.data(), sampler=SAMPLER, chains=CHAINS)
@@ -163,13 +165,13 @@ def test_only_matching_weights_move() -> None:
 
 
 def test_a_tied_weight_counts_once() -> None:
-    host = FunctionalHost(models.Tied())
-    assert host.layout.names.count("encode.weight") == 1
-    assert "decode.weight" not in host.layout.names
-    assert host.layout.num_weights == 36 + 6 + 6 + 21
+    backend = FunctionalBackend(models.Tied())
+    assert backend.layout.names.count("encode.weight") == 1
+    assert "decode.weight" not in backend.layout.names
+    assert backend.layout.num_weights == 36 + 6 + 6 + 21
 
 
 def test_frozen_weights_stay() -> None:
     module = models.seeded(models.mlp)
     module[0].requires_grad_(False)
-    assert FunctionalHost(module).layout.names == ("2.weight", "2.bias")
+    assert FunctionalBackend(module).layout.names == ("2.weight", "2.bias")

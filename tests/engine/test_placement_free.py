@@ -11,7 +11,7 @@ import torch
 import ranks
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Subspace
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.estimator import estimate
 from bif_lightning.losses.observables import PerExample
 from bif_lightning.results.estimate import Cost, Estimate
@@ -61,7 +61,7 @@ def test_threads_give_every_sampler_the_same_bits(kind: str) -> None:
 
 @pytest.mark.parametrize("ranks_", [1, 2, 3, 5])
 def test_every_chain_is_placed_once(ranks_: int) -> None:
-    placed = [c for rank in range(ranks_) for c in Placement(rank, ranks_).mine(7)]
+    placed = [c for rank in range(ranks_) for c in Ranks(rank, ranks_).mine(7)]
     assert sorted(placed) == list(range(7))
 
 

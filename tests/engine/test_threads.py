@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from bif_lightning.distributed.threads import Steps, StoppedError, on_threads, part_of
+from bif_lightning.distributed.threads import Steps, StoppedError, offset_progress, on_threads
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -74,8 +74,8 @@ def test_steps_outlive_several_pieces_of_work() -> None:
 
 def test_a_part_is_shown_within_the_whole() -> None:
     seen = list[tuple[int, int]]()
-    part = part_of(lambda done, total: seen.append((done, total)), before=10, after=5)
+    part = offset_progress(lambda done, total: seen.append((done, total)), before=10, after=5)
     assert part is not None
     part(1, 4)
     assert seen == [(11, 19)]
-    assert part_of(None, before=10) is None
+    assert offset_progress(None, before=10) is None

@@ -10,7 +10,7 @@ import torch
 
 import bif_lightning as bl
 from bif_lightning.calibration import find, stability
-from bif_lightning.calibration.find import Calibrated, _chains_for, dimension_for, find_settings
+from bif_lightning.calibration.find import FoundSettings, _chains_for, dimension_for, find_settings
 from bif_lightning.calibration.pilot import Pilot, _agreement, run_pilot, small_problem
 from bif_lightning.calibration.stability import check_stable, largest_curvature
 from bif_lightning.config import SGLD, Chains, Pairs
@@ -18,9 +18,9 @@ from bif_lightning.curvature.hessian import Hessian
 from bif_lightning.data.dataset import Examples, spread_rows
 from bif_lightning.estimation.estimator import mean_of
 from bif_lightning.losses.problem import Problem
-from bif_lightning.results.settings import Settled
+from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.sampling import bias
-from bif_lightning.sampling.context import ready_for
+from bif_lightning.sampling.context import engine_context
 from small_models import cross_entropy, data, mlp, problem_of, seeded
 from targets import Regression, half_square
 
@@ -40,9 +40,9 @@ def test_a_pilot_measures_the_effective_dimension() -> None:
     h = np.linalg.eigvalsh(world.hessian)
     nb, pull = 1e4, 0.3
     sampler = SGLD(step_size=0.5 / (nb * h[-1]), inverse_temperature=nb, localization=nb * pull)
-    with ready_for(problem, Chains()) as (host, _, _):
-        small = small_problem(problem, host, 0)
-        found = run_pilot(small, host, sampler, Chains(batch_size=300), 20)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        small = small_problem(problem, backend, 0)
+        found = run_pilot(small, backend, sampler, Chains(batch_size=300), 20)
     stretch = 1 / (1 - sampler.step_size * nb * (h + pull) / 4)
     expected = (h / (h + pull) * stretch).sum()
     spread = np.sqrt(2 * ((h / (h + pull) * stretch) ** 2).sum() / 36)
@@ -64,8 +64,8 @@ def test_memory_is_that_of_an_autoregressive_chain() -> None:
     nb = 1e6
     stiffness = nb * float(world.hessian[0, 0])
     sampler = SGLD(step_size=0.2 / stiffness, inverse_temperature=nb, localization=1.0)
-    with ready_for(problem, Chains()) as (host, _, _):
-        found = run_pilot(small_problem(problem, host, 0), host, sampler, Chains(batch_size=50), 4, draws=300)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        found = run_pilot(small_problem(problem, backend, 0), backend, sampler, Chains(batch_size=50), 4, draws=300)
     assert found.memory == pytest.approx(-1 / np.log(1 - 0.1), rel=0.3)
 
 
@@ -73,8 +73,8 @@ def test_a_pilot_says_that_chains_ran_away() -> None:
     world, problem = world_problem()
     top = np.linalg.eigvalsh(world.hessian)[-1]
     sampler = SGLD(step_size=6 / (1e4 * top), inverse_temperature=1e4, localization=1.0)
-    with ready_for(problem, Chains()) as (host, _, _):
-        found = run_pilot(small_problem(problem, host, 0), host, sampler, Chains(), 20)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        found = run_pilot(small_problem(problem, backend, 0), backend, sampler, Chains(), 20)
     assert found.diverged
     assert np.isnan(found.dimension)
     assert np.isnan(found.loss[:, -1]).all()
@@ -82,8 +82,8 @@ def test_a_pilot_says_that_chains_ran_away() -> None:
 
 def test_largest_curvature_is_the_largest_eigenvalue() -> None:
     world, problem = world_problem(weights=6)
-    with ready_for(problem, Chains()) as (host, _, _):
-        assert largest_curvature(problem, host, Chains()) == pytest.approx(
+    with engine_context(problem, Chains()) as (backend, _, _):
+        assert largest_curvature(problem, backend, Chains()) == pytest.approx(
             np.linalg.eigvalsh(world.hessian)[-1], rel=0.02
         )
 
@@ -104,11 +104,11 @@ def test_only_a_long_step_is_held_against_many_examples(
     top, few = (np.linalg.eigvalsh(h)[-1] for h in (world.hessian, hessian_of_few(world)))
     assert few > 4 * top
     sampler = SGLD(step_size=fraction / (1e3 * top), inverse_temperature=1e3, localization=0)
-    with ready_for(problem, Chains()) as (host, _, _):
-        check_stable(sampler, problem, host, Chains())
+    with engine_context(problem, Chains()) as (backend, _, _):
+        check_stable(sampler, problem, backend, Chains())
         assert max(counts) == most
         with pytest.raises(ValueError, match="overshoots"):
-            check_stable(replace(sampler, step_size=4.4 / (1e3 * top)), problem, host, Chains())
+            check_stable(replace(sampler, step_size=4.4 / (1e3 * top)), problem, backend, Chains())
 
 
 def hessian_of_few(world: Regression) -> np.ndarray:
@@ -120,8 +120,8 @@ def hessian_of_few(world: Regression) -> np.ndarray:
 def test_the_search_meets_its_aim(seed: int) -> None:
     """λ such that d_eff is n/10, from the closed form, within the factor that the search allows itself."""
     world, problem = world_problem()
-    with ready_for(problem, Chains()) as (host, _, _):
-        found = find_settings(problem, host, None, seed=seed)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        found = find_settings(problem, backend, None, seed=seed)
     sampler, h = found.settled.sampler, np.linalg.eigvalsh(world.hessian)
     assert found.sound
     assert found.target == 30
@@ -135,8 +135,8 @@ def test_the_search_meets_its_aim(seed: int) -> None:
 def test_given_chains_are_taken_as_they_are() -> None:
     _, problem = world_problem()
     given = Chains(num_chains=3, num_draws=11, thinning=2, batch_size=16, seed=5)
-    with ready_for(problem, given) as (host, _, _):
-        found = find_settings(problem, host, given)
+    with engine_context(problem, given) as (backend, _, _):
+        found = find_settings(problem, backend, given)
     assert found.settled.chains == given
     assert found.target == pytest.approx(33 / 8)  # an eighth of the draws is less than n/10
 
@@ -144,10 +144,12 @@ def test_given_chains_are_taken_as_they_are() -> None:
 def test_a_curved_loss_makes_the_posterior_smaller() -> None:
     """Losses that are far from linear at nβ = 1e4 are met with a larger nβ."""
     problem = problem_of(seeded(mlp))
-    with ready_for(problem, Chains()) as (host, _, _):
-        small = small_problem(problem, host, 0)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        small = small_problem(problem, backend, 0)
         shares = [
-            run_pilot(small, host, SGLD(step_size=0.5 / nb, inverse_temperature=nb, localization=2 * nb), Chains(), 5)
+            run_pilot(
+                small, backend, SGLD(step_size=0.5 / nb, inverse_temperature=nb, localization=2 * nb), Chains(), 5
+            )
             for nb in (1e2, 1e3, 1e4)
         ]
     nonlinear = [pilot.nonlinearity for pilot in shares]
@@ -213,8 +215,8 @@ def test_steps_are_shortened_until_minibatches_are_cooler_than_the_sampler() -> 
     world, problem = world_problem(weights=20)
     top = np.linalg.eigvalsh(world.hessian)[-1]
     given = Chains(num_draws=200, batch_size=4)
-    with ready_for(problem, given) as (host, _, _):
-        hot, whole = (find_settings(problem, host, replace(given, batch_size=size)) for size in (4, 300))
+    with engine_context(problem, given) as (backend, _, _):
+        hot, whole = (find_settings(problem, backend, replace(given, batch_size=size)) for size in (4, 300))
     heat, cool = hot.settled.sampler, whole.settled.sampler
     assert isinstance(heat, SGLD)
     assert isinstance(cool, SGLD)
@@ -229,8 +231,8 @@ def test_steps_are_shortened_until_minibatches_are_cooler_than_the_sampler() -> 
 def test_gradients_that_memory_does_not_hold_leave_the_step_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     _, problem = world_problem(weights=20)
     monkeypatch.setattr(bias, "_KEPT_BYTES", 8)
-    with ready_for(problem, Chains()) as (host, _, _):
-        found = find_settings(problem, host, None)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        found = find_settings(problem, backend, None)
     assert np.isnan(found.minibatch_noise)
     assert found.settled.sampler == found.pilot.sampler
 
@@ -248,8 +250,8 @@ def test_chains_of_shorter_steps_are_longer() -> None:
 def test_weights_that_have_learned_nothing_have_settings_for_themselves_alone() -> None:
     """Settings of a quadratic loss last; those of a network that has not been trained do not meet their aim."""
     problem = problem_of(seeded(mlp))
-    with ready_for(problem, Chains()) as (host, _, _):
-        found = find_settings(problem, host, None)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        found = find_settings(problem, backend, None)
     assert found.pilot.dimension < found.target / 4
     assert not found.settled.lasting
     assert not found.sound
@@ -263,11 +265,11 @@ def test_a_flat_loss_is_refused() -> None:
 
 def test_settled_settings_survive_plain_values() -> None:
     for sampler in (SGLD(step_size=1e-5, inverse_temperature=1e3, localization=7.0), Pairs(scale=0.02)):
-        settled = Settled(sampler, Chains(num_draws=6), "because")
-        assert Settled.from_dict(settled.as_dict()) == settled
+        settled = ResolvedSettings(sampler, Chains(num_draws=6), "because")
+        assert ResolvedSettings.from_dict(settled.as_dict()) == settled
     values = settled.as_dict() | {"kind": "Newer"}
     with pytest.raises(ValueError, match=r"'Newer' is unknown.*SGLD"):
-        Settled.from_dict(values)
+        ResolvedSettings.from_dict(values)
 
 
 def test_the_aim_is_bounded_by_the_draws() -> None:
@@ -280,5 +282,5 @@ def test_the_gradient_noise_is_that_of_the_definition() -> None:
     gradients = world.inputs * (world.inputs @ world.snapshot - world.targets)[:, None]
     largest = float(np.linalg.eigvalsh(np.cov(gradients.T))[-1])
     sampler = SGLD(step_size=1e-3, inverse_temperature=50.0, localization=1.0)
-    found = Calibrated(Settled(sampler, Chains(batch_size=8)), 1.0, largest, 1.0, None, (), True)
+    found = FoundSettings(ResolvedSettings(sampler, Chains(batch_size=8)), 1.0, largest, 1.0, None, (), True)
     assert found.plain_noise_ratio == pytest.approx(1e-3 * 50.0**2 * largest / 32)

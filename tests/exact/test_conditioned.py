@@ -16,7 +16,7 @@ from bif_lightning.archive.write import write_dump
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.estimation.estimator import estimate
 from bif_lightning.results.examples import Samples
-from bif_lightning.statistics.conditioned import Conditioner, conditioned_influence, increments, label_free_ridge
+from bif_lightning.statistics.conditioned import KalmanUpdate, conditioned_influence, conditioning_ridge, increments
 
 TRAIN, QUERY, WEIGHTS, DRAWS = 7, 4, 5, 24
 
@@ -74,7 +74,7 @@ def test_its_error_is_that_of_reweighting_the_batches() -> None:
     """By finite differences in the weight of each batch: the infinitesimal jackknife in its own words."""
     train, query, draws = world(1)
     ridge, a, b = 0.5, *(ensemble(draws, paired=False) @ side.mT for side in (train, query))
-    conditioner = Conditioner.of(list(draws @ train.mT), list(draws @ query.mT), ridge)
+    conditioner = KalmanUpdate.of(list(draws @ train.mT), list(draws @ query.mT), ridge)
     assert conditioner is not None
 
     def value(weight: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def test_its_error_is_that_of_reweighting_the_batches() -> None:
 
 def test_rows_are_those_of_the_whole() -> None:
     train, query, draws = world()
-    conditioner = Conditioner.of(list(draws @ train.mT), list(draws @ query.mT))
+    conditioner = KalmanUpdate.of(list(draws @ train.mT), list(draws @ query.mT))
     assert conditioner is not None
     whole, part = conditioner.rows(slice(None)), conditioner.rows(slice(2, 5))
     torch.testing.assert_close(part.value, whole.value[2:5], rtol=1e-12, atol=1e-15)
@@ -109,7 +109,7 @@ def test_the_rule_for_the_ridge_solves_its_equation(train: int, increments: int)
     """Σ w/(w + s) = min(n/25, K/4)."""
     rows = torch.randn(increments, train, generator=torch.Generator().manual_seed(3))
     gram = rows @ rows.mT
-    s = label_free_ridge(gram, train)
+    s = conditioning_ridge(gram, train)
     w = torch.linalg.eigvalsh(gram)
     assert float((w / (w + s)).sum()) == pytest.approx(min(train / 25, increments / 4), rel=1e-9)
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_conditioned_on_is_refused() -> None:
     constant = np.ones((2, 10, 3))
     with pytest.raises(ValueError, match="traces of at least 5 draws that vary"):
         conditioned_influence(constant, constant, "auto")
-    assert Conditioner.of([torch.randn(9, 3)], [torch.randn(9, 2)], None) is None
+    assert KalmanUpdate.of([torch.randn(9, 3)], [torch.randn(9, 2)], None) is None
 
 
 def test_a_dump_with_traces_gives_it_again_for_any_ridge(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_the_rule_leaves_a_ridge_where_the_draws_span_few_directions() -> None:
     draws = torch.randn(1, 48, WEIGHTS, generator=generator)
     gradients = torch.randn(1000, WEIGHTS, generator=generator)
     rows = ensemble_of(draws) @ gradients.mT
-    s = label_free_ridge(rows @ rows.mT, 1000)
+    s = conditioning_ridge(rows @ rows.mT, 1000)
     w = torch.linalg.eigvalsh(rows @ rows.mT)[-WEIGHTS:]
     assert float((w / (w + s)).sum()) == pytest.approx(WEIGHTS / 2, rel=1e-6)
 

@@ -13,7 +13,7 @@ from bif_lightning.data.dataset import Examples
 from bif_lightning.estimation.estimator import mean_of
 from bif_lightning.losses.problem import Problem
 from bif_lightning.sampling import bias
-from bif_lightning.sampling.context import ready_for
+from bif_lightning.sampling.context import engine_context
 from small_models import BATCH, cross_entropy, data, seeded
 from targets import Regression, half_square
 
@@ -34,8 +34,8 @@ def regression(examples: int = 60, weights: int = 9) -> tuple[Regression, Proble
 def test_all_eigenvalues_of_a_quadratic_are_found() -> None:
     """Lanczos in the whole space: Ritz values are the eigenvalues, and counts add up to their number."""
     world, quadratic = regression()
-    with ready_for(quadratic, Chains()) as (host, _, _):
-        found = hessian_spectrum(Hessian.of_training(quadratic, host), probes=1, steps=9)
+    with engine_context(quadratic, Chains()) as (backend, _, _):
+        found = hessian_spectrum(Hessian.of_training(quadratic, backend), probes=1, steps=9)
     expected = np.linalg.eigvalsh(world.hessian)
     np.testing.assert_allclose(found.values.sort().values, expected, rtol=1e-6)
     assert float(found.counts.sum()) == pytest.approx(9)
@@ -44,8 +44,8 @@ def test_all_eigenvalues_of_a_quadratic_are_found() -> None:
 def test_the_effective_dimension_is_right_on_average() -> None:
     """Each probe is unbiased; 100 of them come within five of their own standard errors, √(2·Σf²/probes) at most."""
     world, quadratic = regression()
-    with ready_for(quadratic, Chains()) as (host, _, _):
-        found = hessian_spectrum(Hessian.of_training(quadratic, host), probes=100, steps=9)
+    with engine_context(quadratic, Chains()) as (backend, _, _):
+        found = hessian_spectrum(Hessian.of_training(quadratic, backend), probes=100, steps=9)
     h = np.linalg.eigvalsh(world.hessian)
     for pull in (0.01, 0.3, 5.0):
         share = h / (h + pull)
@@ -59,8 +59,8 @@ def test_steps_and_held_vectors_of_a_snapshot_resolve_a_wide_spectrum() -> None:
     inputs = rng.normal(size=(600, 300)) / np.arange(1, 301) ** 1.0
     world = Regression(inputs, rng.normal(size=600), np.zeros(300))
     quadratic, probes = problem(world.model(), half_square, world.data()), 40
-    with ready_for(quadratic, Chains()) as (host, _, _):
-        hessian = Hessian.of_training(quadratic, host, rows=torch.arange(600), chunk=600)
+    with engine_context(quadratic, Chains()) as (backend, _, _):
+        hessian = Hessian.of_training(quadratic, backend, rows=torch.arange(600), chunk=600)
         found = hessian_spectrum(hessian, probes=probes, steps=bias._LANCZOS, held=bias._HELD)
     h = np.linalg.eigvalsh(world.hessian)
     for condition in (30, 300):
@@ -84,8 +84,8 @@ def test_a_networks_spectrum_is_that_of_its_dense_hessian() -> None:
 
     expected = torch.linalg.eigvalsh(hessian(loss)(flat))
     net = problem(module, cross_entropy, examples)
-    with ready_for(net, Chains()) as (host, _, _):
-        found = hessian_spectrum(Hessian.of_training(net, host, chunk=BATCH), probes=16, steps=20)
+    with engine_context(net, Chains()) as (backend, _, _):
+        found = hessian_spectrum(Hessian.of_training(net, backend, chunk=BATCH), probes=16, steps=20)
     assert found.largest == pytest.approx(float(expected[-1]), rel=1e-4)
     positive = expected.clamp(min=0)
     for pull in (0.003, 0.03):
@@ -99,8 +99,8 @@ def test_gradient_noise_is_that_of_single_gradients() -> None:
     inputs[:, 0] *= 6
     world = Regression(inputs, rng.normal(size=4000), np.zeros(30))
     single = problem(world.model(), half_square, world.data())
-    with ready_for(single, Chains()) as (host, _, _):
-        found = gradient_noise(single, host)
+    with engine_context(single, Chains()) as (backend, _, _):
+        found = gradient_noise(single, backend)
     rows = np.linspace(0, 3999, 512).astype(int)
     each = inputs[rows] * (inputs[rows] @ world.snapshot - world.targets[rows])[:, None]
     covariance = np.cov(each.T)
@@ -111,5 +111,5 @@ def test_gradient_noise_is_that_of_single_gradients() -> None:
 
 def test_too_few_examples_have_no_noise_to_measure() -> None:
     _, tiny = regression(examples=3, weights=2)
-    with ready_for(tiny, Chains()) as (host, _, _):
-        assert np.isnan(gradient_noise(tiny, host).largest)
+    with engine_context(tiny, Chains()) as (backend, _, _):
+        assert np.isnan(gradient_noise(tiny, backend).largest)

@@ -11,16 +11,16 @@ from bif_lightning.curvature.subsample import (
     ERROR,
     EXAMPLES,
     GROUPS,
-    Sample,
-    choose,
+    HessianSubsample,
     curved_sample,
     enough_of,
     hessians_along,
+    select_examples,
 )
 from bif_lightning.data.dataset import Examples
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.problem import Problem
-from bif_lightning.sampling.context import ready_for
+from bif_lightning.sampling.context import engine_context
 from small_models import cross_entropy, mlp, seeded
 from targets import Regression, half_square
 
@@ -42,11 +42,11 @@ def unequal(examples: int, curved: int) -> tuple[Regression, np.ndarray]:
     return Regression(world.inputs * size[:, None], world.targets, world.snapshot), np.sort(rows)
 
 
-def measured(problem: Problem, workers: int = 1) -> tuple[Sample, np.ndarray]:
-    with ready_for(problem, Chains()) as (host, _, _):
-        directions = torch.eye(host.layout.size, dtype=host.center.dtype)[: host.layout.num_weights]
-        sample = curved_sample(problem, host, directions, 0.1, workers, len(directions))
-        found = hessians_along(problem, host, directions, 0.1, workers, Placement())
+def measured(problem: Problem, workers: int = 1) -> tuple[HessianSubsample, np.ndarray]:
+    with engine_context(problem, Chains()) as (backend, _, _):
+        directions = torch.eye(backend.layout.size, dtype=backend.center.dtype)[: backend.layout.num_weights]
+        sample = curved_sample(problem, backend, directions, 0.1, workers, len(directions))
+        found = hessians_along(problem, backend, directions, 0.1, workers, Ranks())
     return sample, found.numpy()
 
 
@@ -86,7 +86,7 @@ def test_few_examples_are_all_taken_where_they_differ() -> None:
 
 
 def test_groups_share_the_sample_out() -> None:
-    sample = Sample(torch.arange(0, 20), torch.arange(30, 60, 3), 4.0, 60)
+    sample = HessianSubsample(torch.arange(0, 20), torch.arange(30, 60, 3), 4.0, 60)
     groups = sample.groups()
     assert len(groups) == 8
     rows = sorted(int(row) for group in groups for part, _ in group for row in part)
@@ -98,23 +98,23 @@ def test_groups_share_the_sample_out() -> None:
 
 @pytest.mark.parametrize("what", [0.0, float("nan"), float("inf")])
 def test_a_measure_that_tells_nothing_gives_a_spread(what: float) -> None:
-    found = choose(torch.full((3000, 8), what), torch.arange(3000), 4)
+    found = select_examples(torch.full((3000, 8), what), torch.arange(3000), 4)
     assert len(found.certain) == 0
     assert len(found.others) * found.weight == pytest.approx(3000)
 
 
 def test_at_least_so_many_are_taken_as_the_directions_need() -> None:
     bent = torch.cat([torch.ones(10), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
-    assert len(choose(bent, torch.arange(2010), 2).certain) == 10
-    assert len(choose(bent, torch.arange(2010), 300).certain) == 600
-    assert len(choose(torch.ones(2010, 1) * torch.arange(8), torch.arange(2010), 300).others) == 300
+    assert len(select_examples(bent, torch.arange(2010), 2).certain) == 10
+    assert len(select_examples(bent, torch.arange(2010), 300).certain) == 600
+    assert len(select_examples(torch.ones(2010, 1) * torch.arange(8), torch.arange(2010), 300).others) == 300
 
 
 def test_no_group_stays_empty() -> None:
     """With one direction: of one example that has all the curvature, and of such that are all the same."""
     bent = torch.cat([torch.ones(1), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
-    assert len(choose(bent, torch.arange(2001), 1).groups()) == GROUPS
-    assert len(choose(torch.ones(2001, 1) * torch.arange(8), torch.arange(2001), 1).groups()) == GROUPS
+    assert len(select_examples(bent, torch.arange(2001), 1).groups()) == GROUPS
+    assert len(select_examples(torch.ones(2001, 1) * torch.arange(8), torch.arange(2001), 1).groups()) == GROUPS
 
 
 @pytest.mark.parametrize(("enough", "taken"), [(140, 140), (199, 199), (202, 400), (330, 400)])
@@ -124,7 +124,7 @@ def test_a_spread_is_taken_where_it_saves_half(enough: int, taken: int) -> None:
     size = 1 + differing**0.5 * torch.tensor([1.0, -1.0]).repeat(200).double()
     bent = size[:, None] * torch.arange(8).double()
     assert enough_of(bent) == enough
-    sample = choose(bent, torch.arange(400), 4)
+    sample = select_examples(bent, torch.arange(400), 4)
     assert len(sample.others) + len(sample.certain) == taken
 
 
@@ -171,9 +171,9 @@ def test_a_loss_that_cannot_be_had_one_by_one_gives_a_spread() -> None:
         raise RuntimeError("not of these")
 
     problem.loss = refusing
-    with ready_for(problem, Chains()) as (host, _, _):
-        directions = torch.eye(host.layout.size, dtype=host.center.dtype)[:5]
-        sample = curved_sample(problem, host, directions, 0.1, 1, len(directions))
+    with engine_context(problem, Chains()) as (backend, _, _):
+        directions = torch.eye(backend.layout.size, dtype=backend.center.dtype)[:5]
+        sample = curved_sample(problem, backend, directions, 0.1, 1, len(directions))
     assert len(sample.others) == EXAMPLES
 
 

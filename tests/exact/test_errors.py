@@ -12,17 +12,17 @@ from bif_lightning.statistics.influence import correlation, products
 from bif_lightning.statistics.moments import Moments, from_draws, stack
 from bif_lightning.statistics.standard_errors import (
     LEAST_DRAWS,
-    Reach,
-    centre,
+    ErrorScale,
+    chain_mean_covariance,
     correlation_bias,
     correlation_error,
+    fit_error_model,
     influence_error,
     lags,
-    memory,
-    merged,
+    merge_batches,
     quantile,
-    settled,
-    skewed,
+    skewness_factor,
+    variance_inflation,
 )
 
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def test_merged_batches_are_those_of_the_longer_lengths() -> None:
     fine = moments(train, columns, [3, 3, 3, 3, 2, 2, 2, 2])
     for count, lengths in ((8, [3, 3, 3, 3, 2, 2, 2, 2]), (3, [9, 7, 4]), (2, [12, 8]), (1, [20])):
         expected = moments(train, columns, lengths)
-        for got, want in zip(vars(merged(fine, count)).values(), vars(expected).values(), strict=True):
+        for got, want in zip(vars(merge_batches(fine, count)).values(), vars(expected).values(), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
@@ -62,15 +62,17 @@ def test_memory_is_that_of_an_autoregression(factor: float) -> None:
     truth = 1 + 2 * sum((1 - j / count) * factor**j for j in range(1, count))
     lost = truth / (chains * count)
     about_own_mean = [chains * (count - j) * (factor**j - lost) for j in range(count)]
-    assert memory(about_own_mean, chains) == pytest.approx(truth, rel=1e-6)
+    assert variance_inflation(about_own_mean, chains) == pytest.approx(truth, rel=1e-6)
 
 
 def test_memory_is_at_least_one_and_stops_where_correlation_ends() -> None:
-    assert memory([0.0, 0.0], 3) == 1.0  # nothing varies
-    assert memory([1.0], 24) == 1.0  # chains are independent
-    assert memory([1.0, -0.3, 0.2, 0.1], 1000) == pytest.approx(1.0)
+    assert variance_inflation([0.0, 0.0], 3) == 1.0  # nothing varies
+    assert variance_inflation([1.0], 24) == 1.0  # chains are independent
+    assert variance_inflation([1.0, -0.3, 0.2, 0.1], 1000) == pytest.approx(1.0)
     # Lag 2 is cut down to lag 1: correlation that grows with distance is noise.
-    assert memory([1.0, 0.1 * 3 / 4, 0.5, 0.0], 10**6) == pytest.approx(1 + 2 * (3 / 4 + 2 / 4) * 0.1, rel=1e-4)
+    assert variance_inflation([1.0, 0.1 * 3 / 4, 0.5, 0.0], 10**6) == pytest.approx(
+        1 + 2 * (3 / 4 + 2 / 4) * 0.1, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("degrees", [2, 3, 5, 10, 23, 100])
@@ -84,15 +86,15 @@ def test_skewness_factor_is_that_of_gaussian_products() -> None:
     for corr in (0.0, 0.5, 1.0):
         product = u * (corr * u + math.sqrt(1 - corr**2) * v)
         expected = 1 + 1.08 / 50 * float(stats.skew(product)) ** 2
-        assert float(skewed(torch.tensor([corr]), 50.0)) == pytest.approx(expected, rel=0.01)
-    assert float(skewed(torch.tensor([1.0]), 2.0)) == 2.0
-    assert float(skewed(torch.tensor([math.nan]), 2.0)) == 1.0
+        assert float(skewness_factor(torch.tensor([corr]), 50.0)) == pytest.approx(expected, rel=0.01)
+    assert float(skewness_factor(torch.tensor([1.0]), 2.0)) == 2.0
+    assert float(skewness_factor(torch.tensor([math.nan]), 2.0)) == 1.0
 
 
 @pytest.mark.parametrize(("centring", "share"), [("chain", 1.0), ("pooled", 0.25)])
 def test_the_centre_is_known_from_the_spread_of_chains(centring: Centring, share: float) -> None:
     train, columns = RNG.normal(size=(4, 12, 3)), RNG.normal(size=(4, 12, 2))
-    got = centre(moments(train, columns, [6, 6]), centring)
+    got = chain_mean_covariance(moments(train, columns, [6, 6]), centring)
     both = np.concatenate([train, columns], axis=2).mean(1)
     expected = np.cov(both.T) * share * 1.3
     np.testing.assert_allclose(got.covariance, expected[:3, 3:], rtol=1e-4)
@@ -102,10 +104,10 @@ def test_the_centre_is_known_from_the_spread_of_chains(centring: Centring, share
 
 def test_the_centre_of_a_single_chain_is_known_from_its_quarters() -> None:
     train, columns = RNG.normal(size=(1, 16, 3)), RNG.normal(size=(1, 16, 2))
-    got = centre(moments(train, columns, [2] * 8), "chain").covariance
+    got = chain_mean_covariance(moments(train, columns, [2] * 8), "chain").covariance
     quarters = np.concatenate([train, columns], axis=2).reshape(4, 4, 5).mean(1)
     np.testing.assert_allclose(got, np.cov(quarters.T)[:3, 3:] / 4 * 1.3, rtol=1e-4)
-    nothing = centre(moments(train, columns, [16]), "chain")
+    nothing = chain_mean_covariance(moments(train, columns, [16]), "chain")
     assert float(nothing.covariance.abs().max()) == 0.0
 
 
@@ -113,7 +115,7 @@ def test_the_bias_of_a_correlation_is_its_derivative() -> None:
     train, columns = RNG.normal(size=(4, 50, 3)), RNG.normal(size=(4, 50, 2))
     columns[..., 0] += train[..., 0]
     parts = moments(train, columns, [25, 25])
-    draws, lacking = products(parts, "chain"), centre(parts, "chain")
+    draws, lacking = products(parts, "chain"), chain_mean_covariance(parts, "chain")
     corr = correlation(draws)[0].value
     got = correlation_bias(corr, draws, lacking)
     covariance = torch.tensordot(draws.share, draws.covariance, 1)
@@ -129,9 +131,9 @@ def test_the_bias_of_a_correlation_is_its_derivative() -> None:
 def test_errors_add_what_is_lacking_in_quadrature() -> None:
     spread, corr, lacking = torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[-4.0]])
     factor = 1 + 1.08 * 8 / 100  # g² of a square is 8
-    got = influence_error(spread, corr, Reach(1.5, 100.0), lacking)
+    got = influence_error(spread, corr, ErrorScale(1.5, 100.0), lacking)
     assert float(got) == pytest.approx(math.hypot(3 * 1.5 * factor, 4))
-    assert float(correlation_error(spread, Reach(1.5, 100.0), lacking)) == pytest.approx(math.hypot(4.5, 4))
+    assert float(correlation_error(spread, ErrorScale(1.5, 100.0), lacking)) == pytest.approx(math.hypot(4.5, 4))
 
 
 def walk(chains: int, draws: int, factor: float, rng: np.random.Generator) -> np.ndarray:
@@ -145,7 +147,7 @@ def walk(chains: int, draws: int, factor: float, rng: np.random.Generator) -> np
 
 def test_independent_draws_are_worth_their_number() -> None:
     draws = walk(4, 1200, 0.0, np.random.default_rng(1))
-    got = settled(moments(draws[..., :20], draws[..., 20:], [200] * 6), "chain")
+    got = fit_error_model(moments(draws[..., :20], draws[..., 20:], [200] * 6), "chain")
     assert got.influence.draws == pytest.approx(4800, rel=0.15)
     assert got.correlation.draws == pytest.approx(4800, rel=0.15)
     assert got.parts == 6
@@ -155,7 +157,7 @@ def test_independent_draws_are_worth_their_number() -> None:
 def test_draws_that_repeat_one_another_are_worth_fewer_and_are_merged() -> None:
     """Products of an autoregression with factor a forget by a²: N·(1 − a²)/(1 + a²) draws."""
     draws = walk(4, 1200, 0.98, np.random.default_rng(1))
-    got = settled(moments(draws[..., :20], draws[..., 20:], [50] * 24), "chain")
+    got = fit_error_model(moments(draws[..., :20], draws[..., 20:], [50] * 24), "chain")
     assert got.parts < 24
     assert got.correlation.draws == pytest.approx(4800 * (1 - 0.98**2) / (1 + 0.98**2), rel=0.3)
 
@@ -167,7 +169,11 @@ def test_chains_that_stand_apart_have_wider_errors() -> None:
     apart = draws + np.random.default_rng(2).normal(size=(4, 1, 1)) * np.linspace(0.5, 1.5, draws.shape[-1])
     together = draws - draws.mean(1, keepdims=True)
     parts, narrow = (moments(each[..., :20], each[..., 20:], [100] * 4) for each in (apart, together))
-    found, before, lacking = settled(parts, "chain"), settled(narrow, "chain"), centre(parts, "chain")
+    found, before, lacking = (
+        fit_error_model(parts, "chain"),
+        fit_error_model(narrow, "chain"),
+        chain_mean_covariance(parts, "chain"),
+    )
     within = draws.var(1).mean(0) * 400 / 399
     sides = (lacking.train_variance.numpy(), within[:20]), (lacking.column_variance.numpy(), within[20:])
     wider = math.prod(float(np.mean(1 + lack / variance)) for lack, variance in sides)
@@ -179,7 +185,9 @@ def test_chains_that_stand_apart_have_wider_errors() -> None:
 def test_a_single_chain_that_is_too_short_has_no_error() -> None:
     rng = np.random.default_rng(1)
     long, short = walk(1, 400, 0.0, rng), walk(1, 400, 0.98, rng)
-    enough, lacking = (settled(moments(draws[..., :20], draws[..., 20:], [50] * 8), "chain") for draws in (long, short))
+    enough, lacking = (
+        fit_error_model(moments(draws[..., :20], draws[..., 20:], [50] * 8), "chain") for draws in (long, short)
+    )
     assert math.isfinite(enough.influence.factor)
     assert lacking.influence.draws < LEAST_DRAWS
     assert math.isnan(lacking.influence.factor)

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bif_lightning.config import Chains
 from bif_lightning.curvature.hessian import Hessian, _plain_attention
 from bif_lightning.losses.problem import Problem
-from bif_lightning.sampling.context import ready_for
+from bif_lightning.sampling.context import engine_context
 from small_models import Attention, data, mlp, problem_of, seeded
 
 
@@ -63,12 +63,12 @@ def dense(module: nn.Module) -> Tensor:
 
 def whole(problem: Problem) -> Tensor:
     """The Hessian of its mean loss, by a product for every weight, in minibatches of at most 5."""
-    with ready_for(problem, Chains()) as (host, _, _):
-        layout = host.layout
+    with engine_context(problem, Chains()) as (backend, _, _):
+        layout = backend.layout
         ranges = zip(layout.starts, layout.shapes, strict=True)
         places = torch.cat([start + torch.arange(shape.numel()) for start, shape in ranges])
         units = torch.eye(layout.size)[places]
-        return Hessian.of_training(problem, host, chunk=5).times(units)[:, places]
+        return Hessian.of_training(problem, backend, chunk=5).times(units)[:, places]
 
 
 @pytest.mark.parametrize("make", [mlp, Attention, Twice])
@@ -90,9 +90,9 @@ def test_one_graph_serves_all_products_of_a_single_minibatch() -> None:
         return objective(of, batch)
 
     problem.objective = counted
-    with ready_for(problem, Chains()) as (host, _, _):
-        some = torch.randn(3, host.layout.size, generator=torch.Generator().manual_seed(0))
-        one, parts = Hessian.of_training(problem, host), Hessian.of_training(problem, host, chunk=6)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        some = torch.randn(3, backend.layout.size, generator=torch.Generator().manual_seed(0))
+        one, parts = Hessian.of_training(problem, backend), Hessian.of_training(problem, backend, chunk=6)
         passes = 0
         products = torch.cat([one.times(direction[None]) for direction in some])
         assert passes == 1
@@ -104,10 +104,10 @@ def test_what_can_be_differentiated_once_has_differences() -> None:
     found = whole(problem_of(once))
     torch.testing.assert_close(found, dense(seeded(Twice).eval()), rtol=0, atol=2e-3)
     problem = problem_of(once)
-    with ready_for(problem, Chains()) as (host, _, _):
-        made = Hessian.of_training(problem, host)
-        made.times(torch.nn.functional.normalize(torch.ones(1, host.layout.size)))
-        assert torch.equal(made.weights.flat, host.center), "the weights are at the snapshot again"
+    with engine_context(problem, Chains()) as (backend, _, _):
+        made = Hessian.of_training(problem, backend)
+        made.times(torch.nn.functional.normalize(torch.ones(1, backend.layout.size)))
+        assert torch.equal(made.weights.flat, backend.center), "the weights are at the snapshot again"
 
 
 def test_a_linear_loss_has_no_curvature() -> None:
@@ -119,15 +119,15 @@ def test_a_linear_loss_has_no_curvature() -> None:
 
 def test_only_what_is_seen_of_the_products_is_kept() -> None:
     problem = problem_of(seeded(mlp))
-    with ready_for(problem, Chains()) as (host, _, _):
-        some = torch.randn(40, host.layout.size, generator=torch.Generator().manual_seed(0))
+    with engine_context(problem, Chains()) as (backend, _, _):
+        some = torch.randn(40, backend.layout.size, generator=torch.Generator().manual_seed(0))
         widest = list[int]()
 
         def seen(products: Tensor) -> Tensor:
             widest.append(len(products))
             return products @ some.mT
 
-        made = Hessian.of_training(problem, host)
+        made = Hessian.of_training(problem, backend)
         torch.testing.assert_close(made.times(some, seen), made.times(some) @ some.mT, rtol=1e-4, atol=1e-4)
         assert max(widest) < 40
 
@@ -159,10 +159,10 @@ def test_attention_is_as_it_was_however_threads_overlap() -> None:
 
 def test_threads_find_the_second_derivatives_of_attention() -> None:
     problem = problem_of(seeded(Attention).eval())
-    with ready_for(problem, Chains()) as (host, _, _):
-        direction = torch.nn.functional.normalize(torch.ones(1, host.layout.size))
-        alone = Hessian.of_training(problem, host).times(direction)
+    with engine_context(problem, Chains()) as (backend, _, _):
+        direction = torch.nn.functional.normalize(torch.ones(1, backend.layout.size))
+        alone = Hessian.of_training(problem, backend).times(direction)
         with ThreadPoolExecutor(4) as pool:
-            made = [Hessian.of_training(problem, host) for _ in range(8)]
+            made = [Hessian.of_training(problem, backend) for _ in range(8)]
             found = list(pool.map(lambda each: each.times(direction), made))
     assert all(torch.equal(alone, each) for each in found)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bif_lightning.curvature import kronecker
-from bif_lightning.curvature.kronecker import Metric
+from bif_lightning.curvature.kronecker import KroneckerPreconditioner
 from bif_lightning.model.weights import layout_of
 
 SHAPES = {"matrix": (3, 4), "vector": (5,), "kernel": (2, 2, 3), "number": (), "column": (4, 1)}
@@ -53,7 +53,7 @@ def test_whitened_gradients_have_the_inner_products_of_the_metric(
     train, query = gradients(200), gradients(7, seed=1)
     matrix = dense(train, turned=longest > 0)
     own, other = train.clone(), query.clone()
-    found = Metric.whitening(own, LAYOUT.places)
+    found = KroneckerPreconditioner.whitening(own, LAYOUT.places)
     found.whiten(other)
     np.testing.assert_allclose(own @ other.mT, inner(train, query, matrix), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(other @ other.mT, inner(query, query, matrix), rtol=1e-9, atol=1e-9)
@@ -62,16 +62,16 @@ def test_whitened_gradients_have_the_inner_products_of_the_metric(
 def test_train_gradients_keep_their_mean_square_norm() -> None:
     train = gradients(30)
     own = train.clone()
-    Metric.whitening(own, LAYOUT.places)
+    KroneckerPreconditioner.whitening(own, LAYOUT.places)
     assert float(own.square().sum()) == pytest.approx(float(train.square().sum()), rel=1e-12)
 
 
 def test_a_direction_in_the_weights_has_the_slope_that_it_has_in_the_coordinates() -> None:
     """g·(M^(−½)q) = (M^(−½)g)·q: lowering is the transpose of whitening."""
     train, query, q = gradients(30), gradients(4, seed=1), gradients(3, seed=2)
-    found = Metric.whitening(train, LAYOUT.places)
+    found = KroneckerPreconditioner.whitening(train, LAYOUT.places)
     kept = q.clone()
-    slopes = query @ found.lowered(q).mT
+    slopes = query @ found.to_weight_space(q).mT
     assert torch.equal(q, kept)
     found.whiten(query)
     torch.testing.assert_close(slopes, query @ q.mT, rtol=1e-10, atol=1e-10)
@@ -80,12 +80,12 @@ def test_a_direction_in_the_weights_has_the_slope_that_it_has_in_the_coordinates
 def test_the_length_of_a_displacement_is_that_of_the_metric() -> None:
     """δᵀMδ, and |q|² of δ = M^(−½)q."""
     train, moves = gradients(200), gradients(3, seed=2)
-    matrix, found = dense(train), Metric.whitening(train, LAYOUT.places)
+    matrix, found = dense(train), KroneckerPreconditioner.whitening(train, LAYOUT.places)
     for move in moves:
         assert found.squared_length(move) == pytest.approx(float(move.numpy() @ matrix @ move.numpy()), rel=1e-9)
-        lowered = found.lowered(move[None])[0]
+        lowered = found.to_weight_space(move[None])[0]
         assert found.squared_length(lowered) == pytest.approx(float(move @ move), rel=1e-9)
-        assert Metric().squared_length(move) == pytest.approx(float(move @ move), rel=1e-12)
+        assert KroneckerPreconditioner().squared_length(move) == pytest.approx(float(move @ move), rel=1e-12)
 
 
 def test_turning_the_inputs_and_outputs_of_a_layer_changes_nothing() -> None:
@@ -98,7 +98,7 @@ def test_turning_the_inputs_and_outputs_of_a_layer_changes_nothing() -> None:
     for some in (rows, a @ rows @ b):
         padded = torch.zeros(40, layout.size, dtype=torch.float64)
         padded[:, :48] = some.flatten(1)
-        Metric.whitening(padded, layout.places)
+        KroneckerPreconditioner.whitening(padded, layout.places)
         products.append(padded @ padded.mT)
     torch.testing.assert_close(*products, rtol=1e-9, atol=1e-9)
 
@@ -106,27 +106,27 @@ def test_turning_the_inputs_and_outputs_of_a_layer_changes_nothing() -> None:
 def test_parameters_without_any_gradient_stay_finite() -> None:
     train, query = gradients(30), gradients(4, seed=1)
     train[:, LAYOUT.starts[1] : LAYOUT.starts[2]] = 0
-    found = Metric.whitening(train, LAYOUT.places)
+    found = KroneckerPreconditioner.whitening(train, LAYOUT.places)
     found.whiten(query)
     assert bool(query.isfinite().all())
-    assert bool(found.lowered(query).isfinite().all())
+    assert bool(found.to_weight_space(query).isfinite().all())
     nothing = torch.zeros(3, LAYOUT.size)
-    Metric.whitening(nothing, LAYOUT.places)
+    KroneckerPreconditioner.whitening(nothing, LAYOUT.places)
     assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
 def test_no_metric_is_the_isotropic_pull() -> None:
     query = gradients(4)
-    kept, none = query.clone(), Metric()
+    kept, none = query.clone(), KroneckerPreconditioner()
     none.whiten(query)
     assert torch.equal(query, kept)
-    assert none.lowered(query) is query
+    assert none.to_weight_space(query) is query
 
 
 def test_threads_change_no_bit() -> None:
     def whitened(workers: int) -> Tensor:
         rows = gradients(150).float()
-        Metric.whitening(rows, LAYOUT.places, workers)
+        KroneckerPreconditioner.whitening(rows, LAYOUT.places, workers)
         return rows
 
     assert torch.equal(whitened(1), whitened(3))
@@ -135,5 +135,5 @@ def test_threads_change_no_bit() -> None:
 def test_a_parameter_without_elements_is_left_out() -> None:
     layout = layout_of({"empty": torch.zeros(0, 3), "weight": torch.zeros(2, 2)})
     rows = torch.randn(5, layout.size, generator=torch.Generator().manual_seed(0))
-    assert len(Metric.whitening(rows, layout.places).factors) == 1
+    assert len(KroneckerPreconditioner.whitening(rows, layout.places).factors) == 1
     assert bool(rows.isfinite().all())

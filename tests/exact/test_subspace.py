@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bif_lightning.config import SGLD, Chains, Pairs, PullMetric, Subspace
-from bif_lightning.curvature.closed_form import Linear
-from bif_lightning.curvature.gaussian import Normal, strongest_directions
+from bif_lightning.curvature.closed_form import LinearizedPosterior
+from bif_lightning.curvature.gaussian import SubspaceGaussian, strongest_directions
 from bif_lightning.estimation.estimator import estimate
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.statistics.effective_dimension import effective_dimension, ridge_for
@@ -192,10 +192,12 @@ def test_ridge_and_dimension_are_inverse_to_each_other() -> None:
 
 
 def test_a_direction_of_negative_curvature_is_cut_off() -> None:
-    normal, _ = Normal.of(torch.eye(3).double(), torch.diag(torch.tensor([2.0, -5.0, 1.0])).double(), 10.0, 1.0)
+    normal, _ = SubspaceGaussian.of(
+        torch.eye(3).double(), torch.diag(torch.tensor([2.0, -5.0, 1.0])).double(), 10.0, 1.0
+    )
     assert sorted(normal.curvature.tolist()) == [0.0, 1.0, 2.0]
     groups = torch.stack([torch.eye(3), -torch.eye(3)]).double()
-    linear = Linear.of(normal, groups, torch.eye(3).double(), torch.eye(3).double())
+    linear = LinearizedPosterior.of(normal, groups, torch.eye(3).double(), torch.eye(3).double())
     cut = linear.deviations[:, normal.curvature == 0]
     assert float(cut.abs().max()) == 0
 

@@ -67,7 +67,7 @@ def train(folder: Path, **settings: Any) -> Path:
     return bif.directory
 
 
-def attribute(folder: Path, **more: Any) -> bl.Attributed:
+def attribute(folder: Path, **more: Any) -> bl.AttributionReport:
     settings: dict[str, Any] = {"sampler": SAMPLER, "chains": CHAINS, "log": False} | more
     module, checkpoints = settings.pop("module", None) or Net(), settings.pop("checkpoints", folder / "saved")
     loader = DataLoader(points(), batch_size=8)
@@ -76,7 +76,7 @@ def attribute(folder: Path, **more: Any) -> bl.Attributed:
     )
 
 
-def watch(directory: Path, **more: Any) -> bl.Attributed:
+def watch(directory: Path, **more: Any) -> bl.AttributionReport:
     return bl.watch(Net(), directory, data=DataLoader(points(), batch_size=8), **more)
 
 

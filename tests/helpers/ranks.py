@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
-from bif_lightning.distributed.ranks import current_placement
-from bif_lightning.distributed.watchdog import Meeting
+from bif_lightning.distributed.ranks import current_ranks
+from bif_lightning.distributed.watchdog import CollectiveSection
 from bif_lightning.estimation.estimator import estimate
 from bif_lightning.results.estimate import Estimate
 
@@ -38,12 +38,12 @@ def estimated(kind: str) -> Estimate:
     )  # fmt: skip
 
 
-def peacefully(rank: int, meeting: Meeting) -> str:
+def peacefully(rank: int, meeting: CollectiveSection) -> str:
     time.sleep(0.5 * rank)
     return "done"
 
 
-def fails_on_one(rank: int, meeting: Meeting) -> str:
+def fails_on_one(rank: int, meeting: CollectiveSection) -> str:
     if rank == 1:
         raise ValueError("a bad number\nand more about it")
     while True:  # until the other's failure is heard
@@ -51,37 +51,37 @@ def fails_on_one(rank: int, meeting: Meeting) -> str:
         time.sleep(0.05)
 
 
-def fails_late(rank: int, meeting: Meeting) -> str:
+def fails_late(rank: int, meeting: CollectiveSection) -> str:
     if rank == 0:
         time.sleep(1.0)
         raise KeyError("late")
     return "done early"
 
 
-def fails_everywhere(rank: int, meeting: Meeting) -> str:
+def fails_everywhere(rank: int, meeting: CollectiveSection) -> str:
     raise ValueError(f"rank {rank}")
 
 
-def slow_but_alive(rank: int, meeting: Meeting) -> str:
+def slow_but_alive(rank: int, meeting: CollectiveSection) -> str:
     for step in range(8 * rank):
         meeting.beat(f"step {step}")
         time.sleep(0.5)
     return "done"
 
 
-def hangs(rank: int, meeting: Meeting) -> str:
+def hangs(rank: int, meeting: CollectiveSection) -> str:
     meeting.beat("step 5 of 9")
     time.sleep(4.0 * rank)
     return "done"
 
 
-def fails_everywhere_at_last(rank: int, meeting: Meeting) -> str:
+def fails_everywhere_at_last(rank: int, meeting: CollectiveSection) -> str:
     if rank == 0:
         time.sleep(1.0)
     raise ValueError(f"rank {rank}")
 
 
-def ends_at_once(rank: int, meeting: Meeting) -> str:
+def ends_at_once(rank: int, meeting: CollectiveSection) -> str:
     if rank == 0:
         os._exit(0)
     while True:
@@ -89,7 +89,7 @@ def ends_at_once(rank: int, meeting: Meeting) -> str:
         time.sleep(0.05)
 
 
-def ends_before_the_other_fails(rank: int, meeting: Meeting) -> str:
+def ends_before_the_other_fails(rank: int, meeting: CollectiveSection) -> str:
     dist.barrier()
     if rank == 0:
         os._exit(0)
@@ -105,7 +105,7 @@ def part(rank: int, world_size: int, folder: str, port: int, case: str) -> None:
         pause = time.sleep
         time.sleep = lambda seconds: pause(max(seconds, 2.0))
     try:
-        with current_placement().together("counting") as meeting:
+        with current_ranks().collective("counting") as meeting:
             found = globals()[case](rank, meeting)
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
@@ -116,11 +116,11 @@ def part(rank: int, world_size: int, folder: str, port: int, case: str) -> None:
 def meet(rank: int, world_size: int, folder: str) -> None:
     """Work together in every way that can go wrong, and leave what each rank got of it."""
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
-    placement = replace(current_placement(), patience=3.0)
+    ranks = replace(current_ranks(), patience=3.0)
     found = dict[str, str]()
     for case in (peacefully, fails_on_one, fails_late, fails_everywhere, slow_but_alive, peacefully, hangs):
         try:
-            with placement.together("counting") as meeting:
+            with ranks.collective("counting") as meeting:
                 found[case.__name__] = case(rank, meeting)
         except Exception as error:
             found[case.__name__] = f"{type(error).__name__}: {error}"

@@ -12,14 +12,14 @@ import torch.distributed as dist
 
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Examples
-from bif_lightning.distributed.ranks import Placement, current_placement
+from bif_lightning.distributed.ranks import Ranks, current_ranks
 from bif_lightning.estimation import blocks, forecast, matrices
-from bif_lightning.estimation.blocks import Maker
+from bif_lightning.estimation.blocks import BlockBuilder
 from bif_lightning.estimation.estimator import mean_of
 from bif_lightning.estimation.forecast import Forecast
 from bif_lightning.estimation.matrices import Matrices, compute
 from bif_lightning.losses.problem import Problem
-from bif_lightning.sampling.trace import Record, batch_lengths
+from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from bif_lightning.statistics.label_means import Labels
 from targets import Regression, half_square
 
@@ -29,7 +29,7 @@ CHAINS = Chains(num_chains=3, num_draws=17)
 Found = dict[str, np.ndarray] | None
 
 
-def maker(record: type[Record] = Record) -> Maker:
+def maker(record: type[ChainTrace] = ChainTrace) -> BlockBuilder:
     """Of draws that are the same in every process."""
     generator = torch.Generator().manual_seed(5)
     records = [record(chain, batch_lengths(CHAINS), True) for chain in range(CHAINS.num_chains)]
@@ -38,7 +38,7 @@ def maker(record: type[Record] = Record) -> Maker:
             each.push(torch.randn(TRAIN, generator=generator), torch.randn(COLUMNS, generator=generator))
         each.seal()
     labels = Labels(np.arange(TRAIN) % 4 - 1, np.arange(QUERIES) % 3)
-    return Maker.of(records, (TRAIN, COLUMNS, QUERIES), "chain", labels)
+    return BlockBuilder.of(records, (TRAIN, COLUMNS, QUERIES), "chain", labels)
 
 
 def contents(found: Matrices | None) -> Found:
@@ -58,7 +58,7 @@ def in_small_rounds() -> None:
     matrices.ROUND_BYTES = 1
 
 
-class BrokenRecord(Record):
+class BrokenRecord(ChainTrace):
     """A chain of which rank 1 cannot read the last rows."""
 
     def moments(self, rows: slice) -> blocks.Moments:
@@ -79,9 +79,9 @@ def forecast_of_seconds() -> Forecast:
         return forecast.forecast(problem, SGLD(step_size=0.01, inverse_temperature=7.0, localization=9.0), CHAINS)
 
 
-def failure(placement: Placement, made: Maker, scratch: Path | None = None, matrix_bytes: int = 1 << 30) -> str:
+def failure(ranks: Ranks, made: BlockBuilder, scratch: Path | None = None, matrix_bytes: int = 1 << 30) -> str:
     try:
-        compute(made, 1, placement, everywhere=False, matrix_bytes=matrix_bytes, scratch=scratch)
+        compute(made, 1, ranks, everywhere=False, matrix_bytes=matrix_bytes, scratch=scratch)
     except (RuntimeError, OSError, ArithmeticError) as error:
         return f"{type(error).__name__}: {error}"
     return "none"
@@ -105,15 +105,13 @@ def work(rank: int, folder: str, world_sizes: tuple[int, ...]) -> None:
 
 def results(store: Path) -> dict[str, Any]:
     """Share the rows, keep the matrices everywhere, then on rank 0 alone; then fail; then once more."""
-    placement, scratch = current_placement(), store.parent
+    ranks, scratch = current_ranks(), store.parent
     return {
         # The matrices are in memory on rank 0, in a file on the others.
-        "everywhere": contents(
-            compute(maker(), 2, placement, scratch=scratch, matrix_bytes=0 if placement.rank else 1 << 30)
-        ),
-        "first": contents(compute(maker(), 1, placement, everywhere=False, scratch=scratch, matrix_bytes=0)),
-        "no folder": failure(placement, maker(), store / "below a file", 0),
-        "broken": failure(placement, maker(BrokenRecord)),
+        "everywhere": contents(compute(maker(), 2, ranks, scratch=scratch, matrix_bytes=0 if ranks.rank else 1 << 30)),
+        "first": contents(compute(maker(), 1, ranks, everywhere=False, scratch=scratch, matrix_bytes=0)),
+        "no folder": failure(ranks, maker(), store / "below a file", 0),
+        "broken": failure(ranks, maker(BrokenRecord)),
         "forecast": forecast_of_seconds(),
-        "again": contents(compute(maker(), 1, placement, everywhere=False)),
+        "again": contents(compute(maker(), 1, ranks, everywhere=False)),
     }

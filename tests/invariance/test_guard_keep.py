@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from bif_lightning.trainer.guard.fingerprint import encode
-from bif_lightning.trainer.guard.object_graph import reach
-from bif_lightning.trainer.guard.restore import keep
-from bif_lightning.trainer.guard.tensors import Budget
+from bif_lightning.trainer.guard.object_graph import walk_objects
+from bif_lightning.trainer.guard.restore import save_state
+from bif_lightning.trainer.guard.tensors import CopyBudget
 
 
 def restore_all(root: object, change: Callable[[], object], *, item: int = 2**20) -> None:
     """What the guard does with one root."""
-    budget = Budget(item=item, total=2**30)
-    undos = [keep(obj, budget) for _, obj in reach({"root": root})]
+    budget = CopyBudget(item=item, total=2**30)
+    undos = [save_state(obj, budget) for _, obj in walk_objects({"root": root})]
     change()
     for undo in undos:
         undo()
@@ -97,7 +97,7 @@ def test_each_kind_is_restored_in_place(kind: str) -> None:
 
 
 def snapshot(obj: object) -> list[tuple[str, str]]:
-    return [(path, encode(node, 1)) for path, node in reach({"": obj})]
+    return [(path, encode(node, 1)) for path, node in walk_objects({"": obj})]
 
 
 def test_a_gradient_comes_back_as_the_same_object_with_the_same_values() -> None:
@@ -123,7 +123,7 @@ def test_tensors_beyond_the_budget_are_not_copied_but_a_write_is_reported() -> N
 
 
 def test_the_budget_is_of_all_tensors_together() -> None:
-    budget = Budget(item=10, total=15)
+    budget = CopyBudget(item=10, total=15)
     assert [budget.spend(size) for size in (11, 10, 6, 5, 1)] == [False, True, False, True, False]
 
 
@@ -220,12 +220,12 @@ def test_a_new_class_attribute_is_taken_away() -> None:
 def test_cycles_and_long_containers_end() -> None:
     loop: list[Any] = [1]
     loop.append({"loop": loop})
-    assert len(list(reach({"loop": loop}))) == 2
+    assert len(list(walk_objects({"loop": loop}))) == 2
     long = [[index] for index in range(10)]
-    assert len(list(reach({"long": long}, elements=9))) == 1
-    assert len(list(reach({"long": long}, elements=10))) == 11
+    assert len(list(walk_objects({"long": long}, elements=9))) == 1
+    assert len(list(walk_objects({"long": long}, elements=10))) == 11
 
 
 def test_installed_and_opaque_objects_are_not_entered() -> None:
-    found = [obj for _, obj in reach({"optimizer": torch.optim.SGD([torch.zeros(1)]), "rename": torch.randn})]
+    found = [obj for _, obj in walk_objects({"optimizer": torch.optim.SGD([torch.zeros(1)]), "rename": torch.randn})]
     assert found == []

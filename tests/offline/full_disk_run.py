@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 
 import bif_lightning as bl
 import bif_lightning.commands.cli
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.trainer.checkpoints import load_weights
-from bif_lightning.trainer.position import Moment
+from bif_lightning.trainer.position import TrainingPosition
 from bif_lightning.trainer.snapshot_files import write_snapshot
 from offline_run import CHAINS, SAMPLER, STEPS, Keep, Net, assert_same_dumps, points, train
 
@@ -95,13 +95,13 @@ def no_half_shards(disk: Disk, folder: Path) -> None:
     """A model in shards, of one rank, which are written by torch.distributed.checkpoint."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     module = fully_shard(nn.Linear(200, 200), mesh=init_device_mesh("cpu", (1,)))
-    write_snapshot(folder, module, Moment(1, 0), Placement())
+    write_snapshot(folder, module, TrainingPosition(1, 0), Ranks())
     disk.fill(leave=32768)
     with pytest.raises(OSError, match=r"(?s)could not write the shards of .* bytes are free there"):
-        write_snapshot(folder, module, Moment(2, 0), Placement())
+        write_snapshot(folder, module, TrainingPosition(2, 0), Ranks())
     assert [path.name for path in (folder / "snapshots").iterdir()] == ["step=000000001.ckpt"]
     disk.empty()
-    write_snapshot(folder, module, Moment(2, 0), Placement())
+    write_snapshot(folder, module, TrainingPosition(2, 0), Ranks())
     assert torch.equal(
         look_at_weights(folder / "snapshots" / "step=000000002.ckpt"), module.weight.full_tensor().detach()
     )

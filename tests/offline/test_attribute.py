@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bif_lightning as bl
-from bif_lightning.distributed.leases import Claims
+from bif_lightning.distributed.leases import Leases
 from bif_lightning.trainer.outputs import Outputs
 from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, attribute, points, train
 
@@ -54,7 +54,7 @@ def test_a_second_call_goes_on_and_other_settings_are_refused(trained: Path, tmp
 
 @pytest.mark.parametrize(
     ("where", "name", "of", "done"),
-    [(Claims, "_take", "h5.claim", []), (Outputs, "write", "", [2]), (Claims, "_mine", "h5.claim", [2])],
+    [(Leases, "_take", "h5.claim", []), (Outputs, "write", "", [2]), (Leases, "_mine", "h5.claim", [2])],
     ids=["a claim is taken", "a dump is written", "a claim is let go of"],
 )
 def test_control_c_waits_until_nothing_is_half_done(

@@ -23,7 +23,7 @@ def dumps(folder: Path) -> Any:
 def attribute(folder: Path, saved: Path, ranks: int, strategy: str, **case: Any) -> Any:
     left = launch(folder, ranks, strategy=strategy, attribute=str(saved), **case)
     for done in left:
-        assert isinstance(done, bl.Attributed), done
+        assert isinstance(done, bl.AttributionReport), done
         assert (done.written, dict(done.failed)) == ((3, 6), {})
     return dumps(folder)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.distributed.leases import Claims
+from bif_lightning.distributed.leases import Leases
 from bif_lightning.estimation.estimator import ChainsDivergedError, estimate_problem
 from bif_lightning.offline.chain_exchange import ChainExchange
 from small_models import mlp, problem_of, seeded
@@ -23,7 +23,7 @@ def estimated(exchange: ChainExchange | None, **more: Any) -> Any:
 
 
 def exchange(folder: Path, *, finishes: bool) -> ChainExchange:
-    return ChainExchange(folder / "step=7", Claims(folder / "claims"), finishes)
+    return ChainExchange(folder / "step=7", Leases(folder / "claims"), finishes)
 
 
 @pytest.mark.parametrize("storage", ["traces", "moments"])
@@ -54,7 +54,7 @@ def test_a_finisher_waits_for_a_chain_that_is_under_way(tmp_path: Path) -> None:
     helper, finisher = (exchange(tmp_path, finishes=finishes) for finishes in (False, True))
     assert estimated(helper) is None
     kept = (tmp_path / "step=7" / "chain=0002.pt").rename(tmp_path / "kept.pt")
-    other = Claims(tmp_path / "claims")
+    other = Leases(tmp_path / "claims")
     release = threading.Timer(2.0, lambda: kept.rename(tmp_path / "step=7" / "chain=0002.pt"))
     with other.claimed("step=7.chain=0002") as mine:
         assert mine
@@ -101,7 +101,7 @@ def test_helpers_begin_at_the_other_end(tmp_path: Path) -> None:
     for finishes in (True, False):
         with pytest.raises(KeyboardInterrupt):
             estimate_problem(
-                model, SAMPLER, CHAINS, exchange=Ends(tmp_path / "x", Claims(tmp_path / "claims"), finishes)
+                model, SAMPLER, CHAINS, exchange=Ends(tmp_path / "x", Leases(tmp_path / "claims"), finishes)
             )
     assert order == [0, 4]
     assert not list((tmp_path / "claims").glob("*.claim"))

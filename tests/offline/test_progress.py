@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from bif_lightning.trainer import progress
-from bif_lightning.trainer.progress import Overview, Pace
+from bif_lightning.trainer.progress import OfflineProgress, Throughput
 from offline_run import Net, train
 
 APP = """
@@ -164,7 +164,7 @@ def test_a_worker_that_waits_can_be_ended(app: Path, tmp_path: Path) -> None:
 
 def test_the_time_that_is_left_counts_dumps_of_all_workers_and_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.time, "monotonic", lambda: 1130.0)
-    pace = Pace(idle=30)
+    pace = Throughput(idle=30)
     pace.count(7, 10)
     pace.began = 1000.0
     assert pace.left == float("inf")  # those were there before
@@ -175,7 +175,7 @@ def test_the_time_that_is_left_counts_dumps_of_all_workers_and_no_waiting(monkey
 
 
 def test_other_ranks_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    overview = Overview(terminal=True)
+    overview = OfflineProgress(terminal=True)
     overview.disable()
     with overview.shown(), overview.steps("BIF step 1") as show:
         overview.count(1, 2)
@@ -185,7 +185,7 @@ def test_other_ranks_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_elsewhere_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    overview, now = Overview(terminal=False), [100.0]
+    overview, now = OfflineProgress(terminal=False), [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with caplog.at_level("INFO"), overview.shown():
         overview.count(1, 4)

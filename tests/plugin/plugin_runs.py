@@ -14,7 +14,7 @@ from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.place import RunFiles
 from bif_lightning.tensorboard.plugin.reads import read
 from bif_lightning.tensorboard.plugin.scan import Scan
 
@@ -68,25 +68,25 @@ def write_run(folder: Path, n: int = 40, q: int = 12, steps: Sequence[int] = STE
     return made
 
 
-def place_of(folder: Path) -> Place:
+def place_of(folder: Path) -> RunFiles:
     """The only run in a folder, as a scan finds it."""
     (run,) = Scan(folder).runs().values()
     return run.place()
 
 
-def ask(place: Place, name: str, there: Place | None = None, **parameters: object) -> Answer:
+def ask(place: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> Answer:
     """The answer to a question, in this process."""
     return read(name, place, there, Parameters({key: str(value) for key, value in parameters.items()}))
 
 
-def told(place: Place, name: str, there: Place | None = None, **parameters: object) -> Any:
+def told(place: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> Any:
     """The JSON of an answer that must be given."""
     answer = ask(place, name, there, **parameters)
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
 
-def refused(place: Place, name: str, there: Place | None = None, **parameters: object) -> tuple[int, str]:
+def refused(place: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> tuple[int, str]:
     """Status and sentence of an answer that must be refused."""
     answer = ask(place, name, there, **parameters)
     assert answer.status != 200

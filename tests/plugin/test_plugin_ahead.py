@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bif_lightning.tensorboard.plugin.ahead import Ahead
+from bif_lightning.tensorboard.plugin.ahead import Prefetcher
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Scan
@@ -61,14 +61,14 @@ def settle(pool: Counted) -> list[int]:
 
 def test_the_steps_that_come_next_are_prepared(folder, readers):
     pool = readers(2)
-    ahead, (run,) = Ahead(pool), Scan(folder).runs().values()
+    ahead, (run,) = Prefetcher(pool), Scan(folder).runs().values()
     views = {20: ahead.view(run, 20, VIEW)}
     assert settle(pool) == [20, 30, 40, 10]
     views[30] = ahead.view(run, 30, VIEW)
     assert settle(pool) == [50], "30 and 40 were there"
     views[20] = ahead.view(run, 20, VIEW)
     assert settle(pool) == [], "backwards: 10 was there, and 30"
-    alone = Ahead(readers(1))
+    alone = Prefetcher(readers(1))
     for step, view in views.items():
         assert view.status == 200
         assert view == alone.view(run, step, VIEW)
@@ -76,14 +76,14 @@ def test_the_steps_that_come_next_are_prepared(folder, readers):
 
 def test_nothing_is_prepared_while_a_reader_is_busy(folder, readers):
     pool = readers(1)
-    ahead, (run,) = Ahead(pool), Scan(folder).runs().values()
+    ahead, (run,) = Prefetcher(pool), Scan(folder).runs().values()
     ahead.view(run, 20, VIEW)
     assert settle(pool) == [20]
 
 
 def test_the_same_view_asked_twice_at_once_is_read_once(folder, readers):
     pool = readers(1)
-    ahead, (run,) = Ahead(pool), Scan(folder).runs().values()
+    ahead, (run,) = Prefetcher(pool), Scan(folder).runs().values()
     found = []
     threads = [threading.Thread(target=lambda: found.append(ahead.view(run, 40, VIEW))) for _ in range(6)]
     for thread in threads:
@@ -96,7 +96,7 @@ def test_the_same_view_asked_twice_at_once_is_read_once(folder, readers):
 
 def test_another_view_is_another_answer(folder, readers):
     pool = readers(1)
-    ahead, (run,) = Ahead(pool), Scan(folder).runs().values()
+    ahead, (run,) = Prefetcher(pool), Scan(folder).runs().values()
     first = ahead.view(run, 40, VIEW)
     assert ahead.view(run, 40, VIEW.but(height="6")).headers["X-Shape"] == "6,4"
     assert ahead.view(run, 40, VIEW.but(matrix="influence")).body != first.body

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.place import RunFiles
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.wire import Question
 
@@ -120,7 +120,7 @@ def test_mutated_dumps_break_nothing(tmp_path):
     write_run(tmp_path / "run", 30, 8, steps=(1,))
     whole = (tmp_path / "run" / "step=000000001.h5").read_bytes()
     shutil.copy(tmp_path / "run" / "samples.h5", tmp_path / "samples.h5")
-    place = Place(tmp_path, {1: "step=000000001.h5"})
+    place = RunFiles(tmp_path, {1: "step=000000001.h5"})
     right = {}
     rng, found, longest, wrong = np.random.default_rng(0), Counter[int](), 0.0, []
     readers = Readers(count=2)

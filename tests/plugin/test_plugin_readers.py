@@ -14,7 +14,7 @@ import pytest
 from bif_lightning.tensorboard.plugin import reader
 from bif_lightning.tensorboard.plugin.catalogue import Catalogue
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.place import RunFiles
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Scan
 from bif_lightning.tensorboard.plugin.wire import Question
@@ -42,7 +42,7 @@ def readers():
         pool.close()
 
 
-def cell(place: Place, step: int = 1) -> Question:
+def cell(place: RunFiles, step: int = 1) -> Question:
     return Question("cell", place, Parameters({"step": str(step), "matrix": "influence", "train": "0", "query": "0"}))
 
 
@@ -160,11 +160,11 @@ def test_readers_end_with_the_server(place, tmp_path):
     import os, sys
     from pathlib import Path
     from bif_lightning.tensorboard.plugin.parameters import Parameters
-    from bif_lightning.tensorboard.plugin.place import Place
+    from bif_lightning.tensorboard.plugin.place import RunFiles
     from bif_lightning.tensorboard.plugin.readers import Readers
     from bif_lightning.tensorboard.plugin.wire import Question
     pool = Readers(1)
-    place = Place(Path({str(place.folder)!r}), {dict(place.files)!r})
+    place = RunFiles(Path({str(place.folder)!r}), {dict(place.files)!r})
     pool.ask(Question("chains", place, Parameters({{"step": "1"}})))
     print(next(iter(pool._idle.queue))._process.pid, flush=True)
     os.kill(os.getpid(), 9)

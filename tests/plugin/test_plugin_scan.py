@@ -4,7 +4,7 @@ import threading
 import time
 
 from bif_lightning.tensorboard.plugin import scan
-from bif_lightning.tensorboard.plugin.memory import Memory
+from bif_lightning.tensorboard.plugin.memory import LRUCache
 from bif_lightning.tensorboard.plugin.scan import Scan
 
 
@@ -82,7 +82,7 @@ def test_nobody_waits_for_a_second_scan(tmp_path, monkeypatch):
 
 
 def test_a_memory_forgets_what_was_not_used_for_longest():
-    memory = Memory(10)
+    memory = LRUCache(10)
     for name in "abc":
         memory.put(name, name.upper(), 3)
     assert memory.get("a") == "A"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import shared_rows
-from bif_lightning.distributed.ranks import Placement
+from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation import blocks, matrices
-from bif_lightning.estimation.blocks import Layout
+from bif_lightning.estimation.blocks import MatrixShape
 from bif_lightning.estimation.matrices import compute, rounds
 from forked import together
 
@@ -39,7 +39,7 @@ def ranks(request: pytest.FixtureRequest, of_ranks: dict[int, list[Results]]) ->
 
 
 def alone(workers: int = 1, **more: Any) -> dict[str, np.ndarray]:
-    found = shared_rows.contents(compute(shared_rows.maker(), workers, Placement(), **more))
+    found = shared_rows.contents(compute(shared_rows.maker(), workers, Ranks(), **more))
     assert found is not None
     return found
 
@@ -76,7 +76,7 @@ def test_the_forecast_divides_chains_and_rows(ranks: list[Results]) -> None:
     chains, tiles = {2: (2, 51), 3: (1, 34)}[len(ranks)]
     for result in ranks:
         found = result["forecast"]
-        assert (found.ranks, found.workers) == (len(ranks), 1)
+        assert (found.num_ranks, found.workers) == (len(ranks), 1)
         assert found.seconds == chains * 34 + tiles
 
 
@@ -89,8 +89,10 @@ def test_threads_and_the_file_change_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-@pytest.mark.parametrize("layout", [Layout(101, 13, 9, 24), Layout(100_000, 1000, 1000, 24), Layout(3, 10**6, 5, 6)])
-def test_rounds_hold_every_row_once_in_order(layout: Layout, world: int) -> None:
+@pytest.mark.parametrize(
+    "layout", [MatrixShape(101, 13, 9, 24), MatrixShape(100_000, 1000, 1000, 24), MatrixShape(3, 10**6, 5, 6)]
+)
+def test_rounds_hold_every_row_once_in_order(layout: MatrixShape, world: int) -> None:
     groups = rounds(layout, world)
     flat = [row for group in groups for row in group]
     assert [each.start for each in flat] == [0, *(each.stop for each in flat[:-1])]
@@ -102,8 +104,8 @@ def test_rounds_hold_every_row_once_in_order(layout: Layout, world: int) -> None
 def test_blocks_are_whole_tiles_of_bounded_size_and_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_TILE_ENTRIES", 10 * 24 * 1000)
     monkeypatch.setattr(blocks, "_BLOCKS", 64)
-    layout = Layout(100_000, 1000, 1000, 24)
+    layout = MatrixShape(100_000, 1000, 1000, 24)
     assert layout.block_bytes < 1.1 * 4 * 4 * (1 << 19)
     assert len(layout.blocks()) >= 64
     assert [tile for each in layout.blocks() for tile in layout.tiles(each)] == layout.tiles(slice(0, 100_000))
-    assert Layout(10**6, 10, 10, 24, 10**6).block_bytes > 2 * 8 * 24 * 10**6  # sums over blocks of labels count
+    assert MatrixShape(10**6, 10, 10, 24, 10**6).block_bytes > 2 * 8 * 24 * 10**6  # sums over blocks of labels count

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bif_lightning.config import SGLD, Chains, Pairs
-from bif_lightning.curvature.closed_form import Linear
-from bif_lightning.curvature.gaussian import Normal, turned
+from bif_lightning.curvature.closed_form import LinearizedPosterior
+from bif_lightning.curvature.gaussian import SubspaceGaussian, rotate
 from bif_lightning.estimation.estimator import estimate
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.statistics.conditioned import conditioned_influence
@@ -91,8 +91,8 @@ def test_intervals_of_the_closed_form_hold_its_value_for_all_examples() -> None:
     for _ in range(200):
         x = torch.randn(8, 32, 4, generator=generator, dtype=torch.float64) * scales
         hessians = x.mT @ x / 32
-        normal, vectors = Normal.of(torch.eye(4, dtype=torch.float64), hessians.mean(0), 10.0, 3.0)
-        linear = Linear.of(normal, turned(hessians, vectors), train, query)
+        normal, vectors = SubspaceGaussian.of(torch.eye(4, dtype=torch.float64), hessians.mean(0), 10.0, 3.0)
+        linear = LinearizedPosterior.of(normal, rotate(hessians, vectors), train, query)
         found = influence(linear.products(slice(None)))
         error = found.standard_error * independent(8).influence.factor
         held.append(float(((found.value + exact).abs() < 1.96 * error).double().mean()))

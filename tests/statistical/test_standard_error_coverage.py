@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bif_lightning.config import Chains
-from bif_lightning.distributed.ranks import Placement
-from bif_lightning.estimation.blocks import Maker
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.estimation.blocks import BlockBuilder
 from bif_lightning.estimation.matrices import Matrices, compute
-from bif_lightning.sampling.trace import Record, batch_lengths
+from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from targets import Regression, gaussian_influence
 
 TRAIN, QUERY = Regression.random(8, 6, 0), Regression.random(5, 6, 1)
@@ -31,10 +31,10 @@ def losses(world: Regression, w: np.ndarray) -> torch.Tensor:
 def estimated(chains: Chains, w: np.ndarray) -> Matrices:
     """All matrices from weights [chain, draw, weight]."""
     records = [
-        Record(c, batch_lengths(chains), True, [losses(TRAIN, w[c])], [losses(QUERY, w[c])])
+        ChainTrace(c, batch_lengths(chains), True, [losses(TRAIN, w[c])], [losses(QUERY, w[c])])
         for c in range(chains.num_chains)
     ]
-    matrices = compute(Maker.of(records, (8, 5, 5), chains.centring), 1, Placement())
+    matrices = compute(BlockBuilder.of(records, (8, 5, 5), chains.centring), 1, Ranks())
     assert matrices is not None
     return matrices
 

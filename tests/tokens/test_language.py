@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bif_lightning.losses.causal_lm import causal_lm_loss, cross_entropy, token_losses
-from bif_lightning.losses.token_losses import by_token, present
+from bif_lightning.losses.token_losses import by_token, zero_absent
 from small_language import WORDS, language, padded, sequences
 
 
@@ -190,7 +190,7 @@ def test_what_is_no_language_model_is_refused() -> None:
 
 def test_absent_losses_are_not_looked_at() -> None:
     values, mask = torch.tensor([[1.0, float("nan")]]), torch.tensor([[True, False]])
-    assert present(lambda module, batch: (values, mask))(MODEL, None).tolist() == [[1, 0]]
+    assert zero_absent(lambda module, batch: (values, mask))(MODEL, None).tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,21 @@ import torch
 import small_language
 from bif_lightning.config import Chains, Pairs, Subspace
 from bif_lightning.data.dataset import Examples
-from bif_lightning.distributed.ranks import Placement
-from bif_lightning.estimation.blocks import Maker
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.estimation.blocks import BlockBuilder
 from bif_lightning.estimation.token_slopes import token_slopes
 from bif_lightning.losses.causal_lm import causal_lm_loss
 from bif_lightning.losses.observables import mean_of
 from bif_lightning.losses.problem import Problem
-from bif_lightning.losses.token_losses import TokenValues, present
-from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.losses.token_losses import TokenValues, zero_absent
+from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.results import token_matrices
 from bif_lightning.results.estimate import Estimate
-from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import Tokens
 from bif_lightning.sampling.chain import run_chain
 from bif_lightning.sampling.token_trace import TokenStore, gathered
-from bif_lightning.sampling.trace import Record, batch_lengths
+from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from bif_lightning.statistics.label_means import Labels
 from bif_lightning.storage import scratch
 from forked import together
@@ -50,17 +50,17 @@ def tokens_of(estimate: Estimate) -> Tokens:
     return estimate.tokens
 
 
-def as_examples(estimate: Estimate, labels: Labels | None = None) -> tuple[Maker, Any]:
+def as_examples(estimate: Estimate, labels: Labels | None = None) -> tuple[BlockBuilder, Any]:
     """The tokens' draws taken for those of examples, and what is made of them."""
     tokens, chains = tokens_of(estimate), estimate.chains
     sides = [torch.from_numpy(source.whole()) for source in (tokens.blocks.train, tokens.blocks.query)]
-    records = [Record(chain, batch_lengths(chains), traces=True) for chain in estimate.chain_ids]
+    records = [ChainTrace(chain, batch_lengths(chains), traces=True) for chain in estimate.chain_ids]
     for record, train, query in zip(records, *sides, strict=True):
         for pair in zip(train, query, strict=True):
             record.push(*pair)
         record.seal()
     shape = len(tokens.train), len(tokens.query), len(tokens.query)
-    maker = Maker.of(records, shape, chains.centring, labels)
+    maker = BlockBuilder.of(records, shape, chains.centring, labels)
     return maker, maker.block(slice(0, shape[0]))
 
 
@@ -152,8 +152,8 @@ def test_small_tiles_and_a_file_give_the_same(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(token_matrices, "_TILE_BYTES", 4000)
     monkeypatch.setattr(token_matrices, "_VALUE_BYTES", 8 * 60 * 4)
     mapped = list[int]()
-    opened = scratch.Storage._open
-    monkeypatch.setattr(scratch.Storage, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
+    opened = scratch.ScratchArrays._open
+    monkeypatch.setattr(scratch.ScratchArrays, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
     tiled = tokens.matrix(rows, columns, "correlation", budget=100)
     assert mapped
     np.testing.assert_allclose(tiled.value, whole.value, rtol=1e-6)
@@ -197,7 +197,7 @@ def test_a_diverged_chain_leaves_no_token_behind(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     whole = tokens_of(by_tokens())
     np.testing.assert_array_equal(rest.blocks.train.whole(), whole.blocks.train.whole()[[0, 2]])
-    assert isinstance(rest.blocks.law, Drawn)
+    assert isinstance(rest.blocks.law, DrawCovariance)
     assert rest.blocks.law.chains == 2
 
 
@@ -217,7 +217,7 @@ def test_a_store_beyond_its_budget_lies_in_a_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one[0], other[0])
     assert one[0][1, :, 0].tolist() == [4, 4.125, 4.25]
     assert list(tmp_path.iterdir()) == []
-    some = gathered(kept[1], [4], Placement(), everywhere=True, scratch=tmp_path)
+    some = gathered(kept[1], [4], Ranks(), everywhere=True, scratch=tmp_path)
     assert some is not None
     np.testing.assert_array_equal(some.changes()[0], one[0][1:])
 
@@ -281,17 +281,17 @@ class TestClosedForm:
         self, forward_mode: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         model = small_language.language(torch.float64)
-        host, items = FunctionalHost(model), Examples(sequences(9), padded)
+        backend, items = FunctionalBackend(model), Examples(sequences(9), padded)
         problem = Problem(
-            module=model, loss=present(causal_lm_loss), objective=mean_of, train=items, query=items, training=items,
+            module=model, loss=zero_absent(causal_lm_loss), objective=mean_of, train=items, query=items, training=items,
             prepare=lambda batch: batch, tokens=causal_lm_loss,
         )  # fmt: skip
-        directions = torch.randn(3, host.layout.size, dtype=torch.float64)
+        directions = torch.randn(3, backend.layout.size, dtype=torch.float64)
         losses, mask = causal_lm_loss(model, padded(sequences(9)))
         gradients = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for loss in losses[mask]]
         exact = [
             [
-                sum((g * q).sum() for g, q in zip(gradient, host.layout.pieces(each), strict=True))
+                sum((g * q).sum() for g, q in zip(gradient, backend.layout.pieces(each), strict=True))
                 for gradient in gradients
             ]
             for each in directions
@@ -302,6 +302,6 @@ class TestClosedForm:
                 raise NotImplementedError("no forward mode")
 
             monkeypatch.setattr("torch.autograd.forward_ad.make_dual", refused)
-        (slopes,) = token_slopes(problem, host, directions, 1e-5, Placement())
+        (slopes,) = token_slopes(problem, backend, directions, 1e-5, Ranks())
         rtol = 1e-10 if forward_mode else 1e-6
         torch.testing.assert_close(slopes, torch.tensor(exact, dtype=torch.float64), rtol=rtol, atol=rtol)

@@ -10,30 +10,30 @@ import torch
 
 from bif_lightning.config import SGLD
 from bif_lightning.estimation.assemble import rounded_bytes
-from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.results import token_matrices
-from bif_lightning.results.token_matrices import Held, Widths
-from bif_lightning.results.token_products import Drawn
+from bif_lightning.results.token_matrices import ErrorScales, InMemoryTokens
+from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
 from bif_lightning.storage import scratch
-from bif_lightning.storage.scratch import Storage
+from bif_lightning.storage.scratch import ScratchArrays
 from small_language import SAMPLER, by_tokens, language
 
 
 def test_frozen_weights_are_neither_copied_nor_saved() -> None:
     model = language(torch.bfloat16)
-    host = FunctionalHost(model, ["mix.*"])
+    backend = FunctionalBackend(model, ["mix.*"])
     sampled = sum(parameter.numel() for parameter in model.mix.parameters())
-    assert host.layout.num_weights == sampled
-    weights = host.weights()
-    assert max(host.center.numel(), weights.flat.numel()) < sampled + 64  # for the alignment of each of the two
+    assert backend.layout.num_weights == sampled
+    weights = backend.weights()
+    assert max(backend.center.numel(), weights.flat.numel()) < sampled + 64  # for the alignment of each of the two
     own = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
 
     def addresses(module: torch.nn.Module) -> dict[str, int]:
         return {name: parameter.data_ptr() for name, parameter in module.named_parameters()}
 
     # `named_parameters` of a twin knows what is a parameter by its dictionaries, whatever tensors they hold.
-    found = host.bind(weights).call(
+    found = backend.bind(weights).call(
         lambda module: {
             f"{prefix}.{name}": tensor.data_ptr()
             for prefix, part in module.named_modules() if prefix
@@ -46,14 +46,14 @@ def test_frozen_weights_are_neither_copied_nor_saved() -> None:
 
 @pytest.mark.parametrize("gradient", ["minibatch", "control_variate"])
 def test_what_is_held_in_less_precision_is_counted(gradient: str) -> None:
-    host = FunctionalHost(language(torch.bfloat16), ["mix.*", "norm.*"])
+    backend = FunctionalBackend(language(torch.bfloat16), ["mix.*", "norm.*"])
     sampler = SGLD(step_size=1e-5, inverse_temperature=1.0, localization=1.0, gradient=gradient)
-    weights = host.weights()
-    held = [weights] if gradient == "minibatch" else [weights, host.anchor(weights.gradient)]
+    weights = backend.weights()
+    held = [weights] if gradient == "minibatch" else [weights, backend.anchor(weights.gradient)]
     tensors = [tensor for each in held for leaf in each.leaves for tensor in (leaf, leaf.grad)]
     assert all(tensor.dtype == torch.bfloat16 for tensor in tensors)
-    assert rounded_bytes(host.layout, sampler, 1) == sum(tensor.numel() * 2 for tensor in tensors)
-    assert rounded_bytes(FunctionalHost(language()).layout, sampler, 1) == 0
+    assert rounded_bytes(backend.layout, sampler, 1) == sum(tensor.numel() * 2 for tensor in tensors)
+    assert rounded_bytes(FunctionalBackend(language()).layout, sampler, 1) == 0
 
 
 def made_up(train: int, query: int, draws: int) -> Tokens:
@@ -65,8 +65,8 @@ def made_up(train: int, query: int, draws: int) -> Tokens:
             snapshot_loss=zero, loss=zero, std=zero,
         )  # fmt: skip
     sides = (rng.standard_normal((4, draws // 4, size), np.float32) for size in (train, query))
-    law = Drawn(4, (draws // 8, draws // 8), "chain", 0.3)
-    return Tokens(**axes, blocks=blocks_of(law, Widths(1.0, 100.0, 1.0), *map(Held, sides)))
+    law = DrawCovariance(4, (draws // 8, draws // 8), "chain", 0.3)
+    return Tokens(**axes, blocks=blocks_of(law, ErrorScales(1.0, 100.0, 1.0), *map(InMemoryTokens, sides)))
 
 
 @pytest.mark.parametrize("errors", [True, False])
@@ -75,7 +75,7 @@ def test_a_matrix_beyond_its_budget_takes_no_memory(
 ) -> None:
     monkeypatch.setattr(token_matrices, "_VALUE_BYTES", 1 << 20)
     monkeypatch.setattr(token_matrices, "_TILE_BYTES", 1 << 20)
-    monkeypatch.setattr(token_matrices, "Storage", partial(Storage, directory=tmp_path))
+    monkeypatch.setattr(token_matrices, "ScratchArrays", partial(ScratchArrays, directory=tmp_path))
     tokens = made_up(4000, 1500, 200)
     tracemalloc.start()
     try:
@@ -94,8 +94,8 @@ def test_a_matrix_beyond_its_budget_takes_no_memory(
 def test_losses_of_tokens_beyond_their_budget_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = by_tokens()
     mapped = list[int]()
-    opened = scratch.Storage._open
-    monkeypatch.setattr(scratch.Storage, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
+    opened = scratch.ScratchArrays._open
+    monkeypatch.setattr(scratch.ScratchArrays, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
     monkeypatch.setattr("bif_lightning.estimation.tokens.TokenStore", _small_store(tmp_path))
     filed = by_tokens()
     assert mapped

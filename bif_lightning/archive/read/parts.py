@@ -32,7 +32,7 @@ class Picked:
     present: frozenset[str]
 
 
-def pick(
+def read_parts(
     path: str | os.PathLike[str],
     schema: str,
     *,

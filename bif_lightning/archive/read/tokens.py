@@ -18,8 +18,8 @@ from bif_lightning.archive.schema import DUMP, SAMPLES_FILE
 from bif_lightning.config import Centring
 from bif_lightning.results.estimate import CORRELATION_SIGN, INFLUENCE_SIGN
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.token_matrices import Quantity, TokenMatrix, Widths
-from bif_lightning.results.token_products import Drawn, Law, Linearized, Values
+from bif_lightning.results.token_matrices import ErrorScales, Quantity, TokenMatrix
+from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, GaussianCovariance, Values
 from bif_lightning.results.tokens import SideName, TokenAxis, Tokens, blocks_of
 
 Which = int | Sequence[int] | None
@@ -162,7 +162,7 @@ def open_tokens(dump: str | os.PathLike[str]) -> StoredTokens:
             raise ValueError(f"{path} has no tokens; give the callback per_token=True, which keeps their losses")
         try:
             law, name = _law(file)
-            widths = Widths(
+            widths = ErrorScales(
                 *(_number(file, each) for each in ("influence_factor", "influence_draws", "correlation_factor"))
             )
             axes = {side: _axis(file, side) for side in SIDES}
@@ -174,9 +174,9 @@ def open_tokens(dump: str | os.PathLike[str]) -> StoredTokens:
     return StoredTokens(Tokens(**axes, blocks=blocks_of(law, widths, *sources)), samples)
 
 
-def _law(file: h5py.File) -> tuple[Law, str]:
+def _law(file: h5py.File) -> tuple[CovarianceModel, str]:
     if find(file, "tokens/train_change") is None:
-        return Linearized(_array(file, "variance"), _array(file, "group_change")), "slope"
+        return GaussianCovariance(_array(file, "variance"), _array(file, "group_change")), "slope"
     chains = require(file, "tokens/train_change").shape[0]
     lengths = tuple(int(length) for length in _array(file, "batch_draws"))
     draws = require(file, "tokens/train_change").shape[1]
@@ -185,7 +185,7 @@ def _law(file: h5py.File) -> tuple[Law, str]:
     centring: Any = require(file, "tokens/centring").asstr()[()]
     if centring not in get_args(Centring):
         raise UnreadableFileError(f"{file.filename}: its tokens are centred by {centring!r}, which is not known")
-    return Drawn(chains, lengths, centring, _number(file, "centre_factor")), "change"
+    return DrawCovariance(chains, lengths, centring, _number(file, "centre_factor")), "change"
 
 
 def _axis(file: h5py.File, side: str) -> TokenAxis:

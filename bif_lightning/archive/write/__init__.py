@@ -25,7 +25,7 @@ from bif_lightning.archive.write.dump import dump_content
 from bif_lightning.archive.write.validate import check_estimate
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
-from bif_lightning.storage.atomic import replace_whole
+from bif_lightning.storage.atomic import atomic_write
 from bif_lightning.storage.atomic import sweep_temporaries as sweep_temporaries
 
 
@@ -129,7 +129,7 @@ def _difference(path: Path, train: Samples, query: Samples) -> str:
 
 def _write(path: Path, content: Content) -> None:
     # v110 is the oldest format with chunk indices that scale; HDF5 1.10 and later read it.
-    with replace_whole(path, content.nbytes) as sink, h5py.File(sink, "w", libver=("v110", "v114")) as file:
+    with atomic_write(path, content.nbytes) as sink, h5py.File(sink, "w", libver=("v110", "v114")) as file:
         for name, size in content.pure_dims.items():
             scale = file.create_dataset(name, (size,), ">f4", chunks=chunk_shape((size,)))
             scale.make_scale(f"{PURE_DIMENSION} {size:10d}")

@@ -10,11 +10,11 @@ from bif_lightning.archive.schema import (
     LOSS,
     PARTICULARS,
     Variable,
-    bulk,
-    real,
+    float32,
+    float64,
+    int64,
     string,
     text_column,
-    whole,
 )
 from bif_lightning.results.estimate import Divergence, Estimate, Traces
 from bif_lightning.results.verdict import judge
@@ -23,19 +23,19 @@ from bif_lightning.results.verdict import judge
 def chains(estimate: Estimate) -> Iterator[Variable]:
     """Traces of the chains behind the matrices, and the diagnostics."""
     loss, dims = np.asarray(estimate.loss_trace, np.float64), ("chain", "draw")
-    yield whole("chains/chain", estimate.chain_ids, "id of each chain that did not diverge", ("chain",))
-    yield whole("chains/draw", np.arange(loss.shape[1]), "recorded draw within a chain", ("draw",))
-    yield real("chains/loss", loss, "nat", "mean train loss at each draw", dims)
+    yield int64("chains/chain", estimate.chain_ids, "id of each chain that did not diverge", ("chain",))
+    yield int64("chains/draw", np.arange(loss.shape[1]), "recorded draw within a chain", ("draw",))
+    yield float64("chains/loss", loss, "nat", "mean train loss at each draw", dims)
     words = "distance of each draw from the snapshot, |w - w*|"
-    yield real("chains/distance", estimate.distance_trace, "1", words, dims)
+    yield float64("chains/distance", estimate.distance_trace, "1", words, dims)
     llc = (estimate.sampler.inverse_temperature or 0.0) * (loss.mean(axis=1) - estimate.snapshot_loss)
-    yield real("chains/chain_llc", llc, "nat", "local learning coefficient estimate of each chain", ("chain",))
+    yield float64("chains/chain_llc", llc, "nat", "local learning coefficient estimate of each chain", ("chain",))
     numbers = vars(estimate.diagnostics) | {"snapshot_loss": estimate.snapshot_loss}
     for name, (units, long_name) in DIAGNOSTICS.items():
-        yield real(f"chains/{name}", numbers[name], units, long_name)
+        yield float64(f"chains/{name}", numbers[name], units, long_name)
     for name, (units, long_name) in PARTICULARS.items():
         if (value := getattr(estimate, name)) is not None:
-            yield real(f"chains/{name}", value, units, long_name)
+            yield float64(f"chains/{name}", value, units, long_name)
     words = "whether this snapshot can be trusted, why, and what to change"
     text = string(str(judge(estimate)))
     yield Variable(path="chains/verdict", dims=(), values=text, units=None, long_name=words)
@@ -47,34 +47,34 @@ def stability(values: np.ndarray) -> Variable:
         "share of the 10 most helpful and 10 most harmful train examples by half of the draws (of Subspace: of the "
         "examples behind its curvature) that the rest finds too"
     )
-    return real("top_stability", values, "1", words, ("query",))
+    return float64("top_stability", values, "1", words, ("query",))
 
 
 def divergences(divergences: Sequence[Divergence]) -> Iterator[Variable]:
     """The chains that left the posterior, and how."""
     dims = ("divergence",)
-    yield whole("divergences/divergence", np.arange(len(divergences)), "number of the divergence", dims)
+    yield int64("divergences/divergence", np.arange(len(divergences)), "number of the divergence", dims)
     columns = {name: [getattr(each, name) for each in divergences] for name in Divergence.__dataclass_fields__}
-    yield whole("divergences/chain", columns["chain"], "id of the chain that left the posterior", dims)
-    yield whole("divergences/draw", columns["draw"], "recorded draw at which it did, -1 within burn-in", dims)
-    yield whole("divergences/step", columns["step"], "sampler step at which it did", dims)
-    yield real("divergences/loss_before", columns["loss_before"], "nat", "loss before that step", dims)
-    yield real("divergences/loss", columns["loss"], "nat", "loss after that step", dims)
+    yield int64("divergences/chain", columns["chain"], "id of the chain that left the posterior", dims)
+    yield int64("divergences/draw", columns["draw"], "recorded draw at which it did, -1 within burn-in", dims)
+    yield int64("divergences/step", columns["step"], "sampler step at which it did", dims)
+    yield float64("divergences/loss_before", columns["loss_before"], "nat", "loss before that step", dims)
+    yield float64("divergences/loss", columns["loss"], "nat", "loss after that step", dims)
     yield text_column("divergences/message", columns["message"], "what happened, in words", *dims)
 
 
 def traces(estimate: Estimate, traces: Traces) -> Iterator[Variable]:
     """Every recorded draw of every loss and observable."""
     dims = ("chain", "draw")
-    yield whole("traces/chain", estimate.chain_ids, "id of each chain", ("chain",))
-    yield whole("traces/draw", np.arange(traces.train.shape[1]), "recorded draw within a chain", ("draw",))
+    yield int64("traces/chain", estimate.chain_ids, "id of each chain", ("chain",))
+    yield int64("traces/draw", np.arange(traces.train.shape[1]), "recorded draw within a chain", ("draw",))
     words = "loss of each train example at each draw"
-    yield bulk("traces/train_loss", traces.train, "nat", words, (*dims, "train"))
+    yield float32("traces/train_loss", traces.train, "nat", words, (*dims, "train"))
     for name, values in traces.columns.items():
         influence = estimate.losses if name == LOSS else estimate.observables[name]
         column = "query" if influence.columns is None else f"{name}_column"
         words = "loss of each query at each draw" if name == LOSS else f"{name} at each draw"
-        yield bulk(f"traces/{name}", values, influence.unit, words, (*dims, column))
+        yield float32(f"traces/{name}", values, influence.unit, words, (*dims, column))
 
 
 def cost(estimate: Estimate) -> Iterator[Variable]:
@@ -82,6 +82,6 @@ def cost(estimate: Estimate) -> Iterator[Variable]:
     for name, (units, long_name) in COSTS.items():
         value = getattr(estimate.cost, name)
         if name == "seconds":
-            yield real(f"cost/{name}", value, units, long_name)
+            yield float64(f"cost/{name}", value, units, long_name)
         else:
-            yield whole(f"cost/{name}", value, long_name, units=units)
+            yield int64(f"cost/{name}", value, long_name, units=units)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from bif_lightning.archive.examples_file import SIDES
-from bif_lightning.archive.schema import OVERVIEW_SIDE, Variable, bulk, class_name, real, text_column, whole
+from bif_lightning.archive.schema import OVERVIEW_SIDE, Variable, class_name, float32, float64, int64, text_column
 from bif_lightning.results.estimate import (
     CONDITIONED_SIGN,
     CORRELATION_SIGN,
@@ -22,21 +22,21 @@ from bif_lightning.results.examples import Samples
 def axes(train: Samples, query: Samples) -> Iterator[Variable]:
     """Row numbers, ids, dataset indices and labels of both axes."""
     for side, samples in zip(SIDES, (train, query), strict=True):
-        yield whole(side, np.arange(len(samples)), f"row of the {side} axis", (side,))
+        yield int64(side, np.arange(len(samples)), f"row of the {side} axis", (side,))
         yield text_column(f"{side}_id", samples.ids, "unique id of each example", side)
-        yield whole(f"{side}_index", samples.index, "position in the dataset it came from", (side,))
+        yield int64(f"{side}_index", samples.index, "position in the dataset it came from", (side,))
         if samples.labels is not None:
-            yield whole(f"{side}_label", samples.labels, "class index, -1 where there is none", (side,))
+            yield int64(f"{side}_label", samples.labels, "class index, -1 where there is none", (side,))
 
 
 def losses(estimate: Estimate) -> Iterator[Variable]:
     """The matrices of the query losses, and mean and spread of every loss."""
     yield from _matrices("", estimate.losses, ("train", "query"), "the query's loss")
     mean, std = "mean loss of each example over the draws", "standard deviation of the loss over the draws"
-    yield real("train_loss", estimate.train_mean, "nat", mean, ("train",))
-    yield real("train_std", estimate.train_std, "nat", std, ("train",))
-    yield real("query_loss", estimate.losses.mean, "nat", mean, ("query",))
-    yield real("query_std", estimate.losses.std, "nat", std, ("query",))
+    yield float64("train_loss", estimate.train_mean, "nat", mean, ("train",))
+    yield float64("train_std", estimate.train_std, "nat", std, ("train",))
+    yield float64("query_loss", estimate.losses.mean, "nat", mean, ("query",))
+    yield float64("query_std", estimate.losses.std, "nat", std, ("query",))
 
 
 def observable(name: str, influence: Influence) -> Iterator[Variable]:
@@ -46,8 +46,8 @@ def observable(name: str, influence: Influence) -> Iterator[Variable]:
         column = f"{name}_column"
         yield text_column(column, influence.columns, f"columns of the observable {name}", column)
     yield from _matrices(f"{name}_", influence, ("train", column), f"the observable {name}")
-    yield real(f"{name}_mean", influence.mean, influence.unit, f"mean of {name} over the draws", (column,))
-    yield real(f"{name}_std", influence.std, influence.unit, f"standard deviation of {name}", (column,))
+    yield float64(f"{name}_mean", influence.mean, influence.unit, f"mean of {name} over the draws", (column,))
+    yield float64(f"{name}_std", influence.std, influence.unit, f"standard deviation of {name}", (column,))
 
 
 def _matrices(prefix: str, influence: Influence, dims: tuple[str, ...], what: str) -> Iterator[Variable]:
@@ -60,10 +60,10 @@ def _matrices(prefix: str, influence: Influence, dims: tuple[str, ...], what: st
         quantities = (*quantities, ("conditioned", quantities[0][1], CONDITIONED_SIGN, words))
     for name, units, sign, formula in quantities:
         words = formula if " " in formula else f"{formula}(train loss, {what}) over the draws"
-        yield bulk(f"{prefix}{name}", getattr(influence, name), units, words, dims, sign)
+        yield float32(f"{prefix}{name}", getattr(influence, name), units, words, dims, sign)
         error = getattr(influence, f"{name}_standard_error")
         words = f"Monte Carlo standard error of {prefix}{name}"
-        yield bulk(f"{prefix}{name}_standard_error", error, units, words, dims)
+        yield float32(f"{prefix}{name}_standard_error", error, units, words, dims)
 
 
 def product_unit(unit: str) -> str:
@@ -80,11 +80,11 @@ def overview(correlation: np.ndarray) -> Iterator[Variable]:
     block, rows, columns = mean_pooled(correlation, OVERVIEW_SIDE)
     dims = ("train_block", "query_block")
     for dim, values in zip(dims, (rows, columns), strict=True):
-        yield real(
+        yield float64(
             f"overview/{dim}", values, "1", f"centre of each block on the {dim.removesuffix('_block')} axis", (dim,)
         )
     words = "correlation, mean of each block of neighbouring rows and columns"
-    yield bulk("overview/block", block, "1", words, dims, CORRELATION_SIGN)
+    yield float32("overview/block", block, "1", words, dims, CORRELATION_SIGN)
 
 
 def mean_pooled(matrix: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,14 +111,14 @@ def labels(means: LabelMeans, train: Samples, query: Samples) -> Iterator[Variab
     sides = ((train, means.train_labels), (query, means.query_labels))
     for side, (samples, present) in zip(SIDES, sides, strict=True):
         dim = f"{side}_label"
-        yield whole(f"labels/{dim}", present, "class index", (dim,))
+        yield int64(f"labels/{dim}", present, "class index", (dim,))
         if samples.label_names:
             names = [class_name(samples.label_names, int(label)) for label in present]
             yield text_column(f"labels/{dim}_name", names, "name of each class", dim)
     dims = ("train_label", "query_label")
     for name, units, sign in (("influence", "nat^2", INFLUENCE_SIGN), ("correlation", "1", CORRELATION_SIGN)):
         words = f"mean {name} of the train examples of one label on the queries of another"
-        mean = real(f"labels/{name}", getattr(means, name), units, words, dims)
+        mean = float64(f"labels/{name}", getattr(means, name), units, words, dims)
         yield replace(mean, attrs={"sign": sign})
         error = getattr(means, f"{name}_standard_error")
-        yield real(f"labels/{name}_standard_error", error, units, "Monte Carlo standard error of the mean", dims)
+        yield float64(f"labels/{name}_standard_error", error, units, "Monte Carlo standard error of the mean", dims)

@@ -25,7 +25,7 @@ from bif_lightning.losses.derived.reduction import PerSample
 from bif_lightning.losses.derived.separable import CapturedLoss, prove_captured
 from bif_lightning.losses.derived.suggest import refusal
 from bif_lightning.losses.derived.user_loss import check_user_loss as check_user_loss
-from bif_lightning.losses.problem import evaluating
+from bif_lightning.losses.problem import eval_mode
 from bif_lightning.model.sharded import is_sharded, reshard
 
 
@@ -97,14 +97,14 @@ def derive_loss(
     """
     if len(set(rows)) < 2 or len(set(rows)) < len(rows):
         raise ValueError(f"rows is {list(rows)}; per-example losses are proved on at least two different examples")
-    with evaluating(module), _gathered_weights_freed(module):
+    with eval_mode(module), _gathered_weights_freed(module):
         try:
             return prove_captured(step, module, batch_of, rows, per_sample=per_sample, size_of=size_of)
         except NotSeparableError as error:
             captured = error
     tried = {CapturedLoss.rung: str(captured)}
     other_ways = f"{VmappedLoss.rung}, and on batches of one"
-    with evaluating(module), _gathered_weights_freed(module):
+    with eval_mode(module), _gathered_weights_freed(module):
         try:
             if per_sample == "mean":
                 return prove_singles(step, module, batch_of, rows)

@@ -24,8 +24,8 @@ from bif_lightning.losses.derived.proof import (
     at_perturbed_weights,
     equal_losses,
     float_types,
+    losses_differ,
     rounding,
-    tells_apart,
 )
 from bif_lightning.losses.derived.reduction import PerSample
 from bif_lightning.model.sharded import is_sharded
@@ -177,7 +177,7 @@ class _Trial:
         return float(self.alone.abs().mean())
 
     def tells_apart(self) -> bool:
-        return tells_apart(self.alone, self.rounding * self.scale())
+        return losses_differ(self.alone, self.rounding * self.scale())
 
     def made_by(self, scale: float) -> set[str]:
         """Which of "mean" and "sum" gives the losses of the batches from those alone, to rounding at this scale."""

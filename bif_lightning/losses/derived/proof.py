@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bif_lightning.losses.derived.intercept import Step
-from bif_lightning.model.functional import FunctionalHost
-from bif_lightning.model.sharded import ShardHost, is_sharded, reshard
+from bif_lightning.model.functional import FunctionalBackend
+from bif_lightning.model.sharded import ShardedBackend, is_sharded, reshard
 
 # A batch and a batch of one take different kernels, and on a GPU only one of them may round to TF32.
 ROUNDING: Final = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -28,16 +28,16 @@ def at_perturbed_weights(step: Step, module: nn.Module) -> Step:
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return step
     sharded = is_sharded(module)
-    host = ShardHost(module) if sharded else FunctionalHost(module, twins=False)
-    weights = host.weights()
-    generator = torch.Generator(host.device).manual_seed(0)
+    backend = ShardedBackend(module) if sharded else FunctionalBackend(module, twins=False)
+    weights = backend.weights()
+    generator = torch.Generator(backend.device).manual_seed(0)
     with torch.no_grad():
-        for parameter, piece in enumerate(host.layout.pieces(weights.flat)):
+        for parameter, piece in enumerate(backend.layout.pieces(weights.flat)):
             noise = torch.empty_like(piece)
-            host.fill_normal(noise, parameter, generator)
+            backend.fill_normal(noise, parameter, generator)
             if piece.numel():  # a rank may have no share of a small parameter
                 piece.add_(noise * _noise_size(piece))
-    bound = host.bind(weights)
+    bound = backend.bind(weights)
 
     def perturbed(other: nn.Module, batch: Any) -> object:
         if sharded:
@@ -82,7 +82,7 @@ def float_types(module: nn.Module) -> set[torch.dtype]:
     return {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
 
 
-def tells_apart(alone: Tensor, tolerance: float) -> bool:
+def losses_differ(alone: Tensor, tolerance: float) -> bool:
     """Whether losses differ from each other by more than a few tolerances, so that a wrong row would be seen."""
     return bool(((alone - alone.mean()).abs() > _SPREAD * tolerance).any())
 

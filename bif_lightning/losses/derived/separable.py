@@ -37,8 +37,8 @@ from bif_lightning.losses.derived.proof import (
     disagreement,
     equal_losses,
     float_types,
+    losses_differ,
     rounding,
-    tells_apart,
 )
 from bif_lightning.losses.derived.reduction import PerSample, Rule, calls_of, consistent_rules, split
 
@@ -297,7 +297,7 @@ class _Trial:
 
     def tells_apart(self) -> bool:
         """Whether a row in the wrong place would show."""
-        return tells_apart(self.alone, self._rounding() * self.scale())
+        return losses_differ(self.alone, self._rounding() * self.scale())
 
     def _rounding(self) -> float:
         dtypes = self.dtypes | {call.precision for call in calls_of(self.batch)}

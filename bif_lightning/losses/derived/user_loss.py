@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bif_lightning.losses.derived.exceptions import LossRefusedError
 from bif_lightning.losses.derived.proof import rounding
-from bif_lightning.losses.problem import evaluating
-from bif_lightning.model.functional import FunctionalHost
+from bif_lightning.losses.problem import eval_mode
+from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import is_sharded
 
 _TOLERANCE: Final = 0.03
@@ -40,7 +40,7 @@ def check_user_loss(
     """
     if len(rows) < 2:
         raise ValueError(f"rows is {list(rows)}; a loss function is checked on at least two examples")
-    with evaluating(module):
+    with eval_mode(module):
         batch = batch_of(rows)
         with torch.no_grad():
             result = loss_fn(module, batch)
@@ -95,8 +95,8 @@ def _check_finite(result: Tensor, rows: Sequence[int]) -> None:
 def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch: Any) -> None:
     if is_sharded(module) or not any(parameter.requires_grad for parameter in module.parameters()):
         return  # the first snapshot tries the weights of a chain, wherever they are
-    host = FunctionalHost(module, twins=False)
-    weights = host.weights()
+    backend = FunctionalBackend(module, twins=False)
+    weights = backend.weights()
 
     def backward(bound: nn.Module) -> None:
         with torch.enable_grad():
@@ -105,7 +105,7 @@ def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Modu
                 # Unequal, since losses without their mean add up to 0, and have another message.
                 losses.backward(torch.linspace(1, 2, losses.numel()).to(losses).view_as(losses))
 
-    host.bind(weights).call(backward)
+    backend.bind(weights).call(backward)
     if not bool(weights.gradient.any()):
         _refuse(
             "has no gradient to any weight of the module",

@@ -4,7 +4,7 @@ from concurrent.futures import Future
 from threading import Lock, Thread
 
 from bif_lightning.tensorboard.plugin.answers import Answer
-from bif_lightning.tensorboard.plugin.memory import Memory
+from bif_lightning.tensorboard.plugin.memory import LRUCache
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run
@@ -17,7 +17,7 @@ _NOT_OF_THE_VIEW = ("token", "step")
 Key = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
-class Ahead:
+class Prefetcher:
     """Answers views, and remembers them; while readers are idle it prepares those of the neighbouring steps.
 
     Args:
@@ -26,7 +26,7 @@ class Ahead:
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
-        self._kept = Memory(_MOST_BYTES)
+        self._kept = LRUCache(_MOST_BYTES)
         self._pending: dict[Key, Future[Answer]] = {}
         self._lock = Lock()
         self._last = (0, 0)  # step of the last view, and how many there were

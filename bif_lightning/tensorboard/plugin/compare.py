@@ -9,7 +9,7 @@ from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_js
 from bif_lightning.tensorboard.plugin.examples import Examples, examples_of
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place, remembered, token
+from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
 from bif_lightning.tensorboard.plugin.pooling import pooled
 from bif_lightning.tensorboard.plugin.views import Window, ordered, window_of
 
@@ -49,15 +49,15 @@ class Common:
 class Pair:
     """One matrix of two dumps."""
 
-    here: Place
-    there: Place
+    here: RunFiles
+    there: RunFiles
     step: int
     other_step: int
     matrix: Matrix
     common: Common
 
 
-def pair_of(here: Place, there: Place, parameters: Parameters) -> Pair:
+def pair_of(here: RunFiles, there: RunFiles, parameters: Parameters) -> Pair:
     """The two dumps that a request asks for, and the examples that they share.
 
     Raises:
@@ -74,7 +74,7 @@ def pair_of(here: Place, there: Place, parameters: Parameters) -> Pair:
     return Pair(here, there, step, other, matrix, common)
 
 
-def _common(here: Place, there: Place, matrix: Matrix, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Common:
+def _common(here: RunFiles, there: RunFiles, matrix: Matrix, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Common:
     if here.folder == there.folder and shapes[0] == shapes[1]:
         rows, columns = (np.arange(size) for size in shapes[0])
         return Common(rows, rows, columns, columns)
@@ -95,7 +95,7 @@ def _matched(own: Examples, others: Examples, side: str) -> tuple[np.ndarray, np
     return found[:, 0], found[:, 1]
 
 
-def compare(here: Place, there: Place, parameters: Parameters) -> Answer:
+def compare(here: RunFiles, there: RunFiles, parameters: Parameters) -> Answer:
     """Values here minus values there, float32, and their standard errors where the window is not pooled.
 
     `part` asks for the values of "this" or of the "other" in place of the difference, in the same window. The error of
@@ -123,7 +123,7 @@ def compare(here: Place, there: Place, parameters: Parameters) -> Answer:
     return as_numbers(headers, *shown)
 
 
-def compare_ranks(here: Place, there: Place, parameters: Parameters) -> Answer:
+def compare_ranks(here: RunFiles, there: RunFiles, parameters: Parameters) -> Answer:
     """Of each query, or of 256 evenly spaced ones, the rank correlation of its train examples here and there."""
     pair = pair_of(here, there, parameters)
     queries, agreement = rank_agreement(pair, _MANY)
@@ -174,7 +174,7 @@ def _shown(pair: Pair, name: str, window: Window, combine: Combine) -> np.ndarra
     return combine(here, there)
 
 
-def _pooled(place: Place, step: int, name: str, window: Window, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _pooled(place: RunFiles, step: int, name: str, window: Window, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return pooled(cells(place, step, name), rows, columns, window.height, window.width)
 
 

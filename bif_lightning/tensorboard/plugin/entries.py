@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.tensorboard.plugin.answers import Answer, as_json
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import QUANTITIES, Place, head
+from bif_lightning.tensorboard.plugin.place import QUANTITIES, RunFiles, head
 
 _LOSSES = ("train_loss", "train_std", "query_loss", "query_std")
 
 
-def cell(place: Place, parameters: Parameters) -> Answer:
+def cell(place: RunFiles, parameters: Parameters) -> Answer:
     """Every quantity of one train example and one query, with its standard error; and their losses."""
     step, asked = place.step(parameters), matrix_of(parameters)
     train, query = (
@@ -31,10 +31,10 @@ def cell(place: Place, parameters: Parameters) -> Answer:
     }
     # An observable may have columns of its own, which are no queries.
     names = _LOSSES if not asked.observable else _LOSSES[:2]
-    losses = pick(place.dump(step), DUMP, names=names).values
+    losses = read_parts(place.dump(step), DUMP, names=names).values
     rows = {"train": int(train[0]), "query": int(query[0])}
     return as_json({"values": values} | {name: losses[name][rows[name.partition("_")[0]]] for name in losses})
 
 
-def _entry(place: Place, step: int, name: str, train: np.ndarray, query: np.ndarray) -> float:
+def _entry(place: RunFiles, step: int, name: str, train: np.ndarray, query: np.ndarray) -> float:
     return float(cells(place, step, name, train, query)[0, 0])

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bif_lightning.archive.read.examples import read_samples, read_thumbnail
-from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.schema import DUMP, class_name
 from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.matrix import matrix_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place, remembered, token
+from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
 
 SIDES = ("train", "query")
 _HEAD = 80
@@ -31,7 +31,7 @@ class Examples:
         return self.train if name == "train" else self.query
 
 
-def examples_of(place: Place) -> Examples:
+def examples_of(place: RunFiles) -> Examples:
     """Who the examples are, read once."""
     path = place.samples()
     if path is None:
@@ -40,12 +40,12 @@ def examples_of(place: Place) -> Examples:
     return remembered(key, lambda: Examples(*read_samples(path, thumbnails=False)), _size)
 
 
-def _of_dump(place: Place) -> Examples:
+def _of_dump(place: RunFiles) -> Examples:
     path = place.dump(place.steps[-1])
     names = [f"{side}_{part}" for side in SIDES for part in ("id", "index", "label")]
 
     def read() -> Examples:
-        values = pick(path, DUMP, names=names).values
+        values = read_parts(path, DUMP, names=names).values
         return Examples(*(_bare(values, side) for side in SIDES))
 
     return remembered(("examples", str(path), token(path)), read, _size)
@@ -70,7 +70,7 @@ def label_word(samples: Samples, row: int) -> str | None:
     return class_name(samples.label_names, int(samples.labels[row]))
 
 
-def samples(place: Place, parameters: Parameters) -> Answer:
+def samples(place: RunFiles, parameters: Parameters) -> Answer:
     """Ids, indices, labels, the user's columns and the beginning of each text, of one side.
 
     Given a `matrix` of an observable whose columns are no queries, and a `step`, the columns are the query side.
@@ -93,9 +93,9 @@ def samples(place: Place, parameters: Parameters) -> Answer:
     )
 
 
-def _own_columns(place: Place, parameters: Parameters) -> list[str]:
+def _own_columns(place: RunFiles, parameters: Parameters) -> list[str]:
     name = f"{matrix_of(parameters).observable}_column"
-    values = pick(place.dump(place.step(parameters)), DUMP, names=(name,)).values
+    values = read_parts(place.dump(place.step(parameters)), DUMP, names=(name,)).values
     return list(map(str, values.get(name, ())))
 
 
@@ -104,7 +104,7 @@ def _named(names: list[str]) -> dict[str, Any]:
     return {"id": names, "index": list(range(len(names))), "columns": {}, "own_columns": True} | nothing
 
 
-def text(place: Place, parameters: Parameters) -> Answer:
+def text(place: RunFiles, parameters: Parameters) -> Answer:
     """The whole text of one example."""
     of = examples_of(place).side(parameters.choice("side", SIDES))
     row = parameters.number("row", 0, len(of) - 1)
@@ -113,7 +113,7 @@ def text(place: Place, parameters: Parameters) -> Answer:
     return as_json({"text": of.texts[row]})
 
 
-def thumbnail(place: Place, parameters: Parameters) -> Answer:
+def thumbnail(place: RunFiles, parameters: Parameters) -> Answer:
     """The picture of one example, a PNG."""
     path = place.samples()
     side = parameters.choice("side", SIDES)

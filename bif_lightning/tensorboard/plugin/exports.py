@@ -11,7 +11,7 @@ from bif_lightning.tensorboard.plugin.compare import pair_of, rank_agreement
 from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of, label_word
 from bif_lightning.tensorboard.plugin.matrix import cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.place import RunFiles
 from bif_lightning.tensorboard.plugin.tops import top_lists
 from bif_lightning.tensorboard.plugin.views import class_means, ordered, window_of
 
@@ -35,7 +35,7 @@ def _cell(value: Any) -> Any:
     return "" if value is None or value != value else value
 
 
-def export_top(place: Place, parameters: Parameters) -> Answer:
+def export_top(place: RunFiles, parameters: Parameters) -> Answer:
     """The lists of the cards."""
     step, matrix = place.step(parameters), matrix_of(parameters)
     lists = top_lists(place, step, matrix, parameters)
@@ -67,7 +67,7 @@ def _who(of: Samples | None, row: int) -> tuple[str | None, str | None]:
     return (None, None) if of is None else (of.ids[row], label_word(of, row))
 
 
-def export_window(place: Place, parameters: Parameters) -> Answer:
+def export_window(place: RunFiles, parameters: Parameters) -> Answer:
     """Every entry of a window, a line each, not pooled.
 
     Raises:
@@ -103,7 +103,7 @@ def export_window(place: Place, parameters: Parameters) -> Answer:
     return as_csv(head, rows, f"influence_window_step_{step}")
 
 
-def export_classes(place: Place, parameters: Parameters) -> Answer:
+def export_classes(place: RunFiles, parameters: Parameters) -> Answer:
     """Every block of a class of train examples and a class of queries, a line each."""
     step, matrix = place.step(parameters), matrix_of(parameters)
     found = class_means(place, step, matrix)
@@ -116,7 +116,7 @@ def export_classes(place: Place, parameters: Parameters) -> Answer:
     )
 
 
-def export_compare_ranks(here: Place, there: Place, parameters: Parameters) -> Answer:
+def export_compare_ranks(here: RunFiles, there: RunFiles, parameters: Parameters) -> Answer:
     """Rank correlation of each query between two dumps, a line each."""
     pair = pair_of(here, there, parameters)
     queries, agreement = rank_agreement(pair, len(pair.common.columns))

@@ -8,14 +8,14 @@ import numpy as np
 from bif_lightning.archive.read.cells import read_cells
 from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import RefusedError
-from bif_lightning.tensorboard.plugin.memory import Memory
+from bif_lightning.tensorboard.plugin.memory import LRUCache
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import QUANTITIES, Place, head, token
+from bif_lightning.tensorboard.plugin.place import QUANTITIES, RunFiles, head, token
 
 WHOLE_CELLS = 1 << 24
 """Matrices of at most so many cells are read whole and remembered."""
 
-_MATRICES = Memory(256 << 20)
+_MATRICES = LRUCache(256 << 20)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def matrix_of(parameters: Parameters) -> Matrix:
     return Matrix(quantity, observable)
 
 
-def shape_of(place: Place, step: int, matrix: Matrix) -> tuple[int, int]:
+def shape_of(place: RunFiles, step: int, matrix: Matrix) -> tuple[int, int]:
     """Rows and columns of a matrix.
 
     Raises:
@@ -73,7 +73,7 @@ def shape_of(place: Place, step: int, matrix: Matrix) -> tuple[int, int]:
 
 
 def cells(
-    place: Place, step: int, name: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+    place: RunFiles, step: int, name: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None
 ) -> np.ndarray:
     """Rows and columns of a matrix by the name of its dataset; None takes all.
 
@@ -94,7 +94,7 @@ def cells(
 
 
 def cells_of(
-    place: Place, step: int, names: Sequence[str], rows: np.ndarray | None, columns: np.ndarray | None
+    place: RunFiles, step: int, names: Sequence[str], rows: np.ndarray | None, columns: np.ndarray | None
 ) -> list[np.ndarray]:
     """The same of several matrices in one reading; none is remembered."""
     try:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 Kept = TypeVar("Kept")
 
 
-class Memory:
+class LRUCache:
     """A cache that forgets what was not used for longest. Safe to use from several threads.
 
     Args:

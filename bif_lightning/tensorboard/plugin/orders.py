@@ -13,7 +13,7 @@ from bif_lightning.tensorboard.plugin.clustering import cluster_order
 from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of
 from bif_lightning.tensorboard.plugin.matrix import WHOLE_CELLS, Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place, remembered, token
+from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
 
 WAYS = ("dataset", "label", "cluster", "strength", "column", "user")
 _BAND = 256  # a row or column of chunks
@@ -34,7 +34,7 @@ class Order:
     at: int
 
 
-def order_of(place: Place, parameters: Parameters) -> Order:
+def order_of(place: RunFiles, parameters: Parameters) -> Order:
     """The order that a request asks for: `by`, `column`, `at`; in the order of the dataset by default."""
     by = parameters.choice("by", WAYS, "dataset")
     column = parameters.text("column") if by in ("column", "user") else ""
@@ -42,13 +42,13 @@ def order_of(place: Place, parameters: Parameters) -> Order:
     return Order(by, column, parameters.number("at", 0, 10**15, steps[-1] if steps else 0))
 
 
-def order(place: Place, parameters: Parameters) -> Answer:
+def order(place: RunFiles, parameters: Parameters) -> Answer:
     """The permutation itself, int32: which row stands at each position."""
     side = parameters.choice("side", SIDES)
     return as_numbers({}, positions(place, matrix_of(parameters), side, order_of(place, parameters)))
 
 
-def positions(place: Place, matrix: Matrix, side: str, by: Order) -> np.ndarray:
+def positions(place: RunFiles, matrix: Matrix, side: str, by: Order) -> np.ndarray:
     """Row numbers of one side in an order.
 
     Raises:
@@ -63,7 +63,7 @@ def positions(place: Place, matrix: Matrix, side: str, by: Order) -> np.ndarray:
     return remembered(key, lambda: _ordered(place, matrix, side, by, size), lambda made: made.nbytes)
 
 
-def _ordered(place: Place, matrix: Matrix, side: str, by: Order, size: int) -> np.ndarray:
+def _ordered(place: RunFiles, matrix: Matrix, side: str, by: Order, size: int) -> np.ndarray:
     if by.by in ("label", "user"):
         return _by_description(place, matrix, side, by, size)
     if by.by == "column":
@@ -80,7 +80,7 @@ def _by_strength(values: np.ndarray) -> np.ndarray:
     return np.argsort(-np.einsum("ij,ij->i", known, known), kind="stable")
 
 
-def _by_column(place: Place, matrix: Matrix, side: str, by: Order) -> np.ndarray:
+def _by_column(place: RunFiles, matrix: Matrix, side: str, by: Order) -> np.ndarray:
     """Most helpful first, NaN last."""
     axis = SIDES.index(side)
     other = Parameters({"column": by.column}).rows("column", shape_of(place, by.at, matrix)[1 - axis])
@@ -89,7 +89,7 @@ def _by_column(place: Place, matrix: Matrix, side: str, by: Order) -> np.ndarray
     return np.argsort(values, kind="stable")
 
 
-def _by_description(place: Place, matrix: Matrix, side: str, by: Order, size: int) -> np.ndarray:
+def _by_description(place: RunFiles, matrix: Matrix, side: str, by: Order, size: int) -> np.ndarray:
     of = examples_of(place).side(side)
     if len(of) != size:
         raise RefusedError(400, f"The columns of {matrix.observable} are no {side} examples; choose another order.")
@@ -104,7 +104,7 @@ def _by_description(place: Place, matrix: Matrix, side: str, by: Order, size: in
     return np.argsort(column.astype(str) if column.dtype.kind == "O" else column, kind="stable")
 
 
-def _values(place: Place, matrix: Matrix, side: str, at: int) -> np.ndarray:
+def _values(place: RunFiles, matrix: Matrix, side: str, at: int) -> np.ndarray:
     """The matrix with the side to be ordered as rows; of a very large one, evenly spaced bands of its columns."""
     shape = shape_of(place, at, matrix)
     if shape[0] * shape[1] <= WHOLE_CELLS:

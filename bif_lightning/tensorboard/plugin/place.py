@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bif_lightning.archive.read.parts import Picked, pick
+from bif_lightning.archive.read.parts import Picked, read_parts
 from bif_lightning.archive.schema import DUMP, SAMPLES_FILE
 from bif_lightning.tensorboard.plugin.answers import RefusedError
-from bif_lightning.tensorboard.plugin.memory import Memory
+from bif_lightning.tensorboard.plugin.memory import LRUCache
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 
 Kept = TypeVar("Kept")
 
 QUANTITIES = ("correlation", "influence", "conditioned")
 _ATTRS = ("verdict", "observables")
-_SMALL = Memory(64 << 20)
+_SMALL = LRUCache(64 << 20)
 
 
 @dataclass(frozen=True)
-class Place:
+class RunFiles:
     """One run: its folder, and the name of the dump of each step, as the scan of the log folder found them."""
 
     folder: Path
@@ -74,18 +74,18 @@ def token(path: Path) -> str:
     return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
 
 
-def head(place: Place, step: int) -> Picked:
+def head(place: RunFiles, step: int) -> Picked:
     """What a dump says of itself, and the shapes of its matrices."""
     path = place.dump(step)
     return remembered(
         ("head", str(path), token(path)),
-        lambda: pick(path, DUMP, attrs=_ATTRS, names=("chains/verdict", "settings_json"), matrices=QUANTITIES),
+        lambda: read_parts(path, DUMP, attrs=_ATTRS, names=("chains/verdict", "settings_json"), matrices=QUANTITIES),
     )
 
 
-def has(place: Place, step: int, name: str) -> bool:
+def has(place: RunFiles, step: int, name: str) -> bool:
     """Whether the dump of a step has a dataset or group."""
-    return name in pick(place.dump(step), DUMP, asked=(name,)).present
+    return name in read_parts(place.dump(step), DUMP, asked=(name,)).present
 
 
 def remembered(key: Hashable, make: Callable[[], Kept], size: Callable[[Kept], int] = lambda _: 1 << 16) -> Kept:

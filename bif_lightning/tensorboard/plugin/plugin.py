@@ -16,7 +16,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from bif_lightning.tensorboard.plugin import exports, trajectories, trust
-from bif_lightning.tensorboard.plugin.ahead import Ahead
+from bif_lightning.tensorboard.plugin.ahead import Prefetcher
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.catalogue import Catalogue
 from bif_lightning.tensorboard.plugin.hosts import may_ask
@@ -52,7 +52,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
         self._scan = None if self._remote or not logdir else Scan(logdir)
         self._readers = Readers()
         self._catalogue = Catalogue(self._readers)
-        self._ahead = Ahead(self._readers)
+        self._ahead = Prefetcher(self._readers)
         self._bound_to = _bound_to(flags)
         self._allowed = {name.strip().lower() for name in str(getattr(flags, "influence_hosts", "")).split(",")} - {""}
 

@@ -10,7 +10,7 @@ from bif_lightning.tensorboard.plugin.examples import samples, text, thumbnail
 from bif_lightning.tensorboard.plugin.exports import export_classes, export_compare_ranks, export_top, export_window
 from bif_lightning.tensorboard.plugin.orders import order
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.place import RunFiles
 from bif_lightning.tensorboard.plugin.runs import description, dump_lines
 from bif_lightning.tensorboard.plugin.tokens import tokens
 from bif_lightning.tensorboard.plugin.tops import top
@@ -18,7 +18,7 @@ from bif_lightning.tensorboard.plugin.trajectories import trajectory_points
 from bif_lightning.tensorboard.plugin.trust import chains, trust_points
 from bif_lightning.tensorboard.plugin.views import classes, view
 
-OF_ONE: Mapping[str, Callable[[Place, Parameters], Answer]] = {
+OF_ONE: Mapping[str, Callable[[RunFiles, Parameters], Answer]] = {
     "cell": cell,
     "chains": chains,
     "classes": classes,
@@ -37,14 +37,14 @@ OF_ONE: Mapping[str, Callable[[Place, Parameters], Answer]] = {
     "trust_points": trust_points,
     "view": view,
 }
-OF_TWO: Mapping[str, Callable[[Place, Place, Parameters], Answer]] = {
+OF_TWO: Mapping[str, Callable[[RunFiles, RunFiles, Parameters], Answer]] = {
     "compare": compare,
     "compare_ranks": compare_ranks,
     "export_compare_ranks": export_compare_ranks,
 }
 
 
-def read(name: str, here: Place, there: Place | None, parameters: Parameters) -> Answer:
+def read(name: str, here: RunFiles, there: RunFiles | None, parameters: Parameters) -> Answer:
     """The answer to one question; what cannot be answered is an answer too, and nothing is raised.
 
     Args:

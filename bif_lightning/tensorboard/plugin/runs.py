@@ -4,26 +4,26 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bif_lightning.archive.read.parts import Picked, pick
+from bif_lightning.archive.read.parts import Picked, read_parts
 from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import DUMP, SAMPLES
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.examples import SIDES, Examples, examples_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import QUANTITIES, Place, head
+from bif_lightning.tensorboard.plugin.place import QUANTITIES, RunFiles, head
 
 _ATTRS = ("global_step", "epoch", "created_utc", "verdict", "samples_sha256")
 _SHOWN_NAMES = 4
 
 
-def dump_lines(place: Place, parameters: Parameters) -> Answer:
+def dump_lines(place: RunFiles, parameters: Parameters) -> Answer:
     """A line for each dump of the place: step, epoch, verdict; or why it cannot be read."""
     return as_json({"lines": [_line(place, step) for step in place.steps]})
 
 
-def _line(place: Place, step: int) -> Mapping[str, Any]:
+def _line(place: RunFiles, step: int) -> Mapping[str, Any]:
     try:
-        of = pick(place.dump(step), DUMP, attrs=_ATTRS, names=("chains/verdict",))
+        of = read_parts(place.dump(step), DUMP, attrs=_ATTRS, names=("chains/verdict",))
         if of.attrs.get("global_step") != step:
             raise UnreadableFileError(f"it says that it is of step {of.attrs.get('global_step')}")
         return {
@@ -38,7 +38,7 @@ def _line(place: Place, step: int) -> Mapping[str, Any]:
         return {"step": step, "why": str(error)}
 
 
-def description(place: Place, parameters: Parameters) -> Answer:
+def description(place: RunFiles, parameters: Parameters) -> Answer:
     """What the dump of a step, and the samples file, say of the run."""
     step = place.step(parameters)
     of = head(place, step)
@@ -58,10 +58,10 @@ def description(place: Place, parameters: Parameters) -> Answer:
     )
 
 
-def _with_own_columns(place: Place, step: int, observables: list[str]) -> list[str]:
+def _with_own_columns(place: RunFiles, step: int, observables: list[str]) -> list[str]:
     """Those of the observables whose columns are no queries."""
     asked = {name: f"{name}_column" for name in observables}
-    stored = pick(place.dump(step), DUMP, asked=asked.values()).present
+    stored = read_parts(place.dump(step), DUMP, asked=asked.values()).present
     return [name for name, column in asked.items() if column in stored]
 
 
@@ -79,13 +79,13 @@ def _settings(of: Picked) -> dict[str, str]:
     return {"kind": kind, "parameters_text": f"{weights:,} weights in {len(names)} tensors: {shown}"}
 
 
-def _described(place: Place, step: int) -> dict[str, Any]:
+def _described(place: RunFiles, step: int) -> dict[str, Any]:
     of = examples_of(place)
     path = place.samples()
     asked = {f"{side}_thumbnail": f"{side}/thumbnail_offset" for side in SIDES}
-    pictured = frozenset[str]() if path is None else pick(path, SAMPLES, asked=asked.values()).present
+    pictured = frozenset[str]() if path is None else read_parts(path, SAMPLES, asked=asked.values()).present
     parts = {"classes": "labels/correlation", "tokens": "tokens", "traces": "traces/train_loss"}
-    stored = pick(place.dump(step), DUMP, asked=parts.values()).present
+    stored = read_parts(place.dump(step), DUMP, asked=parts.values()).present
     has = {f"{side}_text": of.side(side).texts is not None for side in SIDES}
     has |= {f"{side}_label": of.side(side).labels is not None for side in SIDES}
     has |= {name: name_in in pictured for name, name_in in asked.items()}

@@ -7,14 +7,14 @@ import numpy as np
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.matrix import matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place, has, remembered, token
+from bif_lightning.tensorboard.plugin.place import RunFiles, has, remembered, token
 
 _MOST_CELLS = 1 << 20
 _MOST_WITH_ERRORS = 1 << 18
 _QUANTITIES = ("correlation", "influence")
 
 
-def tokens(place: Place, parameters: Parameters) -> Answer:
+def tokens(place: RunFiles, parameters: Parameters) -> Answer:
     """Tokens of one train example and one query, and the matrix between them; null where a token has no loss."""
     step, matrix = place.step(parameters), matrix_of(parameters)
     if not has(place, step, "tokens"):
@@ -42,7 +42,7 @@ def tokens(place: Place, parameters: Parameters) -> Answer:
     )
 
 
-def _stored(place: Place, step: int) -> Any:
+def _stored(place: RunFiles, step: int) -> Any:
     # xarray, which the module brings along, takes a second that only this question is worth.
     from bif_lightning.archive.read.tokens import open_tokens
 

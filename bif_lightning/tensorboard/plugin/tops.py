@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
 from bif_lightning.tensorboard.plugin.answers import Answer, as_json
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place, head
+from bif_lightning.tensorboard.plugin.place import RunFiles, head
 
 SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditioned": CONDITIONED_SIGN}
 _CLEAR = 1.959963984540054
@@ -41,13 +41,13 @@ class Ranked:
         return np.argsort(self.order)
 
 
-def top(place: Place, parameters: Parameters) -> Answer:
+def top(place: RunFiles, parameters: Parameters) -> Answer:
     """The two lists of cards, and how far they can be trusted."""
     step, matrix = place.step(parameters), matrix_of(parameters)
     return as_json(top_lists(place, step, matrix, parameters))
 
 
-def top_lists(place: Place, step: int, matrix: Matrix, parameters: Parameters) -> dict[str, Any]:
+def top_lists(place: RunFiles, step: int, matrix: Matrix, parameters: Parameters) -> dict[str, Any]:
     """What `top` answers, as data."""
     k = parameters.number("k", 1, _MOST, 10)
     now = ranked(place, step, matrix, parameters)
@@ -68,7 +68,7 @@ def top_lists(place: Place, step: int, matrix: Matrix, parameters: Parameters) -
     }
 
 
-def ranked(place: Place, step: int, matrix: Matrix, parameters: Parameters) -> Ranked:
+def ranked(place: RunFiles, step: int, matrix: Matrix, parameters: Parameters) -> Ranked:
     """The column of `query`, or the row of `train`, that a request asks for."""
     shape = shape_of(place, step, matrix)
     if parameters.has("query"):
@@ -106,10 +106,10 @@ def _since(row: int, before: Ranked | None, direction: int) -> Mapping[str, Any]
     return {"rank_since": rank if same else None, "value_since": float(before.values[row])}
 
 
-def _stability(place: Place, step: int, parameters: Parameters, matrix: Matrix) -> dict[str, Any]:
+def _stability(place: RunFiles, step: int, parameters: Parameters, matrix: Matrix) -> dict[str, Any]:
     share = math.nan
     if parameters.has("query") and not matrix.observable:
-        stored = pick(place.dump(step), DUMP, names=("top_stability",)).values.get("top_stability")
+        stored = read_parts(place.dump(step), DUMP, names=("top_stability",)).values.get("top_stability")
         rows = parameters.rows("query", 10**9)
         share = math.nan if stored is None or rows[0] >= len(stored) else float(stored[rows[0]])
     if math.isnan(share):

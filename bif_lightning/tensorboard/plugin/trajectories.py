@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.results.bands import found_changes, simultaneous
@@ -14,9 +14,9 @@ from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_js
 from bif_lightning.tensorboard.plugin.examples import SIDES
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells_of, matrix_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.place import RunFiles
 
-Reading = Callable[[Place, int], tuple[float, float]]
+Reading = Callable[[RunFiles, int], tuple[float, float]]
 
 BAND = "simultaneous 95 %"
 _SECONDS = 4.0
@@ -29,7 +29,7 @@ _SENTENCES = {
 }
 
 
-def trajectory_points(place: Place, parameters: Parameters) -> Answer:
+def trajectory_points(place: RunFiles, parameters: Parameters) -> Answer:
     """One point for each step of the place; `assemble` makes the answer of the points of all steps.
 
     A large block can take longer than a reader may at every step: then evenly spread steps have a value.
@@ -54,7 +54,7 @@ def spread(count: int) -> list[int]:
     return sorted(range(count), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2))
 
 
-def _point(place: Place, step: int, read: Reading) -> dict[str, Any]:
+def _point(place: RunFiles, step: int, read: Reading) -> dict[str, Any]:
     """Value and error at one step; a dump that cannot be read, or has no such matrix, is a gap."""
     try:
         value, error = read(place, step)
@@ -82,7 +82,9 @@ def _reading(matrix: Matrix, parameters: Parameters) -> Reading:
     return lambda place, step: _block_value(place, step, matrix, rows, columns)
 
 
-def _block_value(place: Place, step: int, matrix: Matrix, rows: np.ndarray, columns: np.ndarray) -> tuple[float, float]:
+def _block_value(
+    place: RunFiles, step: int, matrix: Matrix, rows: np.ndarray, columns: np.ndarray
+) -> tuple[float, float]:
     value, error = cells_of(place, step, (matrix.name, matrix.error), rows, columns)
     return _mean(value), _mean(error)
 
@@ -92,10 +94,10 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean(dtype=np.float64)) if known.size else float("nan")
 
 
-def _class_value(place: Place, step: int, matrix: Matrix, train: int, query: int) -> tuple[float, float]:
+def _class_value(place: RunFiles, step: int, matrix: Matrix, train: int, query: int) -> tuple[float, float]:
     name = f"labels/{matrix.name}"
     labels = [f"labels/{side}_label" for side in SIDES]
-    of = pick(place.dump(step), DUMP, names=(*labels, name, f"{name}_standard_error")).values
+    of = read_parts(place.dump(step), DUMP, names=(*labels, name, f"{name}_standard_error")).values
     if name not in of:
         raise RefusedError(404, f"The dump of step {step} has no class by class means of {matrix.name}.")
     places = [np.flatnonzero(of[axis] == label) for axis, label in zip(labels, (train, query), strict=True)]

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from bif_lightning.archive.read.parts import pick
+from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json, as_numbers
 from bif_lightning.tensorboard.plugin.matrix import WHOLE_CELLS, Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.orders import order_of, positions
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place, remembered, token
+from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
 from bif_lightning.tensorboard.plugin.pooling import pooled
 
 _MOST_SIDE = 2048
@@ -48,7 +48,7 @@ def _span(parameters: Parameters, axis: str, size: int) -> tuple[int, int]:
     return start, parameters.number(f"{axis}1", start + 1, size, size)
 
 
-def ordered(place: Place, matrix: Matrix, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+def ordered(place: RunFiles, matrix: Matrix, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns in the orders that a request asks for."""
     sides = ("train", "query")
     orders = [order_of(place, _order_parameters(parameters, side)) for side in sides]
@@ -61,7 +61,7 @@ def _order_parameters(parameters: Parameters, side: str) -> Parameters:
     return own.but(at=parameters.text("at")) if parameters.has("at") else own
 
 
-def view(place: Place, parameters: Parameters) -> Answer:
+def view(place: RunFiles, parameters: Parameters) -> Answer:
     """Values of a window, float32 row by row, and their standard errors where it is not pooled."""
     step, matrix = place.step(parameters), matrix_of(parameters)
     shape = shape_of(place, step, matrix)
@@ -83,7 +83,7 @@ def view(place: Place, parameters: Parameters) -> Answer:
     return as_numbers(headers, *parts)
 
 
-def shown(place: Place, step: int, name: str, shape: tuple[int, int], window: Window) -> np.ndarray:
+def shown(place: RunFiles, step: int, name: str, shape: tuple[int, int], window: Window) -> np.ndarray:
     """Values of a window of one dump."""
     if shape[0] * shape[1] <= WHOLE_CELLS:
         return pooled(cells(place, step, name), window.rows, window.columns, window.height, window.width)
@@ -98,22 +98,22 @@ def _is_all_of(window: Window, shape: tuple[int, int]) -> bool:
     return all(len(side) == size and (np.diff(side) == 1).all() for side, size in sides)
 
 
-def _overview(place: Place, step: int, window: Window) -> np.ndarray:
+def _overview(place: RunFiles, step: int, window: Window) -> np.ndarray:
     """The whole of a very large matrix in the order of the dataset, from the overview that the dump keeps."""
-    block: np.ndarray = pick(place.dump(step), DUMP, names=("overview/block",)).values["overview/block"]
+    block: np.ndarray = read_parts(place.dump(step), DUMP, names=("overview/block",)).values["overview/block"]
     sides = zip(block.shape, (window.height, window.width), strict=True)
     rows, columns = (np.arange(most) * size // most for size, most in sides)
     return block[rows][:, columns]
 
 
-def scale(place: Place, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
+def scale(place: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
     """99th percentile of the absolute values of a matrix, from at most 262,144 entries spread over all of it."""
     path = place.dump(step)
     key = ("scale", str(path), token(path), matrix)
     return remembered(key, lambda: _scale(place, step, matrix, shape))
 
 
-def _scale(place: Place, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
+def _scale(place: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
     if shape[0] * shape[1] <= WHOLE_CELLS:
         # Else the stride would meet the same columns again and again.
         stride = 1 if shape[0] * shape[1] <= _SCALE_VALUES else _coprime(shape[0] * shape[1] // _SCALE_VALUES, shape[1])
@@ -131,12 +131,12 @@ def _coprime(least: int, apart: int) -> int:
     return next(stride for stride in range(max(least, 1), least + apart + 2) if np.gcd(stride, apart) == 1)
 
 
-def classes(place: Place, parameters: Parameters) -> Answer:
+def classes(place: RunFiles, parameters: Parameters) -> Answer:
     """Means of the blocks of a class of train examples and a class of queries, with their standard errors."""
     return as_json(class_means(place, place.step(parameters), matrix_of(parameters)))
 
 
-def class_means(place: Place, step: int, matrix: Matrix) -> dict[str, Any]:
+def class_means(place: RunFiles, step: int, matrix: Matrix) -> dict[str, Any]:
     """What `classes` answers, as data.
 
     Raises:
@@ -145,7 +145,7 @@ def class_means(place: Place, step: int, matrix: Matrix) -> dict[str, Any]:
     value = f"labels/{matrix.name}"
     names = [f"{side}_label" for side in ("train", "query")]
     names += [f"labels/{name}" for name in names] + [f"labels/{name}_name" for name in names]
-    found = pick(place.dump(step), DUMP, names=[*names, value, f"{value}_standard_error"], asked=("labels",))
+    found = read_parts(place.dump(step), DUMP, names=[*names, value, f"{value}_standard_error"], asked=("labels",))
     of = found.values
     if value not in of:
         why = "only the influence and the correlation of losses have them" if found.present else "it needs labels"

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from bif_lightning.tensorboard.plugin.answers import Answer
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import Place
+from bif_lightning.tensorboard.plugin.place import RunFiles
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Question:
     """One question to a reader: its name, the run or the two runs, and the parameters of the request."""
 
     name: str
-    here: Place
+    here: RunFiles
     parameters: Parameters
-    there: Place | None = None
+    there: RunFiles | None = None
 
 
 def send_question(to: IO[bytes], question: Question) -> None:
@@ -49,12 +49,12 @@ def receive_answer(source: IO[bytes]) -> Answer | None:
     return None if received is None else Answer(received[1], **received[0])
 
 
-def _as_dict(place: Place) -> dict[str, Any]:
+def _as_dict(place: RunFiles) -> dict[str, Any]:
     return {"folder": str(place.folder), "files": {str(step): name for step, name in place.files.items()}}
 
 
-def _as_place(values: Mapping[str, Any]) -> Place:
-    return Place(Path(values["folder"]), {int(step): name for step, name in values["files"].items()})
+def _as_place(values: Mapping[str, Any]) -> RunFiles:
+    return RunFiles(Path(values["folder"]), {int(step): name for step, name in values["files"].items()})
 
 
 def _send(to: IO[bytes], line: Mapping[str, Any], body: bytes) -> None:

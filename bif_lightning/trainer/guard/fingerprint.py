@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bif_lightning.trainer.guard.guard import SETTINGS, Scope
-from bif_lightning.trainer.guard.object_graph import ATOMS, GlobalName, Node, contents, reach
+from bif_lightning.trainer.guard.object_graph import ATOMS, GlobalName, Node, contents, walk_objects
 from bif_lightning.trainer.guard.random_state import generator_states
 from bif_lightning.trainer.guard.tensors import bits, has_values
 
@@ -56,13 +56,13 @@ def fingerprint(trainer: Any, module: nn.Module) -> dict[str, str]:
         "buffers": dict(module.named_buffers()),
         "train flags": {name: child.training for name, child in module.named_modules()},
         "optimizers": [_optimizer(optimizer) for optimizer in trainer.optimizers],
-        "schedulers": _shallow(reach({"schedulers": [c.scheduler for c in trainer.lr_scheduler_configs]})),
+        "schedulers": _shallow(walk_objects({"schedulers": [c.scheduler for c in trainer.lr_scheduler_configs]})),
         "loss scaler": trainer.precision_plugin.state_dict(),
         "progress": _progress(trainer),
         "logged values": _logged(trainer),
         "metrics": {path: _metric(obj) for path, obj in reached if isinstance(obj, Metric)},
         "attributes": _shallow(reached),
-        "datasets": _shallow(reach({"train data": trainer.train_dataloader}, elements=10_000), largest=_LARGE),
+        "datasets": _shallow(walk_objects({"train data": trainer.train_dataloader}, elements=10_000), largest=_LARGE),
         "settings": [read() for read, _ in SETTINGS.values()],
         **random_numbers,
     }

@@ -21,10 +21,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from bif_lightning.trainer.guard.object_graph import Node, is_dataset, reach
+from bif_lightning.trainer.guard.object_graph import Node, is_dataset, walk_objects
 from bif_lightning.trainer.guard.random_state import keep_global_generators
-from bif_lightning.trainer.guard.restore import keep
-from bif_lightning.trainer.guard.tensors import Budget, Undo, nothing, restore_gradient
+from bif_lightning.trainer.guard.restore import save_state
+from bif_lightning.trainer.guard.tensors import CopyBudget, Undo, nothing, restore_gradient
 
 _MIB = 2**20
 _ABSENT = object()
@@ -67,7 +67,7 @@ class Scope:
             return id(obj) in ids or is_dataset(obj) or isinstance(obj, torch.optim.Optimizer)
 
         hidden = live | _hooks_of_shards(self.module)
-        return [node for node in reach({"module": self.module}, leave=leave) if id(node[1]) not in hidden]
+        return [node for node in walk_objects({"module": self.module}, leave=leave) if id(node[1]) not in hidden]
 
 
 def _hooks_of_shards(module: nn.Module) -> set[int]:
@@ -103,8 +103,8 @@ def _undo_all(kept: Iterable[tuple[str, Undo]]) -> None:
         raise failures[0]
 
 
-def _kept(nodes: Iterable[Node], budget: Budget) -> AbstractContextManager[None]:
-    return _undone((path, keep(obj, budget)) for path, obj in nodes)
+def _kept(nodes: Iterable[Node], budget: CopyBudget) -> AbstractContextManager[None]:
+    return _undone((path, save_state(obj, budget)) for path, obj in nodes)
 
 
 @contextmanager
@@ -153,14 +153,14 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 
 def attributes(scope: Scope) -> AbstractContextManager[None]:
     """Python state of the module and all below it: attributes, buffers, metrics, train flags, private generators."""
-    return _kept(scope.reached, Budget(item=256 * _MIB, total=1024 * _MIB))
+    return _kept(scope.reached, CopyBudget(item=256 * _MIB, total=1024 * _MIB))
 
 
 def datasets(scope: Scope) -> AbstractContextManager[None]:
     """Python state of the datasets: counters, caches, private generators; of bulk data, only small arrays."""
     found = [*scope.datasets, *(obj for _, obj in scope.reached if is_dataset(obj))]
     roots = {f"dataset {index}": obj for index, obj in enumerate(found)}
-    return _kept(reach(roots, elements=10_000), Budget(item=_MIB, total=64 * _MIB))
+    return _kept(walk_objects(roots, elements=10_000), CopyBudget(item=_MIB, total=64 * _MIB))
 
 
 @contextmanager
@@ -173,9 +173,9 @@ def optimizers(scope: Scope) -> Restoring:
     def leave(obj: object) -> bool:
         return id(obj) in live or isinstance(obj, torch.optim.Optimizer)
 
-    nodes = [(path, obj) for path, obj in reach(roots, leave=leave) if not leave(obj)]
+    nodes = [(path, obj) for path, obj in walk_objects(roots, leave=leave) if not leave(obj)]
     with ExitStack() as stack:
-        stack.enter_context(_kept(nodes, Budget(item=_MIB, total=64 * _MIB)))
+        stack.enter_context(_kept(nodes, CopyBudget(item=_MIB, total=64 * _MIB)))
         for optimizer in trainer.optimizers:
             stack.enter_context(_replaced(vars(optimizer), {"step": _refuse_step}))
         yield
@@ -208,7 +208,7 @@ def trainer_state(scope: Scope) -> AbstractContextManager[None]:
     tables = [value for value in connector.values() if isinstance(value, dict)]
     loops = [vars(trainer.fit_loop), vars(trainer.fit_loop.epoch_loop)]
     nodes = [("the Trainer", table) for table in (vars(trainer), *loops, connector, *tables)]
-    return _kept(nodes, Budget(item=_MIB, total=64 * _MIB))
+    return _kept(nodes, CopyBudget(item=_MIB, total=64 * _MIB))
 
 
 def _log_nothing(*args: object, **kwargs: object) -> None:

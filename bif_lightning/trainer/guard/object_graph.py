@@ -61,7 +61,7 @@ _OPAQUE = frozenset(
 ) | frozenset(sys.stdlib_module_names)
 
 
-def reach(
+def walk_objects(
     roots: Mapping[str, object],
     *,
     leave: Callable[[object], bool] = lambda obj: False,

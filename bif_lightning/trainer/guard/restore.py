@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from bif_lightning.trainer.guard.object_graph import GlobalName, slots
-from bif_lightning.trainer.guard.tensors import Budget, Undo, keep_array, keep_tensor, nothing
+from bif_lightning.trainer.guard.tensors import CopyBudget, Undo, keep_array, keep_tensor, nothing
 
 _MISSING = object()
 
 
 @singledispatch
-def keep(obj: object, budget: Budget) -> Undo:
+def save_state(obj: object, budget: CopyBudget) -> Undo:
     """A function that puts `obj` back as it is now; for a type without state of its own, one that does nothing.
 
     Tensors beyond the budget are watched only: the returned function raises RuntimeError if one was written.
@@ -48,8 +48,8 @@ def _same(now: Sequence[object], before: Sequence[object]) -> bool:
     return len(now) == len(before) and all(map(is_, now, before))
 
 
-@keep.register(dict)
-def _(obj: dict[Any, Any], budget: Budget) -> Undo:
+@save_state.register(dict)
+def _(obj: dict[Any, Any], budget: CopyBudget) -> Undo:
     # Methods of the base class, since a subclass may check, log or refuse what it is given.
     base: Any = OrderedDict if isinstance(obj, OrderedDict) else dict
     before: list[tuple[Any, Any]] = list(base.items(obj))
@@ -70,8 +70,8 @@ def _(obj: dict[Any, Any], budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(list)
-def _(obj: list[Any], budget: Budget) -> Undo:
+@save_state.register(list)
+def _(obj: list[Any], budget: CopyBudget) -> Undo:
     before = list.copy(obj)
 
     def undo() -> None:
@@ -81,8 +81,8 @@ def _(obj: list[Any], budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(set)
-def _(obj: set[Any], budget: Budget) -> Undo:
+@save_state.register(set)
+def _(obj: set[Any], budget: CopyBudget) -> Undo:
     before = set.copy(obj)
 
     def undo() -> None:
@@ -93,8 +93,8 @@ def _(obj: set[Any], budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(deque)
-def _(obj: deque[Any], budget: Budget) -> Undo:
+@save_state.register(deque)
+def _(obj: deque[Any], budget: CopyBudget) -> Undo:
     before = tuple(obj)
 
     def undo() -> None:
@@ -105,9 +105,9 @@ def _(obj: deque[Any], budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(bytearray)
-@keep.register(array.array)
-def _(obj: Any, budget: Budget) -> Undo:
+@save_state.register(bytearray)
+@save_state.register(array.array)
+def _(obj: Any, budget: CopyBudget) -> Undo:
     before = obj[:]
 
     def undo() -> None:
@@ -117,8 +117,8 @@ def _(obj: Any, budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(types.CellType)
-def _(obj: types.CellType, budget: Budget) -> Undo:
+@save_state.register(types.CellType)
+def _(obj: types.CellType, budget: CopyBudget) -> Undo:
     try:
         before = obj.cell_contents
     except ValueError:  # empty: the function that it belongs to is still being made
@@ -131,8 +131,8 @@ def _(obj: types.CellType, budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(GlobalName)
-def _(obj: GlobalName, budget: Budget) -> Undo:
+@save_state.register(GlobalName)
+def _(obj: GlobalName, budget: CopyBudget) -> Undo:
     before = obj.value
 
     def undo() -> None:
@@ -142,8 +142,8 @@ def _(obj: GlobalName, budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(type)
-def _(obj: type, budget: Budget) -> Undo:
+@save_state.register(type)
+def _(obj: type, budget: CopyBudget) -> Undo:
     before = _class_attributes(obj)
 
     def undo() -> None:
@@ -160,8 +160,8 @@ def _class_attributes(cls: type) -> dict[str, object]:
     return {name: value for name, value in vars(cls).items() if not (name.startswith("__") and name.endswith("__"))}
 
 
-@keep.register(torch.Generator)
-def _(obj: torch.Generator, budget: Budget) -> Undo:
+@save_state.register(torch.Generator)
+def _(obj: torch.Generator, budget: CopyBudget) -> Undo:
     before = obj.get_state()
 
     def undo() -> None:
@@ -170,8 +170,8 @@ def _(obj: torch.Generator, budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(np.random.BitGenerator)
-def _(obj: np.random.BitGenerator, budget: Budget) -> Undo:
+@save_state.register(np.random.BitGenerator)
+def _(obj: np.random.BitGenerator, budget: CopyBudget) -> Undo:
     before = copy.deepcopy(obj.state)
 
     def undo() -> None:
@@ -180,19 +180,19 @@ def _(obj: np.random.BitGenerator, budget: Budget) -> Undo:
     return undo
 
 
-@keep.register(np.random.RandomState)
-def _(obj: np.random.RandomState, budget: Budget) -> Undo:
+@save_state.register(np.random.RandomState)
+def _(obj: np.random.RandomState, budget: CopyBudget) -> Undo:
     before = obj.get_state(legacy=False)
     return lambda: obj.set_state(before)
 
 
-@keep.register(random.Random)
-def _(obj: random.Random, budget: Budget) -> Undo:
+@save_state.register(random.Random)
+def _(obj: random.Random, budget: CopyBudget) -> Undo:
     if isinstance(obj, random.SystemRandom):  # entropy of the system: no state
         return nothing
     before = obj.getstate()
     return lambda: obj.setstate(before)
 
 
-keep.register(torch.Tensor)(keep_tensor)
-keep.register(np.ndarray)(keep_array)
+save_state.register(torch.Tensor)(keep_tensor)
+save_state.register(np.ndarray)(keep_array)

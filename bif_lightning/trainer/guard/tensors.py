@@ -13,7 +13,7 @@ Undo = Callable[[], None]
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Budget:
+class CopyBudget:
     """How many bytes of tensors and arrays may be copied: at most `item` of one, and `total` of all."""
 
     def __init__(self, *, item: int, total: int) -> None:
@@ -51,7 +51,7 @@ def bits(tensor: Tensor) -> Tensor:
     return values.view(_INTEGERS[values.element_size()])
 
 
-def keep_tensor(tensor: Tensor, budget: Budget) -> Undo:
+def keep_tensor(tensor: Tensor, budget: CopyBudget) -> Undo:
     """Remember values, gradient reference and `requires_grad`; beyond the budget, only watch for a write."""
     if not has_values(tensor):
         return nothing
@@ -120,7 +120,7 @@ def _write(tensor: Tensor, before: Tensor) -> None:
             tensor.data = before
 
 
-def keep_array(array: np.ndarray, budget: Budget) -> Undo:
+def keep_array(array: np.ndarray, budget: CopyBudget) -> Undo:
     """Remember the elements of an array, unless it is read-only, a memory map or beyond the budget."""
     if isinstance(array, np.memmap) or not array.flags.writeable or not budget.spend(array.nbytes):
         return nothing
