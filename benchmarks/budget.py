@@ -4,7 +4,7 @@
 
 A real Trainer trains a small network for about so many seconds, with a snapshot due 20 times, in a process of its own
 for each run. Clocks around the callback's hooks measure the share from outside; nothing is read from its own account.
-Two settings take turns: the default, where only the spacing of snapshots gives way, and "auto", where draws do too.
+Two settings take turns: the default, and "auto".
 """
 
 import argparse
@@ -44,13 +44,11 @@ class Run:
         total: seconds, from the start to the end of `Trainer.fit`.
         inside: of these, seconds in the callback's hooks.
         snapshots: taken.
-        draws: of a chain.
     """
 
     total: float
     inside: float
     snapshots: int
-    draws: int
 
 
 class Timed(BIFCallback):
@@ -119,8 +117,7 @@ def train(sampler: str, budget: float, seconds: float, folder: Path) -> Run:
         warnings.simplefilter("ignore")
         trainer(steps, folder, [timed]).fit(network(), DataLoader(train_set, batch_size=BATCH, shuffle=True))
     total = time.perf_counter() - started
-    assert timed.latest is not None
-    return Run(total, timed.inside, len(list((folder / "bif").glob("step=*.h5"))), timed.latest.chains.num_draws)
+    return Run(total, timed.inside, len(list((folder / "bif").glob("step=*.h5"))))
 
 
 def started(settings: argparse.Namespace, sampler: str, budget: float) -> Run:
@@ -142,7 +139,7 @@ def measure(settings: argparse.Namespace) -> None:
             print(f"turn {turn}, {name}, {budget:.0%}: {share:.1%}", file=sys.stderr, flush=True)
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {TRAIN} train x {QUERY} query examples")
     print(f"\n{settings.seconds:g} s of training, {DUE} snapshots due; medians of {settings.repeats} turns\n")
-    print("| budget | sampler | share (range) | snapshots | draws a chain |\n|---|---|---|---|---|")
+    print("| budget | sampler | share (range) | snapshots |\n|---|---|---|---|")
     for (name, budget), runs in found.items():
         shares = [run.inside / run.total for run in runs]
         cells = (
@@ -150,7 +147,6 @@ def measure(settings: argparse.Namespace) -> None:
             name,
             f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})",
             f"{statistics.median(run.snapshots for run in runs):g}",
-            f"{statistics.median(run.draws for run in runs):g}",
         )
         print(f"| {' | '.join(cells)} |")
 

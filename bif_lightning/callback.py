@@ -53,8 +53,7 @@ class BIFCallback(pl.Callback):
         at_start: a snapshot before the first batch.
         at_end: a snapshot after the last one.
         budget: the callback's share of training time, such as 0.1: a snapshot that is due is skipped until training has
-            paid for it, and with a rhythm and chains=None the first one chooses the number of draws, for all. Snapshots
-            at_start, at_steps and at_end are taken in any case. None for no limit.
+            paid for it. Snapshots at_start, at_steps and at_end are taken in any case. None for no limit.
         chains: number and length of the chains, minibatch size, seed; None for those that "auto" finds, or the default.
         sampler: how to draw, and its settings: `SGLD`, `Pairs` or `Subspace`; "auto" is SGLD with settings measured at
             the first snapshot, and kept. None takes `Subspace`, which predicted retraining best, where the gradients of
@@ -156,7 +155,6 @@ class BIFCallback(pl.Callback):
             views=views if log else (),
             store_traces=store_traces, verify=verify_restore,
             settings=settings_of(self.request, sampler, chains, budget), budget=self.budget, launch=launch,
-            free_draws=self.budget.limited and chains is None and at_steps is None and not at_start,
         )  # fmt: skip
         self.dirpath, self.name, self.on_error, self.allow_untested = dirpath, name, on_error, allow_untested
         self.directory: Path | None = None

@@ -32,14 +32,6 @@ from bif_lightning.sampling.context import engine_context, ranks_of, to_device_o
 from bif_lightning.sampling.run import run_chains
 from bif_lightning.sampling.trace import ChainTrace, keeps_traces
 
-Outcome = ChainTrace | Divergence
-Exchange = Callable[
-    [ChainContext, Callable[[Sequence[int], Progress], list[Outcome]], Sequence[int], int, Progress],
-    list[Outcome] | None,
-]
-"""(plan, runs some chains, this process's chains, how many at once, progress, also while waiting) -> the outcomes of
-this process's chains, run here or elsewhere; None leaves the snapshot to another worker."""
-
 CHECKING_DRAWS = 8
 """Draws a chain of `Subspace`, where none are asked for: they check the closed form, and the matrices do without."""
 
@@ -177,7 +169,6 @@ def estimate_problem(
     everywhere: bool = True,
     scratch: Path | None = None,
     progress: Progress | None = None,
-    exchange: Exchange | None = None,
 ) -> Estimate | None:
     """`estimate` for a problem that serves several snapshots. Collective.
 
@@ -186,8 +177,6 @@ def estimate_problem(
         ranks: the ranks that share the work; None for those of the default process group.
         everywhere: every rank gets the result; else rank 0 alone does, and the others get None.
         scratch: folder for matrices that are too large for memory; None for the default of `tempfile`.
-        exchange: shares the chains with workers outside of the process group; None for all chains here. Where it leaves
-            the rest to another worker, there is no result.
     """
     started = time.perf_counter()
     ranks = ranks or ranks_of(problem.module)
@@ -207,13 +196,7 @@ def estimate_problem(
             )
             plan = replace(plan, tokens=store_for(plan, mine, scratch))
             beat = meeting.watched(offset_progress(progress, before=looking))
-
-            def run(chosen: Sequence[int], told: Progress) -> list[Outcome]:
-                return run_chains(plan, chosen, workers, threads, told)
-
-            outcomes = run(mine, beat) if exchange is None else exchange(plan, run, mine, workers, beat)
-        if outcomes is None:
-            return None
+            outcomes = run_chains(plan, mine, workers, threads, beat)
         outcomes = ranks.gather_chains(outcomes)
         records = [outcome for outcome in outcomes if isinstance(outcome, ChainTrace)]
         divergences = [outcome for outcome in outcomes if isinstance(outcome, Divergence)]

@@ -35,7 +35,6 @@ class Forecast:
         workers: chains at a time, on each rank.
         num_ranks: that share the chains and the rows of the matrices.
         file_bytes: of the matrices, where they lie in a temporary file; else 0.
-        draw_seconds: of `seconds`, those of each recorded draw of a chain.
     """
 
     seconds: float
@@ -43,7 +42,6 @@ class Forecast:
     workers: int
     num_ranks: int = 1
     file_bytes: int = 0
-    draw_seconds: float = 0.0
 
     def __str__(self) -> str:
         chains = "1 chain" if self.workers == 1 else f"{self.workers} chains"
@@ -93,7 +91,7 @@ def forecast(
                 check_room(in_file, scratch)
         seconds = looking + sampling + _matrix_seconds(plan, matrix_threads(workers), ranks)
         held = extra_bytes(plan, workers, matrix_bytes)
-        return Forecast(seconds, held, workers, ranks.world_size, in_file, each)
+        return Forecast(seconds, held, workers, ranks.world_size, in_file)
 
 
 def _size(nbytes: int) -> str:

@@ -12,11 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bif_lightning.archive.read.index import dump_paths, read_index
 from bif_lightning.archive.schema import dump_name
-from bif_lightning.config import SGLD, Chains, Pairs
+from bif_lightning.config import SGLD, Chains
 from bif_lightning.distributed.leases import Leases
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.forecast import Forecast
-from bif_lightning.offline.chain_exchange import ChainExchange
 from bif_lightning.offline.checkpoint_source import CheckpointSource
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.sampling.context import ranks_of
@@ -31,7 +30,7 @@ from bif_lightning.trainer.setup import SnapshotOptions, check_same, open_sessio
 from bif_lightning.trainer.snapshot_files import RunManifest, left_by
 
 _POLL_SECONDS = 1.0
-_CLAIMS, _CHAINS = "claims", "chains"
+_LEASES = "claims"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class OfflineRunner:
     ) -> None:
         self.request, self.wanted, self.directory, self.source = request, wanted, directory, source
         self.dry_run, self.overview = dry_run, overview
-        self.claims = Leases(directory / _CLAIMS)
+        self.claims = Leases(directory / _LEASES)
         self.seen, self.written = set[int](), list[int]()
         self.expected: Forecast | None = None
         self._session: Session | None = None
@@ -170,14 +169,13 @@ class OfflineRunner:
         """Whether something was done for this checkpoint here, if only to find that it fails. Collective."""
         with defer_interrupts(), self._claimed(ranks, saved) as mine:
             if not mine:
-                return self._help(trainer, module, ranks, saved)
+                return False
             try:
                 self._load(module, saved)
                 session = self._opened(trainer, module)
                 if self.dry_run:
                     return True
-                exchange = self._exchange(saved, finishes=True) if self._shares(ranks, session) else None
-                session.snapshot(trainer, module, saved.moment, exchange)
+                session.snapshot(trainer, module, saved.moment)
             except (MisconfigurationException, _RefusedError):
                 raise
             except (ValueError, OSError, RuntimeError) as error:
@@ -186,36 +184,8 @@ class OfflineRunner:
                 self.source.fail(saved.path, error)
             else:
                 self.written.append(saved.step)
-                if exchange is not None:
-                    exchange.clear()
             self._tell()
             return True
-
-    def _help(self, trainer: Any, module: Any, ranks: Ranks, saved: Checkpoint) -> bool:
-        """Run chains of a snapshot that another worker finishes; whether there were any."""
-        if ranks.world_size > 1 or self._unsettled() or self._has_dump(saved.step):
-            return False
-        exchange = self._exchange(saved, finishes=False)
-        try:
-            self._load(module, saved)
-            session = self._opened(trainer, module)
-            if self._shares(ranks, session):
-                session.snapshot(trainer, module, saved.moment, exchange)
-        except (MisconfigurationException, _RefusedError):
-            raise
-        except (ValueError, OSError) as error:
-            if _ends_all(error):
-                raise
-            return False  # whoever finishes it meets the same, and says so
-        return exchange.ran > 0
-
-    def _exchange(self, saved: Checkpoint, *, finishes: bool) -> ChainExchange:
-        return ChainExchange(self.directory / _CHAINS / f"step={saved.step:09d}", self.claims, finishes)
-
-    def _shares(self, ranks: Ranks, session: Session) -> bool:
-        """Whether single chains are worth dividing: where they are what takes the time. Tokens stay where they were."""
-        chains = session.sampler == "auto" or isinstance(session.sampler, SGLD | Pairs)
-        return ranks.world_size == 1 and chains and not self.request.per_token
 
     @contextmanager
     def _claimed(self, ranks: Ranks, saved: Checkpoint) -> Generator[bool]:

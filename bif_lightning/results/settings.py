@@ -1,7 +1,7 @@
 """What a snapshot settles on, and later ones of its run keep: the sampler and its chains. No torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from bif_lightning.config import Chains, Sampler
@@ -41,8 +41,3 @@ class ResolvedSettings:
             raise ValueError(f"sampler kind {values['kind']!r} is unknown; this version has {', '.join(kinds)}")
         sampler = kinds[values["kind"]](**values["sampler"])
         return cls(sampler, Chains(**values["chains"]), values["reasons"], values.get("lasting", True))
-
-
-def with_draws(settled: ResolvedSettings, num_draws: int) -> ResolvedSettings:
-    """The same with another number of draws a chain."""
-    return replace(settled, chains=replace(settled.chains, num_draws=num_draws))

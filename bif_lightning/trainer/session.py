@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from bif_lightning.calibration.find import LEAST_DRAWS, provisional
-from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
-from bif_lightning.estimation.estimator import Exchange, estimate_problem, resolve_sampler, with_reasons
+from bif_lightning.calibration.find import provisional
+from bif_lightning.config import Chains, Sampler
+from bif_lightning.estimation.estimator import estimate_problem, resolve_sampler, with_reasons
 from bif_lightning.estimation.forecast import Forecast, forecast
 from bif_lightning.model.sharded import reshard
 from bif_lightning.results.estimate import Estimate
-from bif_lightning.results.settings import ResolvedSettings, with_draws
+from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.results.verdict import judge
 from bif_lightning.rng import unaltered_generators
 from bif_lightning.sampling.context import ranks_of
@@ -30,10 +30,9 @@ from bif_lightning.trainer.progress import progress_of
 from bif_lightning.trainer.schedule import training_fraction
 from bif_lightning.trainer.snapshot_files import write_end, write_snapshot
 from bif_lightning.trainer.support import loss_scale_of
-from bif_lightning.trainer.time_budget import MOST_DRAWS, TimeBudget, draws_for
+from bif_lightning.trainer.time_budget import TimeBudget
 
 Verify = Literal["first", "always", "never"]
-_DRAWS = LEAST_DRAWS, MOST_DRAWS
 
 
 @dataclass
@@ -49,7 +48,6 @@ class Session:
         settled: the settings that a snapshot settled on for all later ones; None before.
         budget: what snapshots may take.
         launch: whether an estimate follows each snapshot here, or others make it of the snapshot's file.
-        free_draws: the budget chooses the number of draws, at the first snapshot.
         expected: what a snapshot was forecast to take.
     """
 
@@ -61,7 +59,6 @@ class Session:
     verify: Verify
     settled: ResolvedSettings | None
     budget: TimeBudget
-    free_draws: bool
     launch: Literal["inline", "snapshot"] = "inline"
     expected: Forecast | None = None
     taken: int = 0
@@ -91,8 +88,7 @@ class Session:
             else:
                 found = resolve_sampler(problem, self.sampler, self.chains, self.settled)
             self.expected = self._forecast(found)
-        free = self.free_draws and isinstance(found.sampler, SGLD)
-        unknown = self.settled is None and (free or self.sampler == "auto")
+        unknown = self.settled is None and self.sampler == "auto"
         say(
             trainer,
             f"BIF: {problem.num_train} train x {len(problem.query)} query examples (loss: {self.attribution.loss}), "
@@ -116,7 +112,8 @@ class Session:
         budget.skipped -= again
         if not budget.limited:
             return True
-        seconds = budget.expected(self._foreseen())
+        assert self.expected is not None
+        seconds = budget.expected(self.expected.seconds)
         reserved = seconds if one_more and by_rhythm else 0.0
         if ranks_of(module).broadcast(
             budget.within_budget(seconds, reserved, budget.ahead(training_fraction(trainer)))
@@ -143,16 +140,6 @@ class Session:
         if self.budget.limited:
             say(trainer, f"BIF: {self.budget}")
 
-    def _foreseen(self) -> float:
-        """Seconds of the first snapshot: the forecast, or with free draws what an interval pays for, within bounds."""
-        assert self.expected is not None
-        if not self.free_draws or self.settled is not None or isinstance(self.sampler, Pairs | Subspace):
-            return self.expected.seconds
-        chains = provisional(self.chains).chains
-        fixed = self.expected.seconds - chains.num_draws * self.expected.draw_seconds
-        least, most = (fixed + draws // chains.num_chains * self.expected.draw_seconds for draws in _DRAWS)
-        return max(least, min(most, self.budget.each()))
-
     def _forecast(self, settled: ResolvedSettings) -> Forecast:
         return forecast(
             self.attribution.problem,
@@ -163,36 +150,19 @@ class Session:
         )
 
     def _settle(self, trainer: Any) -> ResolvedSettings:
-        """The settings of this snapshot; where none are kept yet, with as many draws as the budget pays for."""
-        problem = self.attribution.problem
+        """The settings of this snapshot, and a line about them where they were found here."""
         tick = partial(stop_if_requested, trainer)
-        settled = resolve_sampler(problem, self.sampler, self.chains, self.settled, tick)
-        if self.settled is not None:
-            return settled
-        free = self.free_draws and isinstance(settled.sampler, SGLD)  # other samplers' draws are few, or their own
-        if free:
-            expected, chains = self._forecast(settled), settled.chains
-            fixed = expected.seconds - chains.num_draws * expected.draw_seconds
-            least, most = (draws // chains.num_chains for draws in _DRAWS)
-            draws = draws_for(self.budget.each(), fixed, expected.draw_seconds, least, most)
-            settled = with_draws(settled, ranks_of(problem.module).broadcast(draws))
-        if settled.reasons:
+        settled = resolve_sampler(self.attribution.problem, self.sampler, self.chains, self.settled, tick)
+        if self.settled is None and settled.reasons:
             until = "kept from now on" if settled.lasting else "for this snapshot alone, as they would not stay right"
             say(trainer, f"BIF settings, {until}: {settled.reasons}")
-        if free:
-            say(
-                trainer, f"BIF: {settled.chains.num_draws} draws a chain, for a budget of {100 * self.budget.share:g} %"
-            )
         return settled
 
-    def snapshot(
-        self, trainer: Any, module: Any, moment: TrainingPosition | None = None, exchange: Exchange | None = None
-    ) -> Estimate | None:
+    def snapshot(self, trainer: Any, module: Any, moment: TrainingPosition | None = None) -> Estimate | None:
         """Take the present weights as a snapshot, estimate, and write. All ranks do, or none; rank 0 gets the result.
 
         Args:
             moment: when in training these weights are from; None for the present.
-            exchange: shares the chains with other workers.
 
         Raises:
             TrainingDisturbedError: training is not bitwise as it was.
@@ -210,7 +180,7 @@ class Session:
             result = None
         else:
             with ranks.collective(f"the snapshot at step {step}"):
-                result = self._estimate(trainer, module, moment, exchange)
+                result = self._estimate(trainer, module, moment)
         path = None
         with ranks.collective(f"writing the dump of step {step}"):
             if result is not None:
@@ -232,9 +202,7 @@ class Session:
             path = write_snapshot(directory, module, moment, ranks_of(module))
         say(trainer, f"BIF step {moment.step}: weights kept, {time.perf_counter() - started:.2g} s -> {path.name}")
 
-    def _estimate(
-        self, trainer: Any, module: Any, moment: TrainingPosition, exchange: Exchange | None
-    ) -> Estimate | None:
+    def _estimate(self, trainer: Any, module: Any, moment: TrainingPosition) -> Estimate | None:
         problem, derived = self.attribution.problem, self.attribution.derived
         problem.loss_scale = moment.loss_scale
         if derived is not None:
@@ -255,7 +223,6 @@ class Session:
                 everywhere=False,
                 scratch=self.outputs.directory,
                 progress=stopping_progress(trainer, show),
-                exchange=exchange,
             )
         self.settled = self.settled or (settled if settled.lasting else None)
         return None if result is None else with_reasons(result, settled)

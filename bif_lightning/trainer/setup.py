@@ -38,7 +38,6 @@ class SnapshotOptions:
     verify: Verify
     settings: Mapping[str, Any]
     budget: TimeBudget
-    free_draws: bool
     launch: Literal["inline", "snapshot"] = "inline"
 
 
@@ -129,7 +128,6 @@ def open_session(
         settled=settled,
         budget=wanted.budget,
         launch=wanted.launch,
-        free_draws=wanted.free_draws and not trainer.fast_dev_run,
     )
 
 

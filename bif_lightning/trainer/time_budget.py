@@ -1,13 +1,9 @@
 """The share of training time that the callback may take, and how it is kept.
 
 The share is  seconds in the callback / seconds since training started, the callback's own included.  Clocks are read,
-and nothing else, so training does not know of it. They decide two things:
-
-    how many draws   once, at the first snapshot, where the user left the number open and snapshots come at a rhythm: as
-                     many as the time from one due snapshot to the next pays for. All snapshots of a run have the same
-                     number, since their errors and their conditioned influence depend on it.
-    which snapshots  one that is due is skipped until the time since the start of training has paid for it; and near
-                     the end, where the rest of training would not pay for the last one beside it.
+and nothing else, so training is unaffected. They decide which snapshots are taken: one that is due is skipped until the
+time since the start of training has paid for it, and near the end, where the rest of training would not pay for both it
+and the last one.
 """
 
 import time
@@ -17,11 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-MOST_DRAWS = 1600
-"""Draws of all chains at most: scores gained little beyond a thousand or two."""
-
-_ROOM = 0.95  # of what an interval pays for goes into draws: writing and logging are not forecast
 
 
 def budget_of(share: float | None) -> "TimeBudget":
@@ -119,10 +110,6 @@ class TimeBudget:
         """Seconds of training proper still to come, when a share `done` of it is done; 0 where nothing is yet."""
         return self.training * (1 / done - 1) if done > 0 else 0.0
 
-    def each(self) -> float:
-        """Seconds that the training from one due snapshot to the next pays for."""
-        return _ROOM * self.share / (1 - self.share) * self.training / max(self.due, 1)
-
     def expected(self, forecast: float) -> float:
         """Seconds of the next snapshot: the mean of those taken, and before the first one the forecast."""
         return sum(self.snapshots) / len(self.snapshots) if self.snapshots else forecast
@@ -144,13 +131,3 @@ class TimeBudget:
             f"{len(self.snapshots)} snapshots{skipped}; {100 * self.used:.1f} % of {self.elapsed:.0f} s of training, "
             f"for a budget of {100 * self.share:g} %"
         )
-
-
-def draws_for(seconds: float, fixed: float, each: float, least: int, most: int) -> int:
-    """Draws a chain for which a snapshot takes `seconds`: `fixed` + draws x `each`; even, within bounds.
-
-    >>> draws_for(2.0, 0.5, 0.01, 16, 400), draws_for(0.1, 0.5, 0.01, 16, 400), draws_for(99.0, 0.5, 0.01, 16, 400)
-    (150, 16, 400)
-    """
-    affordable = int((seconds - fixed) / max(each, 1e-9))
-    return max(least, min(most, affordable)) // 2 * 2
