@@ -3,10 +3,11 @@
 import csv
 import io
 from urllib.parse import urlsplit
-from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import tab_runs
+from PIL import Image
 from tab_server import serving
 
 pytestmark = pytest.mark.browser
@@ -66,6 +67,13 @@ def saved(tab, name: str) -> tuple[str, bytes]:
     return waiting.value.suggested_filename, waiting.value.path().read_bytes()
 
 
+def colours_in(png: bytes) -> int:
+    """How many colours a picture has: an empty one has those of its words alone."""
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.format == "PNG"
+        return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
+
+
 def test_views_are_saved_as_pictures_and_tables(tab):
     tab.named("order-train").select_option("dataset")
     tab.shows(window="0,120,0,40")
@@ -73,12 +81,8 @@ def test_views_are_saved_as_pictures_and_tables(tab):
     tab.until(lambda: tab.curves())
     name, body = saved(tab, "png-heatmap")
     assert name == "digits_bif_step_320_correlation_heatmap.png"
-    assert body.startswith(b"\x89PNG\r\n")
-    assert len(body) > 20_000
-    for view in ("heatmap", "trajectory"):
-        name, body = saved(tab, f"svg-{view}")
-        assert ElementTree.fromstring(body).tag.endswith("svg")
-        assert b"digits" in body or b"train-" in body
+    assert colours_in(body) > 100
+    assert colours_in(saved(tab, "png-trajectory")[1]) > 10
     _, body = saved(tab, "csv-heatmap")
     rows = list(csv.DictReader(io.StringIO(body.decode())))
     assert len(rows) == tab_runs.TRAIN * tab_runs.QUERY
@@ -88,11 +92,11 @@ def test_views_are_saved_as_pictures_and_tables(tab):
     assert b"train-" in body
     tab.segment("view", "trust")
     tab.frame.wait_for_selector("[data-name=measures] canvas")
-    assert saved(tab, "png-trust")[1].startswith(b"\x89PNG")
+    assert colours_in(saved(tab, "png-trust")[1]) > 10
     assert b"rhat" in saved(tab, "csv-trust")[1]
     tab.segment("view", "compare")
     tab.frame.wait_for_selector("[data-name=maps][data-of]")
-    assert saved(tab, "png-comparison")[1].startswith(b"\x89PNG")
+    assert colours_in(saved(tab, "png-comparison")[1]) > 100
 
 
 def test_keys_move_play_zoom_and_help(tab):

@@ -31,7 +31,7 @@ def test_no_file_holds(what):
 def test_a_module_is_short_and_says_what_it_is(path):
     text = path.read_text()
     assert text.startswith("/**")
-    assert text.count("\n") < 300
+    assert text.count("\n") < 500
 
 
 def test_every_module_is_used():

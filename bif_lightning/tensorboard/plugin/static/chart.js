@@ -61,6 +61,23 @@ export class Chart {
     this.#fit();
   }
 
+  /**
+   * @param {string} title
+   * @returns {import("./picture.js").Tile[]} none where nothing is drawn
+   */
+  tiles(title) {
+    const { drawing, plot } = this;
+    if (!drawing || !plot) return [];
+    const keys = drawing.curves.length > 1 ? drawing.curves : [];
+    return [
+      {
+        title: `${title}, by ${drawing.label}`,
+        canvas: plot.ctx.canvas,
+        keys: keys.map(({ name, colour }) => ({ colour, text: name })),
+      },
+    ];
+  }
+
   #fit() {
     const width = this.element.clientWidth;
     if (!width || !this.drawing) return;
@@ -175,7 +192,7 @@ function padded(low, high) {
  * @param {Drawing} drawing
  * @returns {number[]} values that the axis holds, whatever the curves are
  */
-export function heldBy({ zero, levels, holds }) {
+function heldBy({ zero, levels, holds }) {
   return [...(zero ? [0] : []), ...(levels ?? []).map((level) => level.at), ...(holds ?? [])];
 }
 

@@ -8,9 +8,8 @@ import { Heatmap } from "./heatmap.js";
 import { Legend } from "./legend.js";
 import { nameAt, windowWithin } from "./axes.js";
 import { RanksView, ranksSentence } from "./ranks.js";
-import { comparison, quantityOf } from "./signs.js";
+import { comparison, meaning, quantityOf } from "./signs.js";
 import { saveMenu } from "./export.js";
-import { picturesSvg } from "./heatmap_svg.js";
 
 /** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
@@ -262,8 +261,14 @@ export class CompareView {
 
   #image() {
     if (!this.painted) return null;
-    const maps = this.maps.map(({ title, heatmap }) => ({ title: title.textContent ?? "", heatmap }));
-    return picturesSvg(maps, this.painted.state);
+    const { state } = this.painted;
+    const quantity = quantityOf(state.matrix);
+    return {
+      title: state.run,
+      note: meaning(quantity).sign,
+      tiles: this.maps.flatMap(({ title, heatmap }) => heatmap.tiles(title.textContent ?? "", quantity)),
+      dark: this.context.dark,
+    };
   }
 
   #csv() {

@@ -1,19 +1,18 @@
-/** Saving what is shown: a picture as SVG or PNG, a table as CSV. */
+/** Saving what is shown: a picture as PNG, a table as CSV. */
 
 import { announce } from "./a11y.js";
 import { button, el } from "./dom.js";
 import { icon } from "./icons.js";
+import { pictureOf } from "./picture.js";
 
 /** @typedef {import("./page.js").Context} Context */
+/** @typedef {import("./picture.js").Sheet} Sheet */
 /**
  * @typedef {object} Exports
  * @property {string} name of the files
- * @property {(() => SVGSVGElement | null) | null} image what is shown, drawn anew as SVG
+ * @property {(() => Sheet | null) | null} image what is shown
  * @property {(() => Record<string, any> | null) | null} table parameters of the server's CSV
  */
-
-/** PNGs have so many dots to a pixel of the SVG. */
-const DOTS = 2;
 
 /**
  * Buttons that save one view.
@@ -21,11 +20,6 @@ const DOTS = 2;
  * @param {Exports} exports
  */
 export function saveMenu(context, { name, image, table }) {
-  const made = (/** @type {(drawing: SVGSVGElement) => Promise<void> | void} */ use) => async () => {
-    const drawing = image?.();
-    if (drawing) await use(drawing);
-    else announce("There is nothing to save yet.", true);
-  };
   return el(
     "div",
     { class: "save", role: "group", "aria-label": `Save: ${name}` },
@@ -35,15 +29,7 @@ export function saveMenu(context, { name, image, table }) {
           label: "Save this view as a picture (PNG)",
           text: "PNG",
           name: `png-${name}`,
-          click: made((drawing) => savePng(drawing, fileName(context, name, "png"))),
-        })
-      : null,
-    image
-      ? button({
-          label: "Save this view as a drawing (SVG)",
-          text: "SVG",
-          name: `svg-${name}`,
-          click: made((drawing) => saveBlob(blobOf(drawing), fileName(context, name, "svg"))),
+          click: () => savePng(image(), fileName(context, name, "png")),
         })
       : null,
     table
@@ -93,41 +79,16 @@ function saveTable(context, name, table) {
 }
 
 /**
- * @param {SVGSVGElement} drawing
+ * @param {Sheet | null} sheet
  * @param {string} name
  */
-async function savePng(drawing, name) {
-  const address = URL.createObjectURL(blobOf(drawing));
-  try {
-    const picture = new Image();
-    picture.src = address;
-    await picture.decode();
-    const canvas = document.createElement("canvas");
-    Object.assign(canvas, { width: DOTS * picture.width, height: DOTS * picture.height });
-    /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")).drawImage(
-      picture,
-      0,
-      0,
-      canvas.width,
-      canvas.height,
-    );
-    const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-    if (blob) saveBlob(blob, name);
-  } finally {
-    URL.revokeObjectURL(address);
+async function savePng(sheet, name) {
+  /** @type {Blob | null} */
+  const blob = sheet && (await new Promise((resolve) => pictureOf(sheet).toBlob(resolve, "image/png")));
+  if (!blob) {
+    announce("There is nothing to save yet.", true);
+    return;
   }
-}
-
-/** @param {SVGSVGElement} drawing */
-function blobOf(drawing) {
-  return new Blob([new XMLSerializer().serializeToString(drawing)], { type: "image/svg+xml" });
-}
-
-/**
- * @param {Blob} blob
- * @param {string} name
- */
-function saveBlob(blob, name) {
   const address = URL.createObjectURL(blob);
   download(address, name);
   setTimeout(() => URL.revokeObjectURL(address), 10_000);

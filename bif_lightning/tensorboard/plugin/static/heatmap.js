@@ -25,6 +25,8 @@
 
 import { el } from "./dom.js";
 import { drawNumbers } from "./cell_numbers.js";
+import { colour, css } from "./colours.js";
+import { number } from "./format.js";
 import { drawAxes, drawBox, layout } from "./heatmap_axes.js";
 import { listenPointer } from "./pointer.js";
 import { rasterOf } from "./raster.js";
@@ -169,6 +171,21 @@ export class Heatmap {
       rows: Math.max((r1 - r0) / picture.height, 1),
       columns: Math.max((c1 - c0) / picture.width, 1),
     };
+  }
+
+  /**
+   * @param {string} title
+   * @param {import("./signs.js").Quantity} quantity
+   * @returns {import("./picture.js").Tile[]} none where nothing is drawn
+   */
+  tiles(title, { helps, good, bad, unit }) {
+    const { frame, canvas } = this;
+    if (!frame) return [];
+    const keys = [1, -1].map((side) => ({
+      colour: css(colour(side, frame.dark)),
+      text: `${side * helps > 0 ? "+" : "−"}${number(frame.scale)} ${unit} (${side > 0 ? good : bad})`,
+    }));
+    return [{ title, canvas, keys }];
   }
 
   paint() {

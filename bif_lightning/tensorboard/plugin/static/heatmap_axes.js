@@ -5,7 +5,7 @@ import { marks } from "./axes.js";
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 const LETTERS = 14;
 /** Degrees that the names of columns are turned by where they have no room. */
-export const TURN = 56;
+const TURN = 56;
 
 /**
  * @typedef {{x: number, y: number, width: number, height: number}} Area of the cells, in pixels

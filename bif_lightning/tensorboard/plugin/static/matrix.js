@@ -17,7 +17,6 @@ import { meaning, quantityOf } from "./signs.js";
 import { askEarly, sourceOf } from "./source.js";
 import { verdictBanner } from "./verdict.js";
 import { saveMenu } from "./export.js";
-import { heatmapSvg } from "./heatmap_svg.js";
 
 /** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
@@ -236,10 +235,23 @@ export class MatrixView {
   #exports() {
     return {
       name: "heatmap",
-      image: () =>
-        this.heatmap.frame && heatmapSvg(this.heatmap, this.context.store.state, this.title.textContent ?? ""),
+      image: () => this.#image(),
       table: () => this.#csv(),
     };
+  }
+
+  #image() {
+    const { frame } = this.heatmap;
+    const { state } = this.context.store;
+    const quantity = quantityOf(state.matrix);
+    return (
+      frame && {
+        title: `${state.run}: ${this.title.textContent ?? ""}`,
+        note: `${meaning(quantity).sign} Rows: train examples; columns: queries.`,
+        tiles: this.heatmap.tiles("", quantity),
+        dark: frame.dark,
+      }
+    );
   }
 
   #csv() {

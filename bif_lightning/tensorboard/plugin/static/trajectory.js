@@ -11,7 +11,6 @@ import { icon } from "./icons.js";
 import { toParameters, toWord } from "./pins.js";
 import { quantityOf } from "./signs.js";
 import { saveMenu } from "./export.js";
-import { chartSvg } from "./chart_svg.js";
 
 /** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
@@ -63,9 +62,7 @@ export class TrajectoryView {
         this.tools,
         saveMenu(context, {
           name: "trajectory",
-          image: () =>
-            this.drawing &&
-            chartSvg(this.drawing, { title: this.#title(), unit: quantityOf(context.store.state.matrix).unit }),
+          image: () => this.#image(),
           table: () => this.#csv(),
         }),
       ),
@@ -77,6 +74,13 @@ export class TrajectoryView {
     this.curves = [];
     /** @type {import("./chart.js").Drawing | null} */
     this.drawing = null;
+  }
+
+  #image() {
+    const { state } = this.context.store;
+    const { unit } = quantityOf(state.matrix);
+    const tiles = this.drawing ? this.chart.tiles(unit ? `${this.#title()}, ${unit}` : this.#title()) : [];
+    return tiles.length ? { title: state.run, note: "", tiles, dark: this.context.dark } : null;
   }
 
   /** @param {State} state */

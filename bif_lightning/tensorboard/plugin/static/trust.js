@@ -7,7 +7,6 @@ import { lineColour } from "./colours.js";
 import { el, put } from "./dom.js";
 import { isKnown, measure, number } from "./format.js";
 import { saveMenu } from "./export.js";
-import { chartSvg } from "./chart_svg.js";
 import { behind } from "./snapshot.js";
 import { goodBanner, verdictBanner } from "./verdict.js";
 
@@ -128,8 +127,8 @@ export class TrustView {
     );
     this.latest = new Latest();
     this.latestBehind = new Latest();
-    /** @type {{title: string, unit: string, drawing: import("./chart.js").Drawing}[]} */
-    this.drawings = [];
+    /** @type {{title: string, chart: Chart}[]} */
+    this.pictured = [];
   }
 
   /** @param {State} state */
@@ -168,7 +167,7 @@ export class TrustView {
     }));
     const measures = MEASURES.map((one) => ({ ...one, values: scaled(trust[one.key], one.factor) }));
     const known = [...measures, ...metrics].filter(({ values }) => values?.some(isKnown));
-    this.drawings = [];
+    this.pictured = [];
     const boxes = known.map((one) => this.#small(/** @type {any} */ (one), trust, state, shown));
     if (boxes.length !== this.grid.children.length || boxes.some((box, place) => box !== this.grid.children[place]))
       put(this.grid, boxes);
@@ -224,7 +223,7 @@ export class TrustView {
       dark: this.context.dark,
     };
     made.chart.show(drawing);
-    this.drawings.push({ title: one.title, unit: one.unit ?? "", drawing });
+    this.pictured.push({ title: one.unit ? `${one.title}, ${one.unit}` : one.title, chart: made.chart });
     const value = shown < 0 ? null : one.values[shown];
     put(
       made.value,
@@ -238,10 +237,9 @@ export class TrustView {
   }
 
   #image() {
-    const first = this.drawings[0];
-    return first
-      ? chartSvg(first.drawing, { title: "Trust over training", unit: first.unit, more: this.drawings })
-      : null;
+    const tiles = this.pictured.flatMap(({ title, chart }) => chart.tiles(title));
+    const { run } = this.context.store.state;
+    return tiles.length ? { title: `${run}: trust over training`, note: "", tiles, dark: this.context.dark } : null;
   }
 }
 
