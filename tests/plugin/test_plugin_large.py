@@ -92,23 +92,6 @@ def test_rows_that_act_alike_are_neighbours(size):
     np.testing.assert_array_equal(order, clustering.cluster_order(values))
 
 
-def test_the_tree_is_that_of_average_linkage():
-    """Leaves below each merge of scipy's tree stand side by side."""
-    from scipy.cluster.hierarchy import linkage, to_tree
-    from scipy.spatial.distance import squareform
-
-    values = np.random.default_rng(1).normal(size=(40, 5))
-    distance = np.linalg.norm(values[:, None] - values[None], axis=-1)
-    order = clustering._leaves(distance, np.ones(40))
-    place = np.argsort(order)
-    nodes = [to_tree(linkage(squareform(distance), "average"))]
-    while nodes:
-        node = nodes.pop()
-        leaves = place[node.pre_order()]
-        assert leaves.max() - leaves.min() == len(leaves) - 1
-        nodes += [] if node.is_leaf() else [node.left, node.right]
-
-
 @pytest.mark.parametrize(
     "values", [np.zeros((5, 3)), np.full((4, 4), np.nan), np.ones((1, 1)), np.eye(2), np.zeros((600, 1))]
 )

@@ -4,7 +4,7 @@ import threading
 import time
 
 from bif_lightning.tensorboard.plugin import scan
-from bif_lightning.tensorboard.plugin.memory import LRUCache
+from bif_lightning.tensorboard.plugin.place import remembered
 from bif_lightning.tensorboard.plugin.scan import Scan
 
 
@@ -81,18 +81,15 @@ def test_nobody_waits_for_a_second_scan(tmp_path, monkeypatch):
     assert list(found.runs()) == []
 
 
-def test_a_memory_forgets_what_was_not_used_for_longest():
-    memory = LRUCache(10)
-    for name in "abc":
-        memory.put(name, name.upper(), 3)
-    assert memory.get("a") == "A"
-    memory.put("d", "D", 3)
-    assert [memory.get(name) for name in "abcd"] == ["A", None, "C", "D"]
-    memory.put("d", "E", 10)
-    assert [memory.get(name) for name in "acd"] == [None, None, "E"]
-    memory.put("f", "F", 11)
-    assert memory.get("f") is None
+def test_small_things_are_made_once_unless_they_are_too_large_to_keep():
     made = []
-    for _ in range(2):
-        memory.once("g", lambda: made.append(1) or "G", lambda _: 1)
-    assert len(made) == 1
+
+    def make():
+        made.append(1)
+        return "value"
+
+    for size, times in ((10, 1), (1 << 40, 2)):
+        made.clear()
+        for _ in range(2):
+            assert remembered(("test", size), make, lambda _, size=size: size) == "value"
+        assert len(made) == times

@@ -3,8 +3,9 @@
 from concurrent.futures import Future
 from threading import Lock, Thread
 
+from cachetools import LRUCache
+
 from bif_lightning.tensorboard.plugin.answers import Answer
-from bif_lightning.tensorboard.plugin.memory import LRUCache
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run
@@ -26,7 +27,7 @@ class Prefetcher:
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
-        self._kept = LRUCache(_MOST_BYTES)
+        self._kept: LRUCache[Key, Answer] = LRUCache(_MOST_BYTES, getsizeof=lambda answer: len(answer.body))
         self._pending: dict[Key, Future[Answer]] = {}
         self._lock = Lock()
         self._last = (0, 0)  # step of the last view, and how many there were
@@ -53,7 +54,7 @@ class Prefetcher:
     def _answer(self, run: Run, step: int, parameters: Parameters) -> Answer:
         key = _key(run, step, parameters)
         with self._lock:
-            kept: Answer | None = self._kept.get(key)
+            kept = self._kept.get(key)
             if kept is not None:
                 return kept
             pending = self._pending.get(key)
@@ -66,7 +67,7 @@ class Prefetcher:
         with self._lock:
             del self._pending[key]
             if answer.status == 200:
-                self._kept.put(key, answer, len(answer.body))
+                self._kept[key] = answer
         mine.set_result(answer)
         return answer
 

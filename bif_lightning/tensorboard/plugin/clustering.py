@@ -1,10 +1,9 @@
-"""Rows that act alike, side by side: a fixed, exact and quick ordering by average linkage. NumPy only.
+"""Order rows so that those that act alike are neighbours, by average linkage.
 
 Rows are compared by the cosine of their leading coordinates: those on the 16 strongest singular directions of the
-matrix, which carry what rows share, while the rest is mostly Monte Carlo noise. Average linkage (UPGMA) joins the two
-closest groups again and again; where two are joined, each is turned such that the ends that meet are the closest ones
-(Gruvaeus & Wainer 1972). Of more than 512 rows, 512 far apart from one another are joined, each with those nearest to
-it.
+matrix, which carry what rows share, while the rest is mostly Monte Carlo noise. SciPy clusters them by average linkage
+(UPGMA) and orders the leaves so that neighbours are close (Bar-Joseph, Gifford & Jaakkola 2001). Of more than 512 rows,
+512 that lie far apart are clustered, and each other row stands with the nearest of these.
 """
 
 import numpy as np
@@ -15,18 +14,16 @@ _MOST = 512
 
 
 def cluster_order(matrix: Float[np.ndarray, "row column"]) -> Int[np.ndarray, " row"]:
-    """Positions of the rows in an order in which rows that act alike are neighbours. The same matrix gives the same.
+    """Positions of the rows in an order in which rows that act alike are neighbours; deterministic.
 
     >>> cluster_order(np.array([[1.0, 0], [0, 1], [1, 0.1], [0.1, 1]])).tolist()
-    [0, 2, 3, 1]
+    [1, 3, 2, 0]
     """
     if len(matrix) < 3:
         return np.arange(len(matrix))
     points = _coordinates(matrix)
     centres, nearest = _representatives(points)
-    sizes = np.bincount(nearest, minlength=len(centres)).astype(np.float64)
-    order = _leaves(1 - points[centres] @ points[centres].T, sizes)
-    place = np.argsort(order)
+    place = np.argsort(_leaves(points[centres]))
     closeness = (points * points[centres[nearest]]).sum(axis=1)
     return np.lexsort((-closeness, place[nearest]))
 
@@ -62,28 +59,11 @@ def _representatives(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(chosen), nearest
 
 
-def _leaves(distance: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Leaves of the average-linkage tree from left to right."""
-    between = distance.astype(np.float64)
-    ends = between.copy()
-    np.fill_diagonal(between, np.inf)
-    groups = [[leaf] for leaf in range(len(sizes))]
-    for _ in range(len(sizes) - 1):
-        left, right = sorted(divmod(int(np.argmin(between)), len(sizes)))
-        groups[left] = _joined(groups[left], groups[right], ends)
-        groups[right] = []
-        # Lance and Williams: the mean distance to the union is the weighted mean of those to its parts.
-        share = sizes[left] / (sizes[left] + sizes[right])
-        mean = share * between[left] + (1 - share) * between[right]
-        between[left], between[:, left] = mean, mean
-        between[right], between[:, right] = np.inf, np.inf
-        between[left, left] = np.inf
-        sizes[left] += sizes[right]
-    return np.array(max(groups, key=len))
+def _leaves(points: np.ndarray) -> np.ndarray:
+    """Leaves of the average-linkage tree of unit vectors, from left to right."""
+    # Imported here: it takes longer than a picture of a step, and most readers never cluster.
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 
-
-def _joined(left: list[int], right: list[int], distance: np.ndarray) -> list[int]:
-    """Two ordered groups side by side, turned so that the two ends that meet are as close as can be."""
-    turns = [(a, b) for a in (left, left[::-1]) for b in (right, right[::-1])]
-    first, second = min(turns, key=lambda turn: distance[turn[0][-1], turn[1][0]])
-    return first + second
+    above = np.triu_indices(len(points), 1)
+    distances = np.clip(1 - points @ points.T, 0, None)[above].astype(np.float64)
+    return leaves_list(optimal_leaf_ordering(linkage(distances, "average"), distances))

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from cachetools import LRUCache
 
 from bif_lightning.archive.read.cells import read_cells
 from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import RefusedError
-from bif_lightning.tensorboard.plugin.memory import LRUCache
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.place import QUANTITIES, RunFiles, head, token
 
 WHOLE_CELLS = 1 << 24
 """Matrices of at most so many cells are read whole and remembered."""
 
-_MATRICES = LRUCache(256 << 20)
+_MATRICES: LRUCache[tuple[str, str, str], np.ndarray] = LRUCache(256 << 20, getsizeof=lambda values: values.nbytes)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def cells(
         return chosen if columns is None else chosen[:, columns]
     (values,) = cells_of(place, step, (name,), rows, columns)
     if rows is None and columns is None and values.size <= WHOLE_CELLS:
-        _MATRICES.put(key, values, values.nbytes)
+        _MATRICES[key] = values
     return values
 
 

@@ -4,20 +4,22 @@ import os
 import stat
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from cachetools import LRUCache
 
 from bif_lightning.archive.read.parts import Picked, read_parts
 from bif_lightning.archive.schema import DUMP, SAMPLES_FILE
 from bif_lightning.tensorboard.plugin.answers import RefusedError
-from bif_lightning.tensorboard.plugin.memory import LRUCache
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 
 Kept = TypeVar("Kept")
 
 QUANTITIES = ("correlation", "influence", "conditioned")
 _ATTRS = ("verdict", "observables")
-_SMALL = LRUCache(64 << 20)
+_SMALL: LRUCache[Hashable, tuple[Any, int]] = LRUCache(64 << 20, getsizeof=itemgetter(1))
 
 
 @dataclass(frozen=True)
@@ -90,4 +92,9 @@ def has(place: RunFiles, step: int, name: str) -> bool:
 
 def remembered(key: Hashable, make: Callable[[], Kept], size: Callable[[Kept], int] = lambda _: 1 << 16) -> Kept:
     """A small thing, made once; `size` guesses its bytes."""
-    return _SMALL.once(key, make, size)
+    if key in _SMALL:
+        return _SMALL[key][0]
+    made = make()
+    if (nbytes := size(made)) <= _SMALL.maxsize:
+        _SMALL[key] = made, nbytes
+    return made
