@@ -1,15 +1,15 @@
-"""Settings of all tests: helper modules, array checks in the whole package, one global seed."""
+"""Settings of all tests: array checks in the whole package, the same hypothesis cases in every run; shared fixtures."""
 
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+from jaxtyping import config
 
 import array_types
 
@@ -33,3 +33,25 @@ def _switches_of_torch_as_they_were() -> Iterator[None]:
     torch.set_deterministic_debug_mode(before[0])
     torch.set_num_threads(before[1])
     torch.set_default_dtype(before[2])
+
+
+@pytest.fixture(autouse=True)
+def _no_array_checks_in_statistical_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """They take many small steps; array types are checked in all other tests."""
+    if request.node.get_closest_marker("statistical") is None:
+        yield
+        return
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def dumps(tmp_path: Path) -> Any:
+    """Steps of the dumps that a run left."""
+    return lambda folder="bif": sorted(int(path.stem.split("=")[1]) for path in (tmp_path / folder).glob("step=*.h5"))

@@ -23,14 +23,14 @@ WORKERS = 2
 # Of others, and slow to import: the process that each mutant's is forked of has them already.
 LOADED = ["pytest", "hypothesis", "beartype", "torch", "lightning", "torchmetrics", "datasets", "xarray", "matplotlib"]
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL, REPLAY = "exact/test_posterior_and_kernel.py", "exact/test_chain_replay.py"
-INFLUENCE, BOOKS = "exact/test_moments_and_influence.py", "exact/test_estimate_bookkeeping.py"
-HALF = "engine/test_half_precision.py"
-SUBSPACE, CONDITIONED = "exact/test_subspace.py", "exact/test_conditioned.py"
-METRIC = "exact/test_metric.py"
-NOISE, LAW = "exact/test_noise_streams.py", "statistical/test_sampler_law.py"
-TOKENS, LANGUAGE, TOKEN_DUMPS = (f"tokens/test_{name}.py" for name in ("token_engine", "language", "token_dumps"))
-HOSTS, UNTOUCHED, DATA = "engine/test_hosts.py", "engine/test_untouched.py", "engine/test_data_and_observables.py"
+KERNEL, REPLAY = "sampling/test_sgld.py", "sampling/test_chain.py"
+INFLUENCE, BOOKS = "statistics/test_influence.py", "estimation/test_estimator.py"
+HALF = "model/test_weights.py"
+SUBSPACE, CONDITIONED = "curvature/test_closed_form.py", "statistics/test_conditioned.py"
+METRIC = "curvature/test_kronecker.py"
+NOISE, LAW = "test_rng.py", "sampling/test_sgld_law.py"
+TOKENS, LANGUAGE, TOKEN_DUMPS = "estimation/test_tokens.py", "losses/test_causal_lm.py", "archive/test_tokens.py"
+HOSTS, UNTOUCHED, DATA = "model/test_backends.py", "estimation/test_untouched.py", "data/test_dataset.py"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ MUTANTS = [
         "errors of chains without memory",
         "statistics/standard_errors.py",
         ("f += 2 * rest * least", "f += rest * least"),
-        tests=("exact/test_errors.py",),
+        tests=("statistics/test_standard_errors.py",),
     ),
     mutant(
         "few batches as good as many",
@@ -328,25 +328,25 @@ MUTANTS = [
         "others stand for themselves",
         "curvature/subsample.py",
         ("(self.others[first::count], self.weight)", "(self.others[first::count], 1.0)"),
-        tests=("exact/test_directional.py",),
+        tests=("curvature/test_subsample.py",),
     ),
     mutant(
         "error of a spread not squared",
         "curvature/subsample.py",
         ("ERROR**2", "ERROR"),
-        tests=("exact/test_directional.py",),
+        tests=("curvature/test_subsample.py",),
     ),
     mutant(
         "half a second derivative",
         "curvature/hessian.py",
         ('endswith("::Error")', 'endswith("::Other")'),
-        tests=("exact/test_hessian.py",),
+        tests=("curvature/test_hessian.py",),
     ),
     mutant(
         "errors as narrow as a chain",
         "statistics/standard_errors.py",
         ("wide = _widened(draws, chain_mean_covariance(parts, centring)), 1.0", "wide = 1.0, 1.0"),
-        tests=("exact/test_errors.py",),
+        tests=("statistics/test_standard_errors.py",),
     ),
     mutant(
         "merge forgets the shift of means",
@@ -448,49 +448,49 @@ MUTANTS = [
         "a few examples refuse a step",
         "calibration/stability.py",
         ("if found < _LIMIT / 2:\n            return", "if found < _LIMIT / 2 or examples < 64:\n            break"),
-        tests=("exact/test_calibration.py",),
+        tests=("calibration/test_find.py",),
     ),
     mutant(
         "settings that do not last are kept",
         "calibration/find.py",
         ("lasting=off >= LASTING", "lasting=True"),
-        tests=("exact/test_calibration.py",),
+        tests=("calibration/test_find.py",),
     ),
     mutant(
         "minibatches stay as hot as they are",
         "calibration/find.py",
         ("if heat > _COOL else 1.0", "if heat > math.inf else 1.0"),
-        tests=("exact/test_calibration.py",),
+        tests=("calibration/test_find.py",),
     ),
     mutant(
         "draws by the agreement of one chain more",
         "calibration/pilot.py",
         ("(1 - self.agreement) / self.agreement", "1 / self.agreement"),
-        tests=("exact/test_calibration.py",),
+        tests=("calibration/test_find.py",),
     ),
     mutant(
         "an example agrees with itself",
         "calibration/pilot.py",
         ("torch.where(own, products.masked_fill(own, 0).sum(0) / max(count - 1, 1), products)", "products"),
-        tests=("exact/test_calibration.py",),
+        tests=("calibration/test_find.py",),
     ),
     mutant(
         "groups agree about zero",
         "statistics/diagnostics.py",
         ("left, right = one - one.mean(0), other - other.mean(0)", "left, right = one, other"),
-        tests=("exact/test_diagnostics.py",),
+        tests=("statistics/test_diagnostics.py",),
     ),
     mutant(
         "another worker calibrates anew",
         "offline/replay.py",
         ('if settings.get("lasting", True)', "if False"),
-        tests=("offline/test_settling.py",),
+        tests=("offline/test_replay.py",),
     ),
     mutant(
         "a graph of other weights kept",
         "curvature/hessian.py",
         ("len(parts) == 1 and weights is None", "weights is None"),
-        tests=("exact/test_hessian.py",),
+        tests=("curvature/test_hessian.py",),
     ),
     mutant(
         "padding of the whole set",
@@ -519,7 +519,7 @@ MUTANTS = [
         "any gradient will do",
         "sampling/preflight.py",
         ("if abs(best - slope) > _TOLERANCE * slope:", "if False:"),
-        tests=("engine/test_bad_input.py",),
+        tests=("sampling/test_preflight.py",),
     ),
     mutant(
         "lists of weights kept",
@@ -557,25 +557,25 @@ MUTANTS = [
         "diverged chain kept",
         "sampling/chain.py",
         ("            if why:\n", "            if False:\n"),
-        tests=("engine/test_divergence.py",),
+        tests=("sampling/test_divergence.py",),
     ),
     mutant(
         "a stop that handlers of errors swallow",
         "distributed/threads.py",
         ("class StoppedError(BaseException)", "class StoppedError(RuntimeError)"),
-        tests=("engine/test_threads.py",),
+        tests=("distributed/test_threads.py",),
     ),
     mutant(
         "other threads go on after an error",
         "distributed/threads.py",
         ("                steps.stop()\n                pool", "                pool"),
-        tests=("engine/test_threads.py",),
+        tests=("distributed/test_threads.py",),
     ),
     mutant(
         "products with a Hessian not counted",
         "curvature/subsample.py",
         ("                steps.tick(len(products) // len(parts))\n", ""),
-        tests=("engine/test_untouched.py",),
+        tests=("estimation/test_untouched.py",),
     ),
     mutant(
         "Control-C acts while a claim is let go of",
@@ -590,13 +590,13 @@ MUTANTS = [
             "sorted((outcome for part in everyone for outcome in part), key=lambda outcome: outcome.chain)",
             "[outcome for part in everyone for outcome in part]",
         ),
-        tests=("engine/test_placement_free.py",),
+        tests=("distributed/test_ranks.py",),
     ),
     mutant(
         "ties ranked by position",
         "statistics/diagnostics.py",
         ("ranks = (below + upto).mT.double()", "ranks = scores.argsort(0).argsort(0).double()"),
-        tests=("exact/test_diagnostics.py",),
+        tests=("statistics/test_diagnostics.py",),
     ),
 ]
 

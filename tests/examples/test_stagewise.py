@@ -1,29 +1,16 @@
 """The stagewise toy: its retraining and its closed form by independent code, and the flips that the whole run finds."""
 
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import stagewise
 import torch
 
 import bif_lightning as bl
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-
-@pytest.fixture(scope="module")
-def stagewise() -> ModuleType:
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import stagewise
-    finally:
-        sys.path.pop(0)
-    return stagewise
-
-
-def test_nine_networks_at_once_are_networks_trained_one_by_one(stagewise: ModuleType) -> None:
+def test_nine_networks_at_once_are_networks_trained_one_by_one() -> None:
     """Without thing 2, by autograd; the divisor stays 8, so leaving out is a weight of 0 and changes nothing else."""
     things, targets = stagewise.hierarchy().tensors
     step, left_out, losses = stagewise.STEPS[3], 2, []
@@ -40,7 +27,7 @@ def test_nine_networks_at_once_are_networks_trained_one_by_one(stagewise: Module
     assert np.abs(found.effect[3, left_out]).max() > 0.01
 
 
-def test_strong_pull_leaves_the_product_of_gradients(stagewise: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strong_pull_leaves_the_product_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """−g_iᵀg_j/γ up to terms of order 1/γ², here for a γ that leaves no others."""
     monkeypatch.setattr(stagewise, "SAMPLER", bl.SGLD(step_size=1e-12, inverse_temperature=1.0, localization=1e8))
     weights = tuple(
@@ -58,9 +45,7 @@ def test_strong_pull_leaves_the_product_of_gradients(stagewise: ModuleType, monk
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_sign_flips_outside_its_band_where_closed_form_and_retraining_flip(
-    stagewise: ModuleType, tmp_path: Path
-) -> None:
+def test_the_sign_flips_outside_its_band_where_closed_form_and_retraining_flip(tmp_path: Path) -> None:
     run = bl.open_run(stagewise.watch(0, tmp_path))
     retrained = [stagewise.retrain(seed) for seed in range(20)]
     exact = np.stack([stagewise.closed_form(weights) for weights in retrained[0].weights])

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_gpt
+import token_page
 
 import bif_lightning as bl
 from small_language import by_tokens, sequences
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import tiny_gpt
-import token_page
 
 
 @pytest.mark.parametrize(

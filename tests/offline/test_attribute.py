@@ -13,6 +13,8 @@ from bif_lightning.distributed.leases import Leases
 from bif_lightning.trainer.outputs import Outputs
 from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, attribute, points, train
 
+pytestmark = pytest.mark.bitwise
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,8 @@ import bif_lightning as bl
 from processes import answers
 from strategy_run import launch
 
+pytestmark = pytest.mark.bitwise
+
 SAVED = {"keeps": True, "options": {"at_steps": [3, 6], "at_end": False}}
 slow = pytest.mark.slow
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.crash
+
 
 @pytest.mark.slow
 def test_training_goes_on_and_workers_end_cleanly(tmp_path: Path) -> None:
@@ -20,7 +22,7 @@ def test_training_goes_on_and_workers_end_cleanly(tmp_path: Path) -> None:
     if tried.returncode:
         pytest.skip(f"no disk of its own can be mounted here: {tried.stderr.strip()}")
     done = subprocess.run(
-        [*own, sys.executable, str(Path(__file__).with_name("full_disk_run.py")), str(disk), str(plain)],
+        [*own, sys.executable, str(Path(__file__).parents[1] / "helpers" / "full_disk_run.py"), str(disk), str(plain)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip

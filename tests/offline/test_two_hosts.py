@@ -16,7 +16,7 @@ from offline_run import CHAINS, SAMPLER, STEPS, assert_same_dumps, train
 from processes import answers
 from strategy_run import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.bitwise]
 ADDRESSES = ("10.77.41.1", "10.77.41.2")
 APP = """
 from strategy_run import Net, Points

@@ -20,6 +20,8 @@ from bif_lightning.trainer.snapshot_files import FOLDER, snapshot_path
 from forked import start
 from offline_run import CHAINS, SAMPLER, STEPS, Net, assert_same_dumps, points, train, watch, work
 
+pytestmark = pytest.mark.bitwise
+
 SETTINGS: dict[str, Any] = {"sampler": SAMPLER, "chains": CHAINS}
 
 

@@ -17,10 +17,9 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from bif_lightning.tensorboard.summaries import write_summaries
+from estimates import digits_estimate
+from headless import CHROMIUM, DEEP_IMAGES, DEEP_TEXT, Chromium
 from ports import free_port
-
-from .estimates import digits_estimate
-from .headless import CHROMIUM, DEEP_IMAGES, DEEP_TEXT, Chromium
 
 NASTY = "<b>one</b> | <script>alert(1)</script>"
 

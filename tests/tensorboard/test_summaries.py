@@ -24,8 +24,7 @@ from bif_lightning.tensorboard.summaries import (
     write_summaries,
 )
 from bif_lightning.tensorboard.texts import escape, top_table, verdict_text
-
-from .estimates import bare, digits_estimate, estimate_from, influence_of, texts
+from estimates import bare, digits_estimate, estimate_from, influence_of, texts
 
 EVERYTHING = {"images": 0, "scalars": 0, "histograms": 0, "tensors": 0}
 

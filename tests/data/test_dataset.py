@@ -1,0 +1,216 @@
+"""Datasets and batches of every common kind, and observables with the right numbers."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+import small_models as models
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data.dataset import Examples
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.losses.observables import GroupMean, MetricValue, PerExample
+from small_models import cross_entropy
+
+pytestmark = pytest.mark.exact
+
+SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)
+CHAINS = Chains(num_chains=2, num_draws=4, batch_size=5)
+
+
+def test_hugging_face_datasets_and_dictionary_batches() -> None:
+    def loss(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return cross_entropy(module, (batch["x"], batch["y"]))
+
+    rows = [{"x": x, "y": y} for x, y in models.data()]
+    hub = Dataset.from_list([{"x": x.tolist(), "y": int(y)} for x, y in models.data()]).with_format("torch")
+    expected = estimate(models.seeded(models.mlp), cross_entropy, models.data(), sampler=SAMPLER, chains=CHAINS)
+    for train in (rows, hub):
+        got = estimate(models.seeded(models.mlp), loss, train, sampler=SAMPLER, chains=CHAINS)
+        np.testing.assert_allclose(got.influence, expected.influence, rtol=1e-4, atol=1e-8)
+
+
+class Ragged:
+    """Sequences of different lengths."""
+
+    def __init__(self, longest_first: bool) -> None:
+        lengths = [9, *range(2, 9), 5, 3, 2, 2, 2] if longest_first else [*range(2, 9), 5, 3, 9, 2, 2, 2]
+        generator = torch.Generator().manual_seed(0)
+        self.items = [torch.randint(1, 7, (length,), generator=generator) for length in lengths]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.items[index]
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embed(ids))
+
+
+def padded(items: list[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(items, batch_first=True)
+
+
+def token_losses(module: nn.Module, ids: Tensor) -> Tensor:
+    """Next-token losses, [batch, token], 0 at padding."""
+    logits = module(ids[:, :-1])
+    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return each * (ids[:, 1:] != 0)
+
+
+@pytest.mark.parametrize("longest_first", [True, False])
+def test_ragged_examples_are_collated_batch_by_batch(longest_first: bool) -> None:
+    data = Ragged(longest_first)
+    examples = Examples(data, padded)
+    examples.prepare()
+    for rows in ([1, 2], [8, 3, 10], [0, 9], list(range(13))):
+        got, expected = examples.batch(torch.tensor(rows)), padded([data[i] for i in rows])
+        assert got.shape == expected.shape
+        assert torch.equal(got, expected)
+
+
+def test_token_losses_are_summed() -> None:
+    data = Ragged(True)
+    module = models.seeded(Tokens)
+    one = estimate(module, token_losses, data, collate_fn=padded, sampler=SAMPLER, chains=CHAINS)
+    other = estimate(
+        module, lambda m, b: token_losses(m, b).sum(1), data, collate_fn=padded, sampler=SAMPLER, chains=CHAINS
+    )
+    np.testing.assert_allclose(one.influence, other.influence, rtol=1e-4, atol=1e-8)
+    at_snapshot = [token_losses(module, item[None]).sum().item() for item in data.items]
+    assert one.snapshot_loss == pytest.approx(np.mean(at_snapshot), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "list"])
+def test_stacked_data_gives_the_bits_of_collated_data(kind: str) -> None:
+    pairs = models.data()
+    items = {"tuple": pairs, "dict": [{"x": x, "y": y} for x, y in pairs], "list": [[x, y] for x, y in pairs]}[kind]
+    examples, plain = Examples(items), Examples(items)
+    examples.prepare()
+    items.clear()  # from here on only what was stacked is left
+    rows = torch.tensor([7, 1, 4])
+    with pytest.raises(IndexError):
+        plain.batch(rows)
+    got = examples.batch(rows)
+    x = got["x"] if kind == "dict" else got[0]
+    assert torch.equal(x, torch.stack([pairs_x for pairs_x, _ in models.data()])[rows])
+    assert type(got) is {"dict": dict}.get(kind, list)
+
+
+def test_data_that_changes_is_not_stacked() -> None:
+    class Augmented:
+        calls = 0
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Tensor:
+            Augmented.calls += 1
+            return torch.tensor(float(Augmented.calls))
+
+    examples = Examples(Augmented())
+    examples.prepare()
+    first, second = examples.batch(torch.arange(3)), examples.batch(torch.arange(3))
+    assert not torch.equal(first, second)
+    assert not examples.repeats
+
+
+def test_a_dataset_is_read_by_one_thread_at_a_time() -> None:
+    class OneReader:
+        """Like a file: a position, then a read."""
+
+        position = 0
+
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, index: int) -> tuple[Tensor, str]:
+            self.position = index
+            time.sleep(1e-4)
+            assert self.position == index, "two threads at once"
+            return models.data()[index][0], "not a tensor, so that nothing is stacked"
+
+    def loss(module: nn.Module, batch: tuple[Tensor, list[str]]) -> Tensor:
+        return module(batch[0]).square().sum(1)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = estimate(
+            models.seeded(models.mlp), loss, OneReader(), sampler=SAMPLER,
+            chains=Chains(num_chains=4, num_draws=4, batch_size=5),
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert found.cost.workers == 4
+
+
+def test_observables_carry_the_right_numbers() -> None:
+    module, query = models.seeded(models.mlp), models.data(1, 4)
+
+    def gap(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = module(batch[0])
+        return logits[:, 0] - logits[:, 1]
+
+    accuracy = MulticlassAccuracy(3, average="micro")
+    accuracy.update(torch.tensor([0]), torch.tensor([0]))
+    found = estimate(
+        module, cross_entropy, models.data(), query, sampler=SAMPLER, chains=CHAINS,
+        store_traces=True, eval_batch_size=3,
+        observables=[
+            PerExample("gap", gap),
+            GroupMean("class", [1, 0, 1, 1], function=gap, unit="1"),
+            MetricValue("accuracy", accuracy, lambda m, b: (m(b[0]), b[1])),
+        ],
+    )  # fmt: skip
+    traces = found.traces
+    assert traces is not None
+    widths = {name: values.shape[2] for name, values in traces.columns.items()}
+    assert widths == {
+        "loss": 4,
+        "gap": 4,
+        "class": 2,
+        "accuracy": 1,
+    }
+    gaps = traces.columns["gap"]
+    np.testing.assert_allclose(traces.columns["class"][..., 0], gaps[..., 1], rtol=1e-6)
+    np.testing.assert_allclose(traces.columns["class"][..., 1], gaps[..., [0, 2, 3]].mean(-1), rtol=1e-5)
+    assert set(np.unique(traces.columns["accuracy"])) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert found.observables["accuracy"].columns == ("MulticlassAccuracy",)
+    assert found.observables["class"].columns == ("0", "1")
+    assert int(accuracy.update_count) == 1, "the metric that was passed is not touched"
+    for name, part in found.observables.items():
+        values = traces.columns[name].astype(np.float64)
+        expected = -np.mean([np.cov(traces.train[c].T.astype(float), values[c].T)[:12, 12:] for c in range(2)], axis=0)
+        np.testing.assert_allclose(part.influence, expected, rtol=1e-3, atol=1e-7, err_msg=name)
+
+
+def test_a_metric_that_stands_still_has_no_correlation() -> None:
+    still = MetricValue("still", MulticlassAccuracy(3), lambda m, b: (nn.functional.one_hot(b[1], 3).float(), b[1]))
+    found = estimate(
+        models.seeded(models.mlp), cross_entropy, models.data(), sampler=SAMPLER, chains=CHAINS, observables=[still]
+    )
+    assert np.isnan(found.observables["still"].correlation).all()
+    assert (found.observables["still"].influence == 0).all()
+    assert (found.observables["still"].mean == 1).all()
+
+
+def test_one_batch_of_draws_has_no_score_agreement() -> None:
+    found = estimate(
+        models.seeded(models.mlp), cross_entropy, models.data(), sampler=SAMPLER,
+        chains=Chains(num_chains=1, num_draws=7, batch_size=5),
+    )  # fmt: skip
+    assert np.isnan(found.diagnostics.score_agreement)
+    assert np.isnan(found.losses.influence_standard_error).all()
+    assert np.isfinite(found.influence).all()

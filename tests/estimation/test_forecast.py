@@ -1,0 +1,72 @@
+"""The forecast knows of ranks, of the matrices' time, and of the file that they lie in."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import bif_lightning.estimation.forecast as forecast_module
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.data.dataset import Examples
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.estimation.forecast import Forecast, forecast
+from bif_lightning.losses.problem import Problem
+from bif_lightning.sampling.trace import keeps_traces, moment_bytes, trace_bytes
+from targets import Regression, half_square
+
+pytestmark = pytest.mark.exact
+
+SAMPLER = SGLD(step_size=0.02, inverse_temperature=7.0, localization=11.0)
+CHAINS = Chains(num_chains=5, num_draws=8, batch_size=5)
+
+
+def problem(train: int = 50, query: int = 20) -> Problem:
+    examples = Examples(Regression.random(train, 3, 0).data())
+    return Problem(
+        module=Regression.random(train, 3, 0).model(), loss=half_square,
+        objective=lambda module, batch: mean_of(half_square(module, batch)), train=examples,
+        query=Examples(Regression.random(query, 3, 1).data()), training=examples, prepare=lambda batch: batch,
+    )  # fmt: skip
+
+
+def test_what_is_said_of_a_snapshot() -> None:
+    alone = Forecast(12.34, 340_000_000, 1)
+    assert "and 17.1 kB a snapshot" in str(Forecast(seconds=1.0, extra_bytes=17_100, workers=1))
+    assert str(alone) == "about 12 s and 340 MB a snapshot, 1 chain at a time"
+    shared = replace(alone, workers=2, num_ranks=3, file_bytes=1_600_000_000)
+    assert str(shared) == (
+        "about 12 s and 340 MB a snapshot, 2 chains at a time on each of 3 ranks, "
+        "1.6 GB of matrices in a temporary file"
+    )
+
+
+def test_the_matrices_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that takes every call for a second: of a tile, too, one after the other."""
+    monkeypatch.setattr(forecast_module, "_clock", lambda call, calls: 1.0)
+    torch.set_num_threads(1)
+    few = replace(CHAINS, num_chains=1, num_draws=4)
+    small, large = (forecast(problem(size, size), SAMPLER, few, ranks=Ranks()) for size in (100, 1500))
+    assert (small.seconds, large.seconds) == (8 + 1, 8 + 9)  # 4 steps, 4 measurements, and the tiles
+    stored = 6 * 4 * 1500**2 + 2 * 8 * 64 * 1500
+    assert small.file_bytes == large.file_bytes == 0
+    assert large.extra_bytes > 2 * stored  # as long as blocks wait, too
+    in_file = forecast(problem(1500, 1500), SAMPLER, few, ranks=Ranks(), matrix_bytes=1000, scratch=tmp_path)
+    assert in_file.file_bytes == stored
+    assert large.extra_bytes - in_file.extra_bytes == stored
+    assert "of matrices in a temporary file" in str(in_file)
+
+
+def test_no_room_is_said_before_the_first_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 12_000})())
+    with pytest.raises(OSError, match=r"need .* in a temporary file in .*, which has 1\.2e-05 GB free"):
+        forecast(problem(), SAMPLER, CHAINS, ranks=Ranks(), matrix_bytes=1000, scratch=tmp_path)
+
+
+def test_moments_are_never_chosen_where_traces_are_smaller() -> None:
+    chains = Chains(num_chains=4, num_draws=100)
+    assert moment_bytes(chains, 100_000, 1000) == 19_200_000_000
+    assert trace_bytes(chains, 100_000, 1000) == 161_600_000
+    assert keeps_traces(chains, 100_000, 1000)
+    assert not keeps_traces(replace(chains, num_draws=10_000), 1000, 1)

@@ -1,0 +1,60 @@
+"""Writes the golden files of the current schema version: run once, when a version is new, and never again.
+
+    python tests/helpers/make_golden.py
+
+Files of earlier versions stay as they are; every later reader must read them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from archive_examples import make_full
+from bif_lightning.archive.read.tokens import open_tokens
+from bif_lightning.archive.schema import VERSION
+from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.results.verdict import judge
+
+
+def token_correlation(folder: Path) -> list[list[float | None]]:
+    """Of all tokens; None where a loss never varied."""
+    values = open_tokens(next(folder.glob("step=*.h5"))).correlation()["value"].values
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]
+
+
+def main() -> None:
+    folder = Path(__file__).parents[1] / "archive" / "golden" / VERSION
+    if folder.exists():
+        raise SystemExit(f"{folder} exists; golden files are never rewritten")
+    train, query, estimate = make_full(np.random.default_rng(0))
+    write_samples(folder, train, query)
+    write_dump(folder, estimate, step=300, epoch=2, train=train, query=query, metrics={"val/loss": 0.5})
+    expected = {
+        "influence": estimate.influence.tolist(),
+        "correlation_of_query_0": estimate.correlation[:, 0].tolist(),
+        "conditioned": estimate.conditioned.tolist(),
+        "accuracy_conditioned": estimate.observables["accuracy"].conditioned.tolist(),
+        "top_stability": [value for value in estimate.top_stability.tolist() if value == value],
+        "chains": {
+            "ridge": estimate.ridge,
+            "effective_dimension": estimate.effective_dimension,
+            "noise_ratio": estimate.diagnostics.noise_ratio,
+            "llc_ratio": estimate.diagnostics.llc_ratio,
+            "group_agreement": estimate.diagnostics.group_agreement,
+            "control_agreement": estimate.diagnostics.control_agreement,
+        },
+        "verdict": judge(estimate).word,
+        "token_correlation": token_correlation(folder),
+        "accuracy_influence": estimate.observables["accuracy"].influence.tolist(),
+        "label_correlation": estimate.label_means.correlation.tolist(),
+        "loss_trace": estimate.loss_trace.tolist(),
+        "train_id": list(train.ids),
+        "query_text": list(query.texts),
+        "query_source": query.columns["source"].tolist(),
+    }
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

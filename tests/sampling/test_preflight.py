@@ -1,0 +1,123 @@
+"""What cannot be estimated is refused before the first step, with what to change."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+import bif_lightning as bl
+import small_models as models
+from bif_lightning.config import SGLD, Chains
+from bif_lightning.estimation.estimator import estimate
+from bif_lightning.losses.observables import GroupMean, MetricValue, PerExample
+from small_models import cross_entropy
+
+pytestmark = pytest.mark.exact
+
+SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)
+CHAINS = Chains(num_chains=2, num_draws=3, batch_size=5)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(models.data())
+
+
+def run(module: nn.Module | None = None, loss: Callable = cross_entropy, train: object = None, **more: object) -> None:
+    module = models.seeded(models.mlp) if module is None else module
+    train = models.data() if train is None else train
+    estimate(module, loss, train, **{"sampler": SAMPLER, "chains": CHAINS, **more})
+
+
+def bad_rows(value: float) -> TensorDataset:
+    x, y = (torch.stack(part) for part in zip(*models.data(), strict=True))
+    x[3], x[7] = value, value
+    return TensorDataset(x, y)
+
+
+def complex_valued() -> nn.Module:
+    module = models.seeded(models.mlp)
+    module[0].weight = nn.Parameter(module[0].weight.to(torch.complex64))
+    return module
+
+
+def frozen() -> nn.Module:
+    return models.seeded(models.mlp).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "more"),
+    [
+        (ValueError, "train is empty", {"train": []}),
+        (ValueError, "query is empty", {"query": []}),
+        (ValueError, "training_data is empty", {"training_data": []}),
+        (TypeError, "train is a Stream, which has no length", {"train": Stream()}),
+        (TypeError, "query is a generator", {"query": (x for x in models.data())}),
+        (ValueError, r"train losses: 2 of 12 are not finite.*positions \[3, 7\] \(nan\)", {"train": bad_rows(np.nan)}),
+        (ValueError, r"query losses and observables: 2 of 12 .*\[3, 7\]", {"query": bad_rows(np.nan)}),
+        (ValueError, r"loss_fn: shape \[\] for a batch of .* reduction='none'",
+         {"loss": lambda m, b: cross_entropy(m, b).mean()}),
+        (ValueError, r"loss_fn: shape \[11\] for a batch of 12", {"loss": lambda m, b: cross_entropy(m, b)[1:]}),
+        (ValueError, "loss_fn: float for a batch", {"loss": lambda m, b: 1.0}),
+        (ValueError, r"loss_fn: shape \[12, 3, 1\]", {"loss": lambda m, b: m(b[0])[..., None]}),
+        (ValueError, r"pattern 'body\.\*' matches no parameter; trainable names are 0\.weight", {"params": ["body.*"]}),
+        (ValueError, r"pattern 'head' matches no parameter", {"params": ["*.weight", "head"]}),
+        (ValueError, "no parameter that requires a gradient", {"module": frozen()}),
+        (ValueError, r"parameter 0.weight is torch.complex64", {"module": complex_valued()}),
+        (ValueError, "does not depend on the sampled weights", {"loss": lambda m, b: b[0].sum(1) + 0 * m(b[0])[:, 0]}),
+        (ValueError, "store_traces=True .*storage='moments'",
+         {"store_traces": True, "chains": Chains(num_chains=2, num_draws=3, storage="moments")}),
+        (ValueError, "train_labels: shape", {"train_labels": [0, 1], "query_labels": [0] * 12}),
+        (ValueError, "query_labels: .*float64", {"train_labels": [0] * 12, "query_labels": np.zeros(12)}),
+        (ValueError, "observable 'group': 2 groups for 12 query examples", {"observables": [GroupMean("group", "ab")]}),
+        (ValueError, r"gap: shape \[12, 3, 1\]", {"observables": [PerExample("gap", lambda m, b: m(b[0])[..., None])]}),
+        (ValueError, "observable 'each': MulticlassAccuracy computes .*not one number",
+         {"observables": [MetricValue("each", MulticlassAccuracy(3, average=None), lambda m, b: (m(b[0]), b[1]))]}),
+    ],
+)  # fmt: skip
+def test_refused(error: type[Exception], words: str, more: dict[str, object]) -> None:
+    with pytest.raises(error, match=words):
+        run(**more)
+
+
+def test_frozen_parameters_that_a_pattern_names_are_pointed_out() -> None:
+    module = models.seeded(models.mlp)
+    module[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'0\.\*' matches only frozen parameters \(0\.weight"):
+        run(module, params="0.*")
+
+
+def test_a_gradient_that_is_not_that_of_the_loss_is_refused() -> None:
+    """A straight-through estimator: its gradient says 1 where the loss is a staircase."""
+
+    def rounded(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        exact = module(batch[0]).square().sum(1)
+        return exact * 2.0 - exact.detach()
+
+    with pytest.raises(ValueError, match=r"gradient of the loss has length .* changes by .* straight-through"):
+        run(models.seeded(models.mlp), loss=rounded)
+    run(models.seeded(models.mlp), loss=rounded, check_gradient=False)
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"lower step_size to 0\.1 or less"):
+        SGLD(step_size=0.4, inverse_temperature=1.0, localization=10.0)
+    SGLD(step_size=0.39, inverse_temperature=1.0, localization=10.0)
+    SGLD(step_size=0.4, inverse_temperature=1.0, localization=10.0, preconditioner="rmsprop")
+    with pytest.raises(ValueError, match="no degree of freedom"):
+        Chains(num_chains=8, num_draws=1)
+    with pytest.raises(ValueError, match="no degree of freedom"):
+        Chains(num_chains=1, num_draws=1, centring="pooled")
+    Chains(num_chains=2, num_draws=1, centring="pooled")
+
+
+@pytest.mark.parametrize("sampler", ["sgld", SGLD, 3])
+def test_what_is_no_sampler_is_refused(sampler: object) -> None:
+    with pytest.raises(ValueError, match="it must be 'auto', None, or settings such as"):
+        estimate(models.seeded(models.mlp), models.cross_entropy, models.data(), sampler=sampler)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="it must be 'auto', None, or settings such as"):
+        bl.BIFCallback(train=[0, 1], sampler=sampler)  # type: ignore[arg-type]
