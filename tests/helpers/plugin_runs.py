@@ -13,9 +13,9 @@ from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer
+from bif_lightning.tensorboard.plugin.dispatch import read
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles
-from bif_lightning.tensorboard.plugin.reads import read
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 from bif_lightning.tensorboard.plugin.scan import Scan
 
 STEPS = (100, 200, 300, 400)
@@ -68,26 +68,26 @@ def write_run(folder: Path, n: int = 40, q: int = 12, steps: Sequence[int] = STE
     return made
 
 
-def place_of(folder: Path) -> RunFiles:
+def files_of(folder: Path) -> RunFiles:
     """The only run in a folder, as a scan finds it."""
     (run,) = Scan(folder).runs().values()
-    return run.place()
+    return run.files()
 
 
-def ask(place: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> Answer:
+def ask(files: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> Answer:
     """The answer to a question, in this process."""
-    return read(name, place, there, Parameters({key: str(value) for key, value in parameters.items()}))
+    return read(name, files, there, Parameters({key: str(value) for key, value in parameters.items()}))
 
 
-def told(place: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> Any:
+def told(files: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> Any:
     """The JSON of an answer that must be given."""
-    answer = ask(place, name, there, **parameters)
+    answer = ask(files, name, there, **parameters)
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
 
-def refused(place: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> tuple[int, str]:
+def refused(files: RunFiles, name: str, there: RunFiles | None = None, **parameters: object) -> tuple[int, str]:
     """Status and sentence of an answer that must be refused."""
-    answer = ask(place, name, there, **parameters)
+    answer = ask(files, name, there, **parameters)
     assert answer.status != 200
     return answer.status, json.loads(answer.body)["error"]

@@ -27,8 +27,8 @@ DIVERGED = 40
 
 def write_digits(folder: Path, steps: tuple[int, ...] = STEPS) -> None:
     """A run of digits: a good one, but that a chain diverged at one step."""
-    for place, step in enumerate(steps):
-        write_step(folder, step, place / max(len(STEPS) - 1, 1))
+    for files, step in enumerate(steps):
+        write_step(folder, step, files / max(len(STEPS) - 1, 1))
 
 
 def write_step(folder: Path, step: int, progress: float) -> Path:
@@ -36,16 +36,16 @@ def write_step(folder: Path, step: int, progress: float) -> Path:
     estimate, train, query = digits_estimate(TRAIN, QUERY, progress=progress, seed=step)
     train = described(train)
     correlation = estimate.correlation.copy()
-    place = STEPS.index(step) if step in STEPS else len(STEPS) - 1
-    correlation[FLIPS] = FLIPPING[place]
-    correlation[NOISE] = 0.02 * (-1) ** place
+    files = STEPS.index(step) if step in STEPS else len(STEPS) - 1
+    correlation[FLIPS] = FLIPPING[files]
+    correlation[NOISE] = 0.02 * (-1) ** files
     estimate = with_observables(holding(estimate, correlation, train, query))
-    estimate = replace(estimate, diagnostics=replace(estimate.diagnostics, llc=10.0 + place))
+    estimate = replace(estimate, diagnostics=replace(estimate.diagnostics, llc=10.0 + files))
     if step == DIVERGED:
         estimate = with_divergence(estimate)
     write_samples(folder, train, query)
-    metrics = {"val_loss": 2.0 / (place + 1)}
-    return write_dump(folder, estimate, step=step, epoch=place, train=train, query=query, metrics=metrics)
+    metrics = {"val_loss": 2.0 / (files + 1)}
+    return write_dump(folder, estimate, step=step, epoch=files, train=train, query=query, metrics=metrics)
 
 
 def described(train: Samples) -> Samples:

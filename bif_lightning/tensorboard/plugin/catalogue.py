@@ -8,9 +8,9 @@ from threading import Lock, Thread
 from typing import Any
 
 from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.protocol import Question
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run
-from bif_lightning.tensorboard.plugin.wire import Question
 
 _BATCH = 25
 _SECONDS = 0.03  # and one question a run, ...
@@ -98,7 +98,7 @@ class Catalogue:
         while missing:
             folder = str(run.folder)
             batch = missing[: 1 if folder in self._careful else _BATCH]
-            answer = self._readers.ask(Question("dump_lines", run.place(batch), Parameters({})))
+            answer = self._readers.ask(Question("dump_lines", run.files(batch), Parameters({})))
             if "Retry-After" in answer.headers:
                 return
             value = json.loads(answer.body)
@@ -129,7 +129,7 @@ class Catalogue:
         key = (str(run.folder), run.dumps[good[-1]].token, run.samples_token)
         if key not in self._descriptions:
             answer = self._readers.ask(
-                Question("description", run.place(good[-1:]), Parameters({"step": str(good[-1])}))
+                Question("description", run.files(good[-1:]), Parameters({"step": str(good[-1])}))
             )
             value = json.loads(answer.body)
             if answer.status == 503:

@@ -23,9 +23,9 @@ def cluster_order(matrix: Float[np.ndarray, "row column"]) -> Int[np.ndarray, " 
         return np.arange(len(matrix))
     points = _coordinates(matrix)
     centres, nearest = _representatives(points)
-    place = np.argsort(_leaves(points[centres]))
+    rank = np.argsort(_leaves(points[centres]))
     closeness = (points * points[centres[nearest]]).sum(axis=1)
-    return np.lexsort((-closeness, place[nearest]))
+    return np.lexsort((-closeness, rank[nearest]))
 
 
 def _coordinates(matrix: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_js
 from bif_lightning.tensorboard.plugin.examples import Examples, examples_of
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
 from bif_lightning.tensorboard.plugin.pooling import pooled
+from bif_lightning.tensorboard.plugin.run_files import RunFiles, remembered, token
 from bif_lightning.tensorboard.plugin.views import Window, ordered, window_of
 
 Combine = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -171,8 +171,8 @@ def _shown(pair: Pair, name: str, window: Window, combine: Combine) -> np.ndarra
     return combine(here, there)
 
 
-def _pooled(place: RunFiles, step: int, name: str, window: Window, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    return pooled(cells(place, step, name), rows, columns, window.height, window.width)
+def _pooled(files: RunFiles, step: int, name: str, window: Window, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return pooled(cells(files, step, name), rows, columns, window.height, window.width)
 
 
 def _scale(pair: Pair, combine: Combine) -> float:

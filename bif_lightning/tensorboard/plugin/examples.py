@@ -11,7 +11,7 @@ from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.matrix import matrix_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
+from bif_lightning.tensorboard.plugin.run_files import RunFiles, remembered, token
 
 SIDES = ("train", "query")
 _HEAD = 80
@@ -31,17 +31,17 @@ class Examples:
         return self.train if name == "train" else self.query
 
 
-def examples_of(place: RunFiles) -> Examples:
+def examples_of(files: RunFiles) -> Examples:
     """Who the examples are, read once."""
-    path = place.samples()
+    path = files.samples()
     if path is None:
-        return _of_dump(place)
+        return _of_dump(files)
     key = ("samples", str(path), token(path))
     return remembered(key, lambda: Examples(*read_samples(path, thumbnails=False)), _size)
 
 
-def _of_dump(place: RunFiles) -> Examples:
-    path = place.dump(place.steps[-1])
+def _of_dump(files: RunFiles) -> Examples:
+    path = files.dump(files.steps[-1])
     names = [f"{side}_{part}" for side in SIDES for part in ("id", "index", "label")]
 
     def read() -> Examples:
@@ -70,15 +70,15 @@ def label_word(samples: Samples, row: int) -> str | None:
     return class_name(samples.label_names, int(samples.labels[row]))
 
 
-def samples(place: RunFiles, parameters: Parameters) -> Answer:
+def samples(files: RunFiles, parameters: Parameters) -> Answer:
     """Ids, indices, labels, the user's columns and the beginning of each text, of one side.
 
     Given a `matrix` of an observable whose columns are no queries, and a `step`, the columns are the query side.
     """
     side = parameters.choice("side", SIDES)
-    if side == "query" and parameters.has("matrix") and (names := _own_columns(place, parameters)):
+    if side == "query" and parameters.has("matrix") and (names := _own_columns(files, parameters)):
         return as_json(_named(names))
-    of = examples_of(place).side(side)
+    of = examples_of(files).side(side)
     texts = None if of.texts is None else [text[:_HEAD] for text in of.texts]
     return as_json(
         {
@@ -93,9 +93,9 @@ def samples(place: RunFiles, parameters: Parameters) -> Answer:
     )
 
 
-def _own_columns(place: RunFiles, parameters: Parameters) -> list[str]:
+def _own_columns(files: RunFiles, parameters: Parameters) -> list[str]:
     name = f"{matrix_of(parameters).observable}_column"
-    values = read_parts(place.dump(place.step(parameters)), DUMP, names=(name,)).values
+    values = read_parts(files.dump(files.step(parameters)), DUMP, names=(name,)).values
     return list(map(str, values.get(name, ())))
 
 
@@ -104,18 +104,18 @@ def _named(names: list[str]) -> dict[str, Any]:
     return {"id": names, "index": list(range(len(names))), "columns": {}, "own_columns": True} | nothing
 
 
-def text(place: RunFiles, parameters: Parameters) -> Answer:
+def text(files: RunFiles, parameters: Parameters) -> Answer:
     """The whole text of one example."""
-    of = examples_of(place).side(parameters.choice("side", SIDES))
+    of = examples_of(files).side(parameters.choice("side", SIDES))
     row = parameters.number("row", 0, len(of) - 1)
     if of.texts is None:
         raise RefusedError(404, "These examples have no texts.")
     return as_json({"text": of.texts[row]})
 
 
-def thumbnail(place: RunFiles, parameters: Parameters) -> Answer:
+def thumbnail(files: RunFiles, parameters: Parameters) -> Answer:
     """The picture of one example, a PNG."""
-    path = place.samples()
+    path = files.samples()
     side = parameters.choice("side", SIDES)
     row = parameters.number("row", 0, 10**9)
     found = b"" if path is None else read_thumbnail(path, side, row, _MOST_PICTURE)

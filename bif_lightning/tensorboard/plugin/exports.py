@@ -11,7 +11,7 @@ from bif_lightning.tensorboard.plugin.compare import pair_of, rank_agreement
 from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of, label_word
 from bif_lightning.tensorboard.plugin.matrix import cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 from bif_lightning.tensorboard.plugin.tops import top_lists
 from bif_lightning.tensorboard.plugin.views import class_means, ordered, window_of
 
@@ -35,12 +35,12 @@ def _cell(value: Any) -> Any:
     return "" if value is None or value != value else value
 
 
-def export_top(place: RunFiles, parameters: Parameters) -> Answer:
+def export_top(files: RunFiles, parameters: Parameters) -> Answer:
     """The lists of the cards."""
-    step, matrix = place.step(parameters), matrix_of(parameters)
-    lists = top_lists(place, step, matrix, parameters)
+    step, matrix = files.step(parameters), matrix_of(parameters)
+    lists = top_lists(files, step, matrix, parameters)
     side = "train" if parameters.has("query") else "query"
-    who = None if side == "query" and matrix.observable else examples_of(place).side(side)
+    who = None if side == "query" and matrix.observable else examples_of(files).side(side)
     head = [
         "step",
         "effect",
@@ -67,22 +67,22 @@ def _who(of: Samples | None, row: int) -> tuple[str | None, str | None]:
     return (None, None) if of is None else (of.ids[row], label_word(of, row))
 
 
-def export_window(place: RunFiles, parameters: Parameters) -> Answer:
+def export_window(files: RunFiles, parameters: Parameters) -> Answer:
     """Every entry of a window, a line each, not pooled.
 
     Raises:
         RefusedError: 400, the window has more than 262,144 entries.
     """
-    step, matrix = place.step(parameters), matrix_of(parameters)
-    shape = shape_of(place, step, matrix)
-    window = window_of(parameters, *ordered(place, matrix, parameters))
+    step, matrix = files.step(parameters), matrix_of(parameters)
+    shape = shape_of(files, step, matrix)
+    window = window_of(parameters, *ordered(files, matrix, parameters))
     if len(window.rows) * len(window.columns) > _MOST_CELLS:
         entries = len(window.rows) * len(window.columns)
         raise RefusedError(
             400, f"The window has {entries:,} entries; zoom in to at most {_MOST_CELLS:,} and export again."
         )
-    values, errors = (cells(place, step, name, window.rows, window.columns) for name in (matrix.name, matrix.error))
-    of = examples_of(place)
+    values, errors = (cells(files, step, name, window.rows, window.columns) for name in (matrix.name, matrix.error))
+    of = examples_of(files)
     queries = of.query if shape[1] == len(of.query) else None
     head = [
         "step",
@@ -103,10 +103,10 @@ def export_window(place: RunFiles, parameters: Parameters) -> Answer:
     return as_csv(head, rows, f"influence_window_step_{step}")
 
 
-def export_classes(place: RunFiles, parameters: Parameters) -> Answer:
+def export_classes(files: RunFiles, parameters: Parameters) -> Answer:
     """Every block of a class of train examples and a class of queries, a line each."""
-    step, matrix = place.step(parameters), matrix_of(parameters)
-    found = class_means(place, step, matrix)
+    step, matrix = files.step(parameters), matrix_of(parameters)
+    found = class_means(files, step, matrix)
     head = ["step", "train_label", "train_name", "query_label", "query_name", matrix.name, "standard_error", "count"]
     sides = [list(zip(found[f"{side}_label"].tolist(), found[f"{side}_name"], strict=True)) for side in SIDES]
     numbers = [found[name].ravel().tolist() for name in ("value", "standard_error", "count")]

@@ -10,7 +10,7 @@ from bif_lightning.archive.read.cells import read_cells
 from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import RefusedError
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import QUANTITIES, RunFiles, head, token
+from bif_lightning.tensorboard.plugin.run_files import QUANTITIES, RunFiles, head, token
 
 WHOLE_CELLS = 1 << 24
 """Matrices of at most so many cells are read whole and remembered."""
@@ -60,20 +60,20 @@ def matrix_of(parameters: Parameters) -> Matrix:
     return Matrix(quantity, observable)
 
 
-def shape_of(place: RunFiles, step: int, matrix: Matrix) -> tuple[int, int]:
+def shape_of(files: RunFiles, step: int, matrix: Matrix) -> tuple[int, int]:
     """Rows and columns of a matrix.
 
     Raises:
         RefusedError: 404, the dump has no such matrix.
     """
-    shape = head(place, step).shapes.get(matrix.name)
+    shape = head(files, step).shapes.get(matrix.name)
     if shape is None:
         raise RefusedError(404, f"The dump of step {step} has no {matrix.name}; choose another matrix or step.")
     return shape[0], shape[1]
 
 
 def cells(
-    place: RunFiles, step: int, name: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+    files: RunFiles, step: int, name: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None
 ) -> np.ndarray:
     """Rows and columns of a matrix by the name of its dataset; None takes all.
 
@@ -81,24 +81,24 @@ def cells(
         RefusedError: 400, so many cells at once are not read.
         UnreadableFileError: see `read_cells`.
     """
-    path = place.dump(step)
+    path = files.dump(step)
     key = (str(path), token(path), name)
     found = _MATRICES.get(key)
     if found is not None:
         chosen = found if rows is None else found[rows]
         return chosen if columns is None else chosen[:, columns]
-    (values,) = cells_of(place, step, (name,), rows, columns)
+    (values,) = cells_of(files, step, (name,), rows, columns)
     if rows is None and columns is None and values.size <= WHOLE_CELLS:
         _MATRICES[key] = values
     return values
 
 
 def cells_of(
-    place: RunFiles, step: int, names: Sequence[str], rows: np.ndarray | None, columns: np.ndarray | None
+    files: RunFiles, step: int, names: Sequence[str], rows: np.ndarray | None, columns: np.ndarray | None
 ) -> list[np.ndarray]:
     """The same of several matrices in one reading; none is remembered."""
     try:
-        return read_cells(place.dump(step), names, rows, columns)
+        return read_cells(files.dump(step), names, rows, columns)
     except UnreadableFileError:
         raise
     except ValueError as error:

@@ -16,15 +16,15 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from bif_lightning.tensorboard.plugin import exports, trajectories, trust
-from bif_lightning.tensorboard.plugin.ahead import Prefetcher
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.catalogue import Catalogue
 from bif_lightning.tensorboard.plugin.hosts import may_ask
 from bif_lightning.tensorboard.plugin.page import joined
 from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.prefetch import Prefetcher
+from bif_lightning.tensorboard.plugin.protocol import Question
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run, Scan
-from bif_lightning.tensorboard.plugin.wire import Question
 
 NAME = "influence"
 _STATIC = Path(__file__).parent / "static"
@@ -140,7 +140,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
 
     def _plain(self, name: str) -> Route:
         def route(parameters: Parameters) -> Answer:
-            return self._readers.ask(Question(name, self._readable(parameters).place(), parameters))
+            return self._readers.ask(Question(name, self._readable(parameters).files(), parameters))
 
         return route
 
@@ -153,7 +153,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
     def _of_two(self, name: str) -> Route:
         def route(parameters: Parameters) -> Answer:
             here, there = self._readable(parameters), self._readable(parameters, "other_")
-            return self._readers.ask(Question(name, here.place(), parameters, there.place()))
+            return self._readers.ask(Question(name, here.files(), parameters, there.files()))
 
         return route
 
@@ -164,7 +164,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
         # Interleaved: a run of long files then takes all readers alike.
         parts = [part for start in range(self._readers.count) if (part := steps[start :: self._readers.count])]
         with ThreadPoolExecutor(len(parts) or 1) as threads:
-            questions = [Question(name, run.place(part), parameters) for part in parts]
+            questions = [Question(name, run.files(part), parameters) for part in parts]
             found = [point for answer in threads.map(self._readers.ask, questions) for point in _points_in(answer)]
         return sorted(found, key=lambda point: point["step"])
 

@@ -17,8 +17,8 @@ _MOST_BYTES = 4 << 30
 
 def serve(source: IO[bytes], to: IO[bytes]) -> None:
     """Answer every question of `source`, until it ends."""
-    from bif_lightning.tensorboard.plugin.reads import read
-    from bif_lightning.tensorboard.plugin.wire import receive_question, send_answer
+    from bif_lightning.tensorboard.plugin.dispatch import read
+    from bif_lightning.tensorboard.plugin.protocol import receive_question, send_answer
 
     while question := receive_question(source):
         _alarm(SECONDS)

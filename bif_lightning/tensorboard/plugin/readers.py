@@ -10,7 +10,7 @@ from queue import Empty, LifoQueue
 from threading import Timer
 
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
-from bif_lightning.tensorboard.plugin.wire import Question, receive_answer, send_question
+from bif_lightning.tensorboard.plugin.protocol import Question, receive_answer, send_question
 
 logger = logging.getLogger(__name__)
 

@@ -10,20 +10,20 @@ from bif_lightning.archive.schema import DUMP, SAMPLES
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.examples import SIDES, Examples, examples_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import QUANTITIES, RunFiles, head
+from bif_lightning.tensorboard.plugin.run_files import QUANTITIES, RunFiles, head
 
 _ATTRS = ("global_step", "epoch", "created_utc", "verdict", "samples_sha256")
 _SHOWN_NAMES = 4
 
 
-def dump_lines(place: RunFiles, parameters: Parameters) -> Answer:
-    """A line for each dump of the place: step, epoch, verdict; or why it cannot be read."""
-    return as_json({"lines": [_line(place, step) for step in place.steps]})
+def dump_lines(files: RunFiles, parameters: Parameters) -> Answer:
+    """A line for each dump of these files: step, epoch, verdict; or why it cannot be read."""
+    return as_json({"lines": [_line(files, step) for step in files.steps]})
 
 
-def _line(place: RunFiles, step: int) -> Mapping[str, Any]:
+def _line(files: RunFiles, step: int) -> Mapping[str, Any]:
     try:
-        of = read_parts(place.dump(step), DUMP, attrs=_ATTRS, names=("chains/verdict",))
+        of = read_parts(files.dump(step), DUMP, attrs=_ATTRS, names=("chains/verdict",))
         if of.attrs.get("global_step") != step:
             raise UnreadableFileError(f"it says that it is of step {of.attrs.get('global_step')}")
         return {
@@ -38,10 +38,10 @@ def _line(place: RunFiles, step: int) -> Mapping[str, Any]:
         return {"step": step, "why": str(error)}
 
 
-def description(place: RunFiles, parameters: Parameters) -> Answer:
+def description(files: RunFiles, parameters: Parameters) -> Answer:
     """What the dump of a step, and the samples file, say of the run."""
-    step = place.step(parameters)
-    of = head(place, step)
+    step = files.step(parameters)
+    of = head(files, step)
     shapes = of.shapes
     quantities = [quantity for quantity in QUANTITIES if quantity in shapes]
     observables = of.attrs.get("observables", ())
@@ -51,17 +51,17 @@ def description(place: RunFiles, parameters: Parameters) -> Answer:
             "num_query": shapes["correlation"][1],
             "matrices": quantities,
             "observables": (names := [str(name) for name in observables if f"{name}_correlation" in shapes]),
-            "own_columns": _with_own_columns(place, step, names),
+            "own_columns": _with_own_columns(files, step, names),
             **_settings(of),
-            **_described(place, step),
+            **_described(files, step),
         }
     )
 
 
-def _with_own_columns(place: RunFiles, step: int, observables: list[str]) -> list[str]:
+def _with_own_columns(files: RunFiles, step: int, observables: list[str]) -> list[str]:
     """Those of the observables whose columns are no queries."""
     asked = {name: f"{name}_column" for name in observables}
-    stored = read_parts(place.dump(step), DUMP, asked=asked.values()).present
+    stored = read_parts(files.dump(step), DUMP, asked=asked.values()).present
     return [name for name, column in asked.items() if column in stored]
 
 
@@ -79,13 +79,13 @@ def _settings(of: Picked) -> dict[str, str]:
     return {"kind": kind, "parameters_text": f"{weights:,} weights in {len(names)} tensors: {shown}"}
 
 
-def _described(place: RunFiles, step: int) -> dict[str, Any]:
-    of = examples_of(place)
-    path = place.samples()
+def _described(files: RunFiles, step: int) -> dict[str, Any]:
+    of = examples_of(files)
+    path = files.samples()
     asked = {f"{side}_thumbnail": f"{side}/thumbnail_offset" for side in SIDES}
     pictured = frozenset[str]() if path is None else read_parts(path, SAMPLES, asked=asked.values()).present
     parts = {"classes": "labels/correlation", "tokens": "tokens", "traces": "traces/train_loss"}
-    stored = read_parts(place.dump(step), DUMP, asked=parts.values()).present
+    stored = read_parts(files.dump(step), DUMP, asked=parts.values()).present
     has = {f"{side}_text": of.side(side).texts is not None for side in SIDES}
     has |= {f"{side}_label": of.side(side).labels is not None for side in SIDES}
     has |= {name: name_in in pictured for name, name_in in asked.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from bif_lightning.archive.schema import DUMP_NAME, SAMPLES_FILE
-from bif_lightning.tensorboard.plugin.place import RunFiles
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 
 SECONDS = 5.0
 """A scan is kept for so long: TensorBoard asks at every reload, of every plugin."""
@@ -43,7 +43,7 @@ class Run:
     samples_token: str
     odd: tuple[str, ...]
 
-    def place(self, steps: list[int] | None = None) -> RunFiles:
+    def files(self, steps: list[int] | None = None) -> RunFiles:
         """Its files, or those of some steps, for a reader."""
         chosen = self.dumps if steps is None else steps
         return RunFiles(self.folder, {step: self.dumps[step].name for step in chosen})

@@ -7,47 +7,47 @@ import numpy as np
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.matrix import matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles, has, remembered, token
+from bif_lightning.tensorboard.plugin.run_files import RunFiles, has, remembered, token
 
 _MOST_CELLS = 1 << 20
 _MOST_WITH_ERRORS = 1 << 18
 _QUANTITIES = ("correlation", "influence")
 
 
-def tokens(place: RunFiles, parameters: Parameters) -> Answer:
+def tokens(files: RunFiles, parameters: Parameters) -> Answer:
     """Tokens of one train example and one query, and the matrix between them; null where a token has no loss."""
-    step, matrix = place.step(parameters), matrix_of(parameters)
-    if not has(place, step, "tokens"):
+    step, matrix = files.step(parameters), matrix_of(parameters)
+    if not has(files, step, "tokens"):
         raise RefusedError(404, "This dump has no tokens; estimate with per_token=True to have them.")
     if matrix.name not in _QUANTITIES:
         raise RefusedError(404, f"There is no {matrix.name} of tokens; choose correlation or influence.")
-    size = shape_of(place, step, matrix)
+    size = shape_of(files, step, matrix)
     train, query = (parameters.number(side, 0, most - 1) for side, most in zip(("train", "query"), size, strict=True))
-    stored = _stored(place, step)
+    stored = _stored(files, step)
     rows, columns = stored.train.rows_of(train), stored.query.rows_of(query)
     cells = len(rows) * len(columns)
     if cells > _MOST_CELLS:
         raise RefusedError(400, f"The pair has {cells:,} cells of tokens; at most {_MOST_CELLS:,} are shown.")
     found = stored.tokens.matrix(rows, columns, matrix.name, errors=cells <= _MOST_WITH_ERRORS)
     sides = _side(stored, "train", train, rows), _side(stored, "query", query, columns)
-    places = np.ix_(*(side["position"] for side in sides))
+    positions = np.ix_(*(side["position"] for side in sides))
     shape = [len(side["tokens"]) for side in sides]
     return as_json(
         {
             "train": _shown(sides[0]),
             "query": _shown(sides[1]),
-            "value": _spread(found.value, shape, places),
-            "standard_error": _spread(found.standard_error, shape, places),
+            "value": _spread(found.value, shape, positions),
+            "standard_error": _spread(found.standard_error, shape, positions),
         }
     )
 
 
-def _stored(place: RunFiles, step: int) -> Any:
+def _stored(files: RunFiles, step: int) -> Any:
     # xarray, which the module brings along, takes a second that only this question is worth.
     from bif_lightning.archive.read.tokens import open_tokens
 
-    path = place.dump(step)
-    samples = place.samples()
+    path = files.dump(step)
+    samples = files.samples()
     key = ("tokens", str(path), token(path), "" if samples is None else token(samples))
     return remembered(key, lambda: open_tokens(path), lambda _: 1 << 22)
 
@@ -58,7 +58,7 @@ def _side(stored: Any, side: str, row: int, own: np.ndarray) -> dict[str, Any]:
     position, loss = axis.position[own], axis.loss[own]
     texts = stored.texts(side, row)
     if texts is None:
-        return {"tokens": [f"#{place}" for place in position], "position": np.arange(len(own)), "loss": loss}
+        return {"tokens": [f"#{each}" for each in position], "position": np.arange(len(own)), "loss": loss}
     if len(position) and not 0 <= position.min() <= position.max() < len(texts):
         raise RefusedError(422, f"The tokens of {side} example {row} do not fit its text.")
     return {"tokens": texts, "position": position, "loss": loss}
@@ -70,9 +70,9 @@ def _shown(side: dict[str, Any]) -> dict[str, Any]:
     return {"tokens": side["tokens"], "loss": loss}
 
 
-def _spread(values: np.ndarray | None, shape: list[int], places: Any) -> np.ndarray | None:
+def _spread(values: np.ndarray | None, shape: list[int], positions: Any) -> np.ndarray | None:
     if values is None:
         return None
     whole = np.full(shape, np.nan)
-    whole[places] = values
+    whole[positions] = values
     return whole

@@ -13,7 +13,7 @@ from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, I
 from bif_lightning.tensorboard.plugin.answers import Answer, as_json
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles, head
+from bif_lightning.tensorboard.plugin.run_files import RunFiles, head
 
 SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditioned": CONDITIONED_SIGN}
 _CLEAR = 1.959963984540054
@@ -41,44 +41,44 @@ class Ranked:
         return np.argsort(self.order)
 
 
-def top(place: RunFiles, parameters: Parameters) -> Answer:
+def top(files: RunFiles, parameters: Parameters) -> Answer:
     """The two lists of cards, and how far they can be trusted."""
-    step, matrix = place.step(parameters), matrix_of(parameters)
-    return as_json(top_lists(place, step, matrix, parameters))
+    step, matrix = files.step(parameters), matrix_of(parameters)
+    return as_json(top_lists(files, step, matrix, parameters))
 
 
-def top_lists(place: RunFiles, step: int, matrix: Matrix, parameters: Parameters) -> dict[str, Any]:
+def top_lists(files: RunFiles, step: int, matrix: Matrix, parameters: Parameters) -> dict[str, Any]:
     """What `top` answers, as data."""
     k = parameters.number("k", 1, _MOST, 10)
-    now = ranked(place, step, matrix, parameters)
-    before = ranked(place, place.step(parameters, "since"), matrix, parameters) if parameters.has("since") else None
+    now = ranked(files, step, matrix, parameters)
+    before = ranked(files, files.step(parameters, "since"), matrix, parameters) if parameters.has("since") else None
     known = int(np.isfinite(now.effect).sum())
     best = [row for row in now.order[:known][:k] if now.effect[row] > 0]
     worst = [row for row in now.order[:known][::-1][:k] if now.effect[row] < 0]
     words = ("lowers", "raises") if matrix.observable else ("helps", "hurts")
-    of = head(place, step)
+    of = head(files, step)
     return {
         words[0]: _cards(best, now, before, 1),
         words[1]: _cards(worst, now, before, -1),
         "kind": "observable" if matrix.observable else "loss",
-        **_stability(place, step, parameters, matrix),
+        **_stability(files, step, parameters, matrix),
         "sign": SIGNS[matrix.quantity],
         "verdict": of.attrs.get("verdict"),
         "verdict_text": of.values.get("chains/verdict"),
     }
 
 
-def ranked(place: RunFiles, step: int, matrix: Matrix, parameters: Parameters) -> Ranked:
+def ranked(files: RunFiles, step: int, matrix: Matrix, parameters: Parameters) -> Ranked:
     """The column of `query`, or the row of `train`, that a request asks for."""
-    shape = shape_of(place, step, matrix)
+    shape = shape_of(files, step, matrix)
     if parameters.has("query"):
         pair = (None, parameters.rows("query", shape[1])[:1])
     else:
         pair = (parameters.rows("train", shape[0])[:1], None)
-    values = cells(place, step, matrix.name, *pair).ravel()
+    values = cells(files, step, matrix.name, *pair).ravel()
     effect = values * matrix.helps
     order = np.argsort(-effect, kind="stable")
-    return Ranked(values, cells(place, step, matrix.error, *pair).ravel(), effect, order)
+    return Ranked(values, cells(files, step, matrix.error, *pair).ravel(), effect, order)
 
 
 def _cards(rows: list[int], now: Ranked, before: Ranked | None, direction: int) -> list[dict[str, Any]]:
@@ -88,10 +88,10 @@ def _cards(rows: list[int], now: Ranked, before: Ranked | None, direction: int) 
             "value": float(now.values[row]),
             "standard_error": float(now.errors[row]),
             "clear": bool(abs(now.values[row]) > _CLEAR * now.errors[row]),
-            "rank": place + 1,
+            "rank": position + 1,
             **_since(row, before, direction),
         }
-        for place, row in enumerate(rows)
+        for position, row in enumerate(rows)
     ]
 
 
@@ -101,15 +101,15 @@ def _since(row: int, before: Ranked | None, direction: int) -> Mapping[str, Any]
         return {"rank_since": None, "value_since": None}
     same = before.effect[row] * direction > 0
     known = int(np.isfinite(before.effect).sum())
-    place = int(before.rank[row])
-    rank = place + 1 if direction > 0 else known - place
+    position = int(before.rank[row])
+    rank = position + 1 if direction > 0 else known - position
     return {"rank_since": rank if same else None, "value_since": float(before.values[row])}
 
 
-def _stability(place: RunFiles, step: int, parameters: Parameters, matrix: Matrix) -> dict[str, Any]:
+def _stability(files: RunFiles, step: int, parameters: Parameters, matrix: Matrix) -> dict[str, Any]:
     share = math.nan
     if parameters.has("query") and not matrix.observable:
-        stored = read_parts(place.dump(step), DUMP, names=("top_stability",)).values.get("top_stability")
+        stored = read_parts(files.dump(step), DUMP, names=("top_stability",)).values.get("top_stability")
         rows = parameters.rows("query", 10**9)
         share = math.nan if stored is None or rows[0] >= len(stored) else float(stored[rows[0]])
     if math.isnan(share):

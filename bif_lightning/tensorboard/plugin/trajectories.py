@@ -14,7 +14,7 @@ from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_js
 from bif_lightning.tensorboard.plugin.examples import SIDES
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells_of, matrix_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 
 Reading = Callable[[RunFiles, int], tuple[float, float]]
 
@@ -29,18 +29,18 @@ _SENTENCES = {
 }
 
 
-def trajectory_points(place: RunFiles, parameters: Parameters) -> Answer:
-    """One point for each step of the place; `assemble` makes the answer of the points of all steps.
+def trajectory_points(files: RunFiles, parameters: Parameters) -> Answer:
+    """One point for each step of these files; `assemble` makes the answer of the points of all steps.
 
     A large block can take longer than a reader may at every step: then evenly spread steps have a value.
     """
     read = _reading(matrix_of(parameters), parameters)
     end = time.monotonic() + _SECONDS
-    steps = place.steps
+    steps = files.steps
     points: list[dict[str, Any]] = []
     for step in (steps[at] for at in spread(len(steps))):
         late = time.monotonic() > end
-        points.append(_gap(step, _LATE) if late else _point(place, step, read))
+        points.append(_gap(step, _LATE) if late else _point(files, step, read))
     return as_json({"points": points})
 
 
@@ -54,10 +54,10 @@ def spread(count: int) -> list[int]:
     return sorted(range(count), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2))
 
 
-def _point(place: RunFiles, step: int, read: Reading) -> dict[str, Any]:
+def _point(files: RunFiles, step: int, read: Reading) -> dict[str, Any]:
     """Value and error at one step; a dump that cannot be read, or has no such matrix, is a gap."""
     try:
-        value, error = read(place, step)
+        value, error = read(files, step)
         return {"step": step, "value": value, "standard_error": error}
     except (UnreadableFileError, OSError) as error:
         return _gap(step, str(error))
@@ -76,16 +76,16 @@ def _reading(matrix: Matrix, parameters: Parameters) -> Reading:
     """How value and error of a step are read, of a pair of classes or of a block of rows and columns."""
     if parameters.has("train_class"):
         train, query = (parameters.number(f"{side}_class", -1, 10**9) for side in SIDES)
-        return lambda place, step: _class_value(place, step, matrix, train, query)
+        return lambda files, step: _class_value(files, step, matrix, train, query)
     # Of all steps alike: a row that is not there is refused when the cells are read.
     rows, columns = (np.unique(parameters.rows(side, _MOST_ROW)) for side in SIDES)
-    return lambda place, step: _block_value(place, step, matrix, rows, columns)
+    return lambda files, step: _block_value(files, step, matrix, rows, columns)
 
 
 def _block_value(
-    place: RunFiles, step: int, matrix: Matrix, rows: np.ndarray, columns: np.ndarray
+    files: RunFiles, step: int, matrix: Matrix, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[float, float]:
-    value, error = cells_of(place, step, (matrix.name, matrix.error), rows, columns)
+    value, error = cells_of(files, step, (matrix.name, matrix.error), rows, columns)
     return _mean(value), _mean(error)
 
 
@@ -94,16 +94,16 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean(dtype=np.float64)) if known.size else float("nan")
 
 
-def _class_value(place: RunFiles, step: int, matrix: Matrix, train: int, query: int) -> tuple[float, float]:
+def _class_value(files: RunFiles, step: int, matrix: Matrix, train: int, query: int) -> tuple[float, float]:
     name = f"labels/{matrix.name}"
     labels = [f"labels/{side}_label" for side in SIDES]
-    of = read_parts(place.dump(step), DUMP, names=(*labels, name, f"{name}_standard_error")).values
+    of = read_parts(files.dump(step), DUMP, names=(*labels, name, f"{name}_standard_error")).values
     if name not in of:
         raise RefusedError(404, f"The dump of step {step} has no class by class means of {matrix.name}.")
-    places = [np.flatnonzero(of[axis] == label) for axis, label in zip(labels, (train, query), strict=True)]
-    if not all(len(each) for each in places):
+    positions = [np.flatnonzero(of[axis] == label) for axis, label in zip(labels, (train, query), strict=True)]
+    if not all(len(each) for each in positions):
         raise RefusedError(404, f"The dump of step {step} has no examples of these classes.")
-    row, column = (int(each[0]) for each in places)
+    row, column = (int(each[0]) for each in positions)
     return float(of[name][row, column]), float(of[f"{name}_standard_error"][row, column])
 
 

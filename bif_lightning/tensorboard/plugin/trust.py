@@ -12,7 +12,7 @@ from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, DUMP, PARTICULARS
 from bif_lightning.results.verdict import LEAST_RELIABILITY, MOST_DRIFT, MOST_LLC, MOST_NOISE
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
+from bif_lightning.tensorboard.plugin.run_files import RunFiles, remembered, token
 
 NUMBERS = (*DIAGNOSTICS, *PARTICULARS, "seconds", "steps", "extra_bytes")
 _MOST_DRAWS = 1000
@@ -26,23 +26,23 @@ THRESHOLDS = {
 }
 
 
-def trust_points(place: RunFiles, parameters: Parameters) -> Answer:
-    """Diagnostics of each step of the place; `assemble` makes the answer of those of all steps."""
-    return as_json({"points": [point for step in place.steps if (point := _point(place, step))]})
+def trust_points(files: RunFiles, parameters: Parameters) -> Answer:
+    """Diagnostics of each step of these files; `assemble` makes the answer of those of all steps."""
+    return as_json({"points": [point for step in files.steps if (point := _point(files, step))]})
 
 
-def _point(place: RunFiles, step: int) -> Mapping[str, Any] | None:
+def _point(files: RunFiles, step: int) -> Mapping[str, Any] | None:
     try:
-        path = place.dump(step)
-        return remembered(("trust", str(path), token(path)), lambda: _read(place, step))
+        path = files.dump(step)
+        return remembered(("trust", str(path), token(path)), lambda: _read(files, step))
     except (UnreadableFileError, OSError, RefusedError):
         return None  # the list of runs says which dumps cannot be read, and why
 
 
-def _read(place: RunFiles, step: int) -> Mapping[str, Any]:
+def _read(files: RunFiles, step: int) -> Mapping[str, Any]:
     paths = {name: f"{'cost' if name in COSTS else 'chains'}/{name}" for name in NUMBERS}
     names = (*paths.values(), "chains/verdict", "divergences/chain")
-    of = read_parts(place.dump(step), DUMP, attrs=("verdict",), names=names, tables=("metrics",))
+    of = read_parts(files.dump(step), DUMP, attrs=("verdict",), names=names, tables=("metrics",))
     return {
         "step": step,
         "verdict": of.attrs.get("verdict"),
@@ -65,13 +65,13 @@ def assemble(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def chains(place: RunFiles, parameters: Parameters) -> Answer:
+def chains(files: RunFiles, parameters: Parameters) -> Answer:
     """Loss traces of the chains of one snapshot, its divergences, settings, notes, cost and origin."""
-    step = place.step(parameters)
+    step = files.step(parameters)
     names = ["chain", "draw", "loss", "distance", "chain_llc", "snapshot_loss"]
     paths = [f"chains/{name}" for name in names] + [f"cost/{name}" for name in COSTS]
     paths += ["divergences/chain", "divergences/draw", "divergences/message"]
-    of = read_parts(place.dump(step), DUMP, names=[*paths, "settings_json", "notes_json", "provenance_json"]).values
+    of = read_parts(files.dump(step), DUMP, names=[*paths, "settings_json", "notes_json", "provenance_json"]).values
     loss = _matrix(of["chains/loss"])
     thinned = -(-loss.shape[1] // _MOST_DRAWS)
     return as_json(

@@ -11,8 +11,8 @@ from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_js
 from bif_lightning.tensorboard.plugin.matrix import WHOLE_CELLS, Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.orders import order_of, positions
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles, remembered, token
 from bif_lightning.tensorboard.plugin.pooling import pooled
+from bif_lightning.tensorboard.plugin.run_files import RunFiles, remembered, token
 
 _MOST_SIDE = 2048
 _SCALE_QUANTILE = 0.99
@@ -48,11 +48,11 @@ def _span(parameters: Parameters, axis: str, size: int) -> tuple[int, int]:
     return start, parameters.number(f"{axis}1", start + 1, size, size)
 
 
-def ordered(place: RunFiles, matrix: Matrix, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+def ordered(files: RunFiles, matrix: Matrix, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns in the orders that a request asks for."""
     sides = ("train", "query")
-    orders = [order_of(place, _order_parameters(parameters, side)) for side in sides]
-    rows, columns = (positions(place, matrix, side, by) for side, by in zip(sides, orders, strict=True))
+    orders = [order_of(files, _order_parameters(parameters, side)) for side in sides]
+    rows, columns = (positions(files, matrix, side, by) for side, by in zip(sides, orders, strict=True))
     return rows, columns
 
 
@@ -61,35 +61,35 @@ def _order_parameters(parameters: Parameters, side: str) -> Parameters:
     return own.but(at=parameters.text("at")) if parameters.has("at") else own
 
 
-def view(place: RunFiles, parameters: Parameters) -> Answer:
+def view(files: RunFiles, parameters: Parameters) -> Answer:
     """Values of a window, float32 row by row, and their standard errors where it is not pooled."""
-    step, matrix = place.step(parameters), matrix_of(parameters)
-    shape = shape_of(place, step, matrix)
-    rows, columns = ordered(place, matrix, parameters)
+    step, matrix = files.step(parameters), matrix_of(parameters)
+    shape = shape_of(files, step, matrix)
+    rows, columns = ordered(files, matrix, parameters)
     if (len(rows), len(columns)) != shape:
         raise RefusedError(
             400, f"The dump of step {step} has other columns than that of the step that orders; choose another."
         )
     window = window_of(parameters, rows, columns)
-    parts = [shown(place, step, matrix.name, shape, window)]
+    parts = [shown(files, step, matrix.name, shape, window)]
     if not window.is_pooled:
-        parts.append(shown(place, step, matrix.error, shape, window))
+        parts.append(shown(files, step, matrix.error, shape, window))
     headers = {
         "X-Shape": f"{window.height},{window.width}",
         "X-Pooled": str(int(window.is_pooled)),
         "X-Errors": str(len(parts) - 1),
-        "X-Scale": repr(scale(place, step, matrix, shape)),
+        "X-Scale": repr(scale(files, step, matrix, shape)),
     }
     return as_numbers(headers, *parts)
 
 
-def shown(place: RunFiles, step: int, name: str, shape: tuple[int, int], window: Window) -> np.ndarray:
+def shown(files: RunFiles, step: int, name: str, shape: tuple[int, int], window: Window) -> np.ndarray:
     """Values of a window of one dump."""
     if shape[0] * shape[1] <= WHOLE_CELLS:
-        return pooled(cells(place, step, name), window.rows, window.columns, window.height, window.width)
+        return pooled(cells(files, step, name), window.rows, window.columns, window.height, window.width)
     if _is_all_of(window, shape) and name == "correlation":
-        return _overview(place, step, window)
-    values = cells(place, step, name, window.rows, window.columns)
+        return _overview(files, step, window)
+    values = cells(files, step, name, window.rows, window.columns)
     return pooled(values, np.arange(len(values)), np.arange(values.shape[1]), window.height, window.width)
 
 
@@ -98,30 +98,30 @@ def _is_all_of(window: Window, shape: tuple[int, int]) -> bool:
     return all(len(side) == size and (np.diff(side) == 1).all() for side, size in sides)
 
 
-def _overview(place: RunFiles, step: int, window: Window) -> np.ndarray:
+def _overview(files: RunFiles, step: int, window: Window) -> np.ndarray:
     """The whole of a very large matrix in the order of the dataset, from the overview that the dump keeps."""
-    block: np.ndarray = read_parts(place.dump(step), DUMP, names=("overview/block",)).values["overview/block"]
+    block: np.ndarray = read_parts(files.dump(step), DUMP, names=("overview/block",)).values["overview/block"]
     sides = zip(block.shape, (window.height, window.width), strict=True)
     rows, columns = (np.arange(most) * size // most for size, most in sides)
     return block[rows][:, columns]
 
 
-def scale(place: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
+def scale(files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
     """99th percentile of the absolute values of a matrix, from at most 262,144 entries spread over all of it."""
-    path = place.dump(step)
+    path = files.dump(step)
     key = ("scale", str(path), token(path), matrix)
-    return remembered(key, lambda: _scale(place, step, matrix, shape))
+    return remembered(key, lambda: _scale(files, step, matrix, shape))
 
 
-def _scale(place: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
+def _scale(files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
     if shape[0] * shape[1] <= WHOLE_CELLS:
         # Else the stride would meet the same columns again and again.
         stride = 1 if shape[0] * shape[1] <= _SCALE_VALUES else _coprime(shape[0] * shape[1] // _SCALE_VALUES, shape[1])
-        values = cells(place, step, matrix.name).ravel()[::stride]
+        values = cells(files, step, matrix.name).ravel()[::stride]
     else:
         starts = [np.unique(np.linspace(0, (size - 1) // 256, 4).astype(np.int64)) * 256 for size in shape]
         rows, columns = ((each[:, None] + np.arange(256)).ravel() for each in starts)
-        values = cells(place, step, matrix.name, rows[rows < shape[0]], columns[columns < shape[1]]).ravel()
+        values = cells(files, step, matrix.name, rows[rows < shape[0]], columns[columns < shape[1]]).ravel()
     known = np.abs(values[np.isfinite(values)])
     return float(np.quantile(known, _SCALE_QUANTILE)) if known.size else 0.0
 
@@ -131,12 +131,12 @@ def _coprime(least: int, apart: int) -> int:
     return next(stride for stride in range(max(least, 1), least + apart + 2) if np.gcd(stride, apart) == 1)
 
 
-def classes(place: RunFiles, parameters: Parameters) -> Answer:
+def classes(files: RunFiles, parameters: Parameters) -> Answer:
     """Means of the blocks of a class of train examples and a class of queries, with their standard errors."""
-    return as_json(class_means(place, place.step(parameters), matrix_of(parameters)))
+    return as_json(class_means(files, files.step(parameters), matrix_of(parameters)))
 
 
-def class_means(place: RunFiles, step: int, matrix: Matrix) -> dict[str, Any]:
+def class_means(files: RunFiles, step: int, matrix: Matrix) -> dict[str, Any]:
     """What `classes` answers, as data.
 
     Raises:
@@ -145,7 +145,7 @@ def class_means(place: RunFiles, step: int, matrix: Matrix) -> dict[str, Any]:
     value = f"labels/{matrix.name}"
     names = [f"{side}_label" for side in ("train", "query")]
     names += [f"labels/{name}" for name in names] + [f"labels/{name}_name" for name in names]
-    found = read_parts(place.dump(step), DUMP, names=[*names, value, f"{value}_standard_error"], asked=("labels",))
+    found = read_parts(files.dump(step), DUMP, names=[*names, value, f"{value}_standard_error"], asked=("labels",))
     of = found.values
     if value not in of:
         why = "only the influence and the correlation of losses have them" if found.present else "it needs labels"

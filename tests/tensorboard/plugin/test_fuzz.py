@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles
+from bif_lightning.tensorboard.plugin.protocol import Question
 from bif_lightning.tensorboard.plugin.readers import Readers
-from bif_lightning.tensorboard.plugin.wire import Question
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 from mutated_dumps import mutate
 from plugin_runs import write_run
 
@@ -48,7 +48,7 @@ def test_mutated_dumps_break_nothing(tmp_path):
     write_run(tmp_path / "run", 30, 8, steps=(1,))
     whole = (tmp_path / "run" / "step=000000001.h5").read_bytes()
     shutil.copy(tmp_path / "run" / "samples.h5", tmp_path / "samples.h5")
-    place = RunFiles(tmp_path, {1: "step=000000001.h5"})
+    files = RunFiles(tmp_path, {1: "step=000000001.h5"})
     right = {}
     rng, found, longest, wrong = np.random.default_rng(0), Counter[int](), 0.0, []
     readers = Readers(count=2)
@@ -62,7 +62,7 @@ def test_mutated_dumps_break_nothing(tmp_path):
                 covered = mutate(whole, tmp_path / "step=000000001.h5", rng)
             for name, parameters in QUESTIONS.items():
                 started = time.monotonic()
-                answer = readers.ask(Question(name, place, Parameters(parameters)))
+                answer = readers.ask(Question(name, files, Parameters(parameters)))
                 longest = max(longest, time.monotonic() - started)
                 if case < 0:
                     assert answer.status == 200, (name, answer.body)

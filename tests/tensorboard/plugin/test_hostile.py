@@ -9,10 +9,10 @@ import pytest
 
 from bif_lightning.archive.write import write_samples
 from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.protocol import Question
 from bif_lightning.tensorboard.plugin.readers import Readers
-from bif_lightning.tensorboard.plugin.wire import Question
 from hostile import HOSTILE, SECRET, refill
-from plugin_runs import PNG, ask, place_of, refused, samples_of, told, write_run
+from plugin_runs import PNG, ask, files_of, refused, samples_of, told, write_run
 
 pytestmark = pytest.mark.crash
 
@@ -37,11 +37,11 @@ def readers():
 def test_a_hostile_matrix_is_neither_read_nor_the_end_of_anything(tmp_path, readers, make):
     write_run(tmp_path / "run", 6, 4, steps=(1,))
     refill(tmp_path / "run" / "step=000000001.h5", make)
-    place = place_of(tmp_path / "run")
+    files = files_of(tmp_path / "run")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, parameters in QUESTIONS.items():
         values = {key: str(value) for key, value in ({"step": 1, "matrix": "correlation"} | parameters).items()}
-        answer = readers.ask(Question(name, place, Parameters(values)))
+        answer = readers.ask(Question(name, files, Parameters(values)))
         assert answer.status in (200, 400, 404, 422), (name, answer.body)
         assert str(SECRET).encode() not in answer.body
         assert np.float32(SECRET).tobytes() not in answer.body
@@ -56,23 +56,23 @@ def test_a_picture_that_is_no_png_is_not_served(tmp_path, picture):
     (tmp_path / "samples.h5").unlink()
     train = replace(samples_of("train", 6), thumbnails=(picture,) + (PNG,) * 5)
     write_samples(tmp_path, train, samples_of("query", 4, seed=1))
-    place = place_of(tmp_path)
-    status, why = refused(place, "thumbnail", side="train", row=0)
+    files = files_of(tmp_path)
+    status, why = refused(files, "thumbnail", side="train", row=0)
     assert (status, "is no PNG" in why) == (422, True)
-    assert ask(place, "thumbnail", side="train", row=5).status == 200
+    assert ask(files, "thumbnail", side="train", row=5).status == 200
 
 
 def test_a_picture_too_large_or_outside_of_its_bytes_is_not_served(tmp_path):
     write_run(tmp_path, 6, 4, steps=(1,))
-    place = place_of(tmp_path)
+    files = files_of(tmp_path)
     for offsets in ([0, 10**12] * 4, [50, 0] * 4, [-5, 10] * 4):
         with h5py.File(tmp_path / "samples.h5", "r+") as file:
             file["train/thumbnail_offset"][...] = offsets[:7]
-        assert refused(place, "thumbnail", side="train", row=0)[0] == 422
+        assert refused(files, "thumbnail", side="train", row=0)[0] == 422
     (tmp_path / "samples.h5").unlink()
     train = replace(samples_of("train", 6), thumbnails=(PNG + bytes(1 << 20),) * 6)
     write_samples(tmp_path, train, samples_of("query", 4, seed=1))
-    assert refused(place, "thumbnail", side="train", row=0)[0] == 422
+    assert refused(files, "thumbnail", side="train", row=0)[0] == 422
 
 
 def test_texts_of_the_samples_are_checked(tmp_path):
@@ -80,22 +80,22 @@ def test_texts_of_the_samples_are_checked(tmp_path):
     write_run(tmp_path, 6, 4, steps=(1,))
     with h5py.File(tmp_path / "samples.h5", "r+") as file:
         file["train/id"][2] = "another"
-    status, why = refused(place_of(tmp_path), "samples", side="train")
+    status, why = refused(files_of(tmp_path), "samples", side="train")
     assert (status, "does not match its digest" in why) == (422, True)
-    assert told(place_of(tmp_path), "cell", step=1, matrix="influence", train=1, query=1)
+    assert told(files_of(tmp_path), "cell", step=1, matrix="influence", train=1, query=1)
 
 
 def test_a_dump_that_became_a_link_is_not_opened(tmp_path):
     write_run(tmp_path / "run", 6, 4, steps=(1, 2))
-    place = place_of(tmp_path / "run")
+    files = files_of(tmp_path / "run")
     (tmp_path / "run" / "step=000000002.h5").unlink()
     (tmp_path / "run" / "step=000000002.h5").symlink_to(tmp_path / "run" / "step=000000001.h5")
-    status, why = refused(place, "view", step=2, matrix="correlation")
+    status, why = refused(files, "view", step=2, matrix="correlation")
     assert (status, "no plain file" in why) == (422, True)
 
 
 def test_a_dump_that_calls_itself_by_another_step_is_named(tmp_path):
     write_run(tmp_path, 6, 4, steps=(1,))
     (tmp_path / "step=000000001.h5").rename(tmp_path / "step=000000002.h5")
-    (line,) = told(place_of(tmp_path), "dump_lines")["lines"]
+    (line,) = told(files_of(tmp_path), "dump_lines")["lines"]
     assert line["why"] == "it says that it is of step 1"

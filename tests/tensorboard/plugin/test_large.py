@@ -6,7 +6,7 @@ import pytest
 from bif_lightning.archive.read import cells
 from bif_lightning.archive.write.matrices import mean_pooled
 from bif_lightning.tensorboard.plugin import clustering, matrix, orders, trajectories, views
-from plugin_runs import ask, place_of, refused, told, write_run
+from plugin_runs import ask, files_of, refused, told, write_run
 
 pytestmark = pytest.mark.exact
 
@@ -17,11 +17,11 @@ N, Q = 1500, 300
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     made = write_run(folder, N, Q, steps=(1, 2, 3))
-    return place_of(folder), made
+    return files_of(folder), made
 
 
 @pytest.fixture
-def place(run, monkeypatch):
+def files(run, monkeypatch):
     """The run, where a reader takes no more than two of its twelve chunks whole, and ten at once."""
     for module in (matrix, orders, views):
         monkeypatch.setattr(module, "WHOLE_CELLS", 2 * 256 * 256)
@@ -35,36 +35,36 @@ def shown(answer):
     return np.frombuffer(answer.body, "<f4").reshape(-1, height, width)
 
 
-def test_all_of_it_comes_from_the_overview(place, run):
+def test_all_of_it_comes_from_the_overview(files, run):
     asked = {"step": 1, "matrix": "correlation", "height": 128, "width": 64}
-    (values,) = shown(ask(place, "view", **asked))
+    (values,) = shown(ask(files, "view", **asked))
     overview, _, _ = mean_pooled(run[1][1].correlation, 256)
     np.testing.assert_allclose(values, overview[np.arange(128) * 2][:, np.arange(64) * 4], rtol=1e-6)
-    why = refused(place, "view", **asked | {"train_by": "label"})
+    why = refused(files, "view", **asked | {"train_by": "label"})
     assert why[0] == 400
     assert "would have to be read at once" in why[1]
 
 
-def test_a_part_of_it_is_read_in_any_order(place, run):
-    answer = ask(place, "view", step=2, matrix="influence", train_by="label", r0=10, r1=60, c0=3, c1=9)
-    rows = np.frombuffer(ask(place, "order", side="train", by="label", matrix="influence").body, "<i4")[10:60]
+def test_a_part_of_it_is_read_in_any_order(files, run):
+    answer = ask(files, "view", step=2, matrix="influence", train_by="label", r0=10, r1=60, c0=3, c1=9)
+    rows = np.frombuffer(ask(files, "order", side="train", by="label", matrix="influence").body, "<i4")[10:60]
     np.testing.assert_array_equal(shown(answer)[0], run[1][2].influence[rows, 3:9])
-    (pooled,) = shown(ask(place, "view", step=2, matrix="influence", r1=200, c1=100, height=20, width=10))
+    (pooled,) = shown(ask(files, "view", step=2, matrix="influence", r1=200, c1=100, height=20, width=10))
     blocks = run[1][2].influence[:200, :100].reshape(20, 10, 10, 10)
     np.testing.assert_allclose(pooled, blocks.mean(axis=(1, 3)), rtol=1e-4, atol=1e-6)
 
 
-def test_orders_and_the_scale_come_from_parts(place):
+def test_orders_and_the_scale_come_from_parts(files):
     for by in ("cluster", "strength"):
         for side, size in (("train", N), ("query", Q)):
-            found = np.frombuffer(ask(place, "order", side=side, by=by, matrix="influence", at=1).body, "<i4")
+            found = np.frombuffer(ask(files, "order", side=side, by=by, matrix="influence", at=1).body, "<i4")
             assert sorted(found) == list(range(size))
-    scale = float(ask(place, "view", step=1, matrix="influence", r1=2, c1=2).headers["X-Scale"])
+    scale = float(ask(files, "view", step=1, matrix="influence", r1=2, c1=2).headers["X-Scale"])
     assert 2.3 < scale < 2.8, "99th percentile of |N(0, 1)| is 2.58"
 
 
-def test_a_curve_of_a_cell_needs_no_whole_matrix(place, run):
-    points = told(place, "trajectory_points", matrix="influence", train=1499, query=299)["points"]
+def test_a_curve_of_a_cell_needs_no_whole_matrix(files, run):
+    points = told(files, "trajectory_points", matrix="influence", train=1499, query=299)["points"]
     expected = {step: float(estimate.influence[1499, 299]) for step, estimate in run[1].items()}
     assert {point["step"]: point["value"] for point in points} == pytest.approx(expected)
 

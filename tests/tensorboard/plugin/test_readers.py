@@ -14,20 +14,20 @@ import pytest
 from bif_lightning.tensorboard.plugin import reader
 from bif_lightning.tensorboard.plugin.catalogue import Catalogue
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles
+from bif_lightning.tensorboard.plugin.protocol import Question
 from bif_lightning.tensorboard.plugin.readers import Readers
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 from bif_lightning.tensorboard.plugin.scan import Scan
-from bif_lightning.tensorboard.plugin.wire import Question
-from plugin_runs import place_of, write_run
+from plugin_runs import files_of, write_run
 
 pytestmark = pytest.mark.crash
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     write_run(folder, 8, 4, steps=(1, 2))
-    return place_of(folder)
+    return files_of(folder)
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def readers():
         pool.close()
 
 
-def cell(place: RunFiles, step: int = 1) -> Question:
-    return Question("cell", place, Parameters({"step": str(step), "matrix": "influence", "train": "0", "query": "0"}))
+def cell(files: RunFiles, step: int = 1) -> Question:
+    return Question("cell", files, Parameters({"step": str(step), "matrix": "influence", "train": "0", "query": "0"}))
 
 
 def script(tmp_path, body: str) -> list[str]:
@@ -52,13 +52,13 @@ def script(tmp_path, body: str) -> list[str]:
     path = tmp_path / "odd_reader.py"
     head = """
     import os, sys, time
-    from bif_lightning.tensorboard.plugin import reader, reads
-    whole = reads.read
+    from bif_lightning.tensorboard.plugin import dispatch, reader
+    whole = dispatch.read
     def read(name, here, there, parameters):
         if parameters.values["step"] == "666":
             BODY
         return whole(name, here, there, parameters)
-    reads.read = read
+    dispatch.read = read
     reader.main()
     """
     path.write_text(textwrap.dedent(head).replace("BODY", body))
@@ -79,15 +79,15 @@ def children() -> set[int]:
     return {int(pid) for pid in found.stdout.split() if alive(int(pid))}
 
 
-def test_answers_come_from_processes_that_start_when_asked(readers, place):
+def test_answers_come_from_processes_that_start_when_asked(readers, files):
     before = children()
     pool = readers(count=1)
     assert children() == before
-    answer = pool.ask(cell(place))
+    answer = pool.ask(cell(files))
     assert answer.status == 200
     assert json.loads(answer.body)["values"]["influence"]["value"] is not None
-    assert pool.ask(Question("compare_ranks", place, Parameters({
-        "step": "1", "other_step": "2", "matrix": "influence"}), place)).status == 200  # fmt: skip
+    assert pool.ask(Question("compare_ranks", files, Parameters({
+        "step": "1", "other_step": "2", "matrix": "influence"}), files)).status == 200  # fmt: skip
     (pid,) = children() - before
     pool.close()
     assert not alive(pid)
@@ -97,44 +97,44 @@ def test_answers_come_from_processes_that_start_when_asked(readers, place):
     "body",
     ["time.sleep(600)", "os._exit(3)", "os.kill(os.getpid(), 11)", "sys.exit()", "print('noise', flush=True); 1 / 0"],
 )
-def test_a_reader_that_goes_wrong_is_replaced(readers, place, tmp_path, body):
+def test_a_reader_that_goes_wrong_is_replaced(readers, files, tmp_path, body):
     pool = readers(count=1, seconds=60, command=script(tmp_path, body))
-    assert pool.ask(cell(place)).status == 200
+    assert pool.ask(cell(files)).status == 200
     pool._seconds = 1  # enough for nothing that hangs; what starts anew has a minute, however busy the machine
-    answer = pool.ask(cell(place, 666))
+    answer = pool.ask(cell(files, 666))
     assert answer.status == 503
     assert "Reading took too long" in json.loads(answer.body)["error"]
     pool._seconds = 60
-    assert pool.ask(cell(place)).status == 200
+    assert pool.ask(cell(files)).status == 200
 
 
-def test_what_prints_does_not_disturb_the_answers(readers, place, tmp_path):
+def test_what_prints_does_not_disturb_the_answers(readers, files, tmp_path):
     pool = readers(count=1, command=script(tmp_path, "print('noise', flush=True)"))
-    assert json.loads(pool.ask(cell(place, 666)).body)["error"].startswith("There is no dump")
-    assert pool.ask(cell(place)).status == 200
+    assert json.loads(pool.ask(cell(files, 666)).body)["error"].startswith("There is no dump")
+    assert pool.ask(cell(files)).status == 200
 
 
-def test_while_one_hangs_the_other_answers(readers, place, tmp_path):
+def test_while_one_hangs_the_other_answers(readers, files, tmp_path):
     pool = readers(count=2, seconds=200, command=script(tmp_path, "time.sleep(600)"))
     pool.warm()
-    assert pool.ask(cell(place)).status == 200
+    assert pool.ask(cell(files)).status == 200
     both = list(pool._idle.queue)
-    hanging = threading.Thread(target=pool.ask, args=(cell(place, 666),))
+    hanging = threading.Thread(target=pool.ask, args=(cell(files, 666),))
     hanging.start()
     while pool.idle > 1:
         time.sleep(0.01)
-    assert [pool.ask(cell(place)).status for _ in range(5)] == [200] * 5
+    assert [pool.ask(cell(files)).status for _ in range(5)] == [200] * 5
     assert hanging.is_alive()
     (stuck,) = set(both) - set(pool._idle.queue)
     stuck._process.kill()
     hanging.join()
 
 
-def test_many_questions_at_once(readers, place):
+def test_many_questions_at_once(readers, files):
     pool = readers(count=2)
     found: list[int] = []
     threads = [
-        threading.Thread(target=lambda step: found.append(pool.ask(cell(place, step)).status), args=(step % 2 + 1,))
+        threading.Thread(target=lambda step: found.append(pool.ask(cell(files, step)).status), args=(step % 2 + 1,))
         for step in range(24)
     ]
     for thread in threads:
@@ -144,29 +144,29 @@ def test_many_questions_at_once(readers, place):
     assert found == [200] * 24
 
 
-def test_all_busy_is_said(readers, place, tmp_path):
+def test_all_busy_is_said(readers, files, tmp_path):
     pool = readers(count=1, seconds=1, command=script(tmp_path, "time.sleep(60)"))
     pool._idle.get()
-    answer = pool.ask(cell(place))
+    answer = pool.ask(cell(files))
     assert answer.status == 503
     assert "busy" in json.loads(answer.body)["error"]
 
 
-def test_a_reader_that_cannot_start_is_an_answer(readers, place, tmp_path):
-    assert readers(count=1, command=[str(tmp_path / "nothing")]).ask(cell(place)).status == 503
+def test_a_reader_that_cannot_start_is_an_answer(readers, files, tmp_path):
+    assert readers(count=1, command=[str(tmp_path / "nothing")]).ask(cell(files)).status == 503
 
 
-def test_readers_end_with_the_server(place, tmp_path):
+def test_readers_end_with_the_server(files, tmp_path):
     code = f"""
     import os, sys
     from pathlib import Path
     from bif_lightning.tensorboard.plugin.parameters import Parameters
-    from bif_lightning.tensorboard.plugin.place import RunFiles
+    from bif_lightning.tensorboard.plugin.run_files import RunFiles
     from bif_lightning.tensorboard.plugin.readers import Readers
-    from bif_lightning.tensorboard.plugin.wire import Question
+    from bif_lightning.tensorboard.plugin.protocol import Question
     pool = Readers(1)
-    place = RunFiles(Path({str(place.folder)!r}), {dict(place.files)!r})
-    pool.ask(Question("chains", place, Parameters({{"step": "1"}})))
+    files = RunFiles(Path({str(files.folder)!r}), {dict(files.names)!r})
+    pool.ask(Question("chains", files, Parameters({{"step": "1"}})))
     print(next(iter(pool._idle.queue))._process.pid, flush=True)
     os.kill(os.getpid(), 9)
     """
@@ -178,31 +178,31 @@ def test_readers_end_with_the_server(place, tmp_path):
         time.sleep(0.05)
 
 
-def test_a_reader_ends_itself_where_nobody_does(place, monkeypatch, tmp_path):
+def test_a_reader_ends_itself_where_nobody_does(files, monkeypatch, tmp_path):
     """A hang in C cannot be interrupted by Python, and the server may be gone: the kernel's alarm ends it."""
     command = script(tmp_path, "time.sleep(600)")
     code = (tmp_path / "odd_reader.py").read_text().replace("reader.main()", "reader.SECONDS = 1\nreader.main()")
     (tmp_path / "odd_reader.py").write_text(code)
     assert reader.SECONDS == 10
     pool = Readers(1, seconds=3600, command=command)
-    assert pool.ask(cell(place, 666)).status == 503
+    assert pool.ask(cell(files, 666)).status == 503
     pool.close()
 
 
 def test_a_reader_imports_no_torch():
-    code = "import sys, bif_lightning.tensorboard.plugin.reads; print(*sorted(sys.modules))"
+    code = "import sys, bif_lightning.tensorboard.plugin.dispatch; print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"torch", "lightning", "matplotlib", "pandas", "xarray", "scipy", "hdf5plugin"} & set(loaded)
 
 
-def test_control_c_of_the_terminal_does_not_reach_a_reader(readers, place):
+def test_control_c_of_the_terminal_does_not_reach_a_reader(readers, files):
     pool = readers(count=1)
-    assert pool.ask(cell(place)).status == 200
+    assert pool.ask(cell(files)).status == 200
     process = next(iter(pool._idle.queue))._process
     process.send_signal(signal.SIGINT)
-    assert pool.ask(cell(place)).status == 200
+    assert pool.ask(cell(files)).status == 200
     assert next(iter(pool._idle.queue))._process is process
 
 
@@ -212,7 +212,7 @@ def test_a_dump_that_hangs_is_found_and_left_alone(readers, tmp_path):
     body = "time.sleep(60)"
     command = script(tmp_path, body)
     code = (tmp_path / "odd_reader.py").read_text()
-    (tmp_path / "odd_reader.py").write_text(code.replace('parameters.values["step"] == "666"', "666 in here.files"))
+    (tmp_path / "odd_reader.py").write_text(code.replace('parameters.values["step"] == "666"', "666 in here.names"))
     pool = readers(count=1, seconds=6, command=command)
     (run,) = Scan(tmp_path).runs().values()
     catalogue = Catalogue(pool)
@@ -229,9 +229,9 @@ def test_a_dump_that_hangs_is_found_and_left_alone(readers, tmp_path):
     assert catalogue.trouble(run, 1) is None
 
 
-def test_a_busy_reader_is_no_trouble_of_the_dump(readers, place, tmp_path):
+def test_a_busy_reader_is_no_trouble_of_the_dump(readers, files, tmp_path):
     pool = readers(count=1, seconds=1)
-    (run,) = Scan(place.folder).runs().values()
+    (run,) = Scan(files.folder).runs().values()
     catalogue = Catalogue(pool)
     reader = pool._idle.get()
     assert [step["verdict"] for step in catalogue.listed({"run": run})["runs"][0]["steps"]] == [None, None]
@@ -259,8 +259,8 @@ def counting():
     pool.close()
 
 
-def test_a_list_that_was_prepared_asks_no_reader(counting, place):
-    (run,) = Scan(place.folder).runs().values()
+def test_a_list_that_was_prepared_asks_no_reader(counting, files):
+    (run,) = Scan(files.folder).runs().values()
     catalogue = Catalogue(counting)
     catalogue.prepare(run)
     assert counting.asked == ["dump_lines", "description"]

@@ -4,7 +4,7 @@ import threading
 import time
 
 from bif_lightning.tensorboard.plugin import scan
-from bif_lightning.tensorboard.plugin.place import remembered
+from bif_lightning.tensorboard.plugin.run_files import remembered
 from bif_lightning.tensorboard.plugin.scan import Scan
 
 
@@ -27,7 +27,7 @@ def test_runs_are_found_anywhere_below_the_folder(tmp_path):
     assert list(runs["b/bif"].dumps) == [4, 30]
     assert runs["b/bif"].samples_token
     assert runs["."].samples_token == ""
-    assert runs["b/bif"].place([30]).files == {30: "step=000000030.h5"}
+    assert runs["b/bif"].files([30]).names == {30: "step=000000030.h5"}
 
 
 def test_a_token_changes_when_a_file_is_replaced(tmp_path):

@@ -30,9 +30,9 @@ def test_a_diverged_chain_is_named_and_the_chart_leads_to_the_step(tab):
     tab.segment("view", "trust")
     tab.frame.wait_for_selector("[data-name=measures] canvas")
     box = tab.frame.locator("[data-name=measures] .u-over").first.bounding_box()
-    place = tab_runs.STEPS.index(tab_runs.DIVERGED)
+    files = tab_runs.STEPS.index(tab_runs.DIVERGED)
     edge = 0.03 / 1.06
-    x = box["x"] + box["width"] * (edge + place / (len(tab_runs.STEPS) - 1) * (1 - 2 * edge))
+    x = box["x"] + box["width"] * (edge + files / (len(tab_runs.STEPS) - 1) * (1 - 2 * edge))
     tab.page.mouse.move(x, box["y"] + 20)
     tab.page.mouse.down()
     tab.page.mouse.up()

@@ -8,7 +8,7 @@ import pytest
 
 import bif_lightning as bl
 from bif_lightning.results.examples import Samples
-from plugin_runs import ask, place_of, refused, told
+from plugin_runs import ask, files_of, refused, told
 from small_language import by_tokens, sequences
 
 pytestmark = pytest.mark.exact
@@ -29,13 +29,13 @@ def run(tmp_path_factory):
     estimate, train, query = by_tokens(), samples("t", 9, 0), samples("q", 4, 1)
     bl.write_samples(folder, train, query)
     bl.write_dump(folder, estimate, step=7, epoch=0, train=train, query=query)
-    return folder, place_of(folder), train, query
+    return folder, files_of(folder), train, query
 
 
 @pytest.mark.parametrize("matrix", ["correlation", "influence"])
 def test_every_token_of_a_pair_has_its_place(run, matrix):
-    folder, place, train, query = run
-    of = told(place, "tokens", step=7, matrix=matrix, train=3, query=1)
+    folder, files, train, query = run
+    of = told(files, "tokens", step=7, matrix=matrix, train=3, query=1)
     assert of["train"]["tokens"] == list(train.tokens[3])
     assert of["query"]["tokens"] == list(query.tokens[1])
     block = getattr(bl.open_tokens(folder / "step=000000007.h5"), matrix)(3, 1)
@@ -50,7 +50,7 @@ def test_every_token_of_a_pair_has_its_place(run, matrix):
 
 def test_without_texts_a_token_is_called_by_its_position(run, tmp_path):
     (tmp_path / "step=000000007.h5").write_bytes((run[0] / "step=000000007.h5").read_bytes())
-    of = told(place_of(tmp_path), "tokens", step=7, matrix="correlation", train=3, query=1)
+    of = told(files_of(tmp_path), "tokens", step=7, matrix="correlation", train=3, query=1)
     assert of["train"]["tokens"] == [f"#{place}" for place in range(1, len(run[2].tokens[3]))]
     assert np.shape(of["value"]) == (len(of["train"]["tokens"]), len(of["query"]["tokens"]))
 

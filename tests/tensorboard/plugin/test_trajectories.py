@@ -15,7 +15,7 @@ from bif_lightning.tensorboard.plugin.answers import plain
 from bif_lightning.tensorboard.plugin.exports import as_csv
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.trajectories import assemble
-from plugin_runs import STEPS, ask, estimate_of, place_of, refused, samples_of, told, write_run
+from plugin_runs import STEPS, ask, estimate_of, files_of, refused, samples_of, told, write_run
 
 pytestmark = pytest.mark.exact
 
@@ -26,7 +26,7 @@ N, Q = 40, 12
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     made = write_run(folder, N, Q)
-    return folder, place_of(folder), made
+    return folder, files_of(folder), made
 
 
 def window(answer):
@@ -38,9 +38,9 @@ def window(answer):
 
 @pytest.mark.parametrize("matrix", ["correlation", "influence", "conditioned"])
 def test_tops_are_those_of_the_archive(run, matrix):
-    folder, place, _ = run
+    folder, files, _ = run
     for query in (0, 5):
-        of = told(place, "top", step=200, matrix=matrix, query=query, k=N)
+        of = told(files, "top", step=200, matrix=matrix, query=query, k=N)
         table = top(open_run(folder), query, k=N, step=200, by=matrix)
         for effect in ("helps", "hurts"):
             expected = table[table.effect == effect]
@@ -49,13 +49,13 @@ def test_tops_are_those_of_the_archive(run, matrix):
             clear = expected.value.abs() > 1.959963984540054 * expected.standard_error
             assert [card["clear"] for card in of[effect]] == clear.tolist()
     assert of["stability_text"].startswith("Of the 10 most helpful")
-    assert told(place, "top", step=200, matrix=matrix, query=Q - 1, k=1)["stability"] is None
+    assert told(files, "top", step=200, matrix=matrix, query=Q - 1, k=1)["stability"] is None
     assert (of["verdict"], of["sign"] == CORRELATION_SIGN) == ("diverged", matrix == "correlation")
 
 
 def test_ranks_since_an_earlier_step(run):
-    _, place, made = run
-    of = told(place, "top", step=400, matrix="influence", query=2, k=5, since=100)
+    _, files, made = run
+    of = told(files, "top", step=400, matrix="influence", query=2, k=5, since=100)
     now, before = made[400].influence[:, 2], made[100].influence[:, 2]
     for effect, sign in (("helps", 1), ("hurts", -1)):
         for place_, card in enumerate(of[effect]):
@@ -67,20 +67,20 @@ def test_ranks_since_an_earlier_step(run):
 
 
 def test_queries_of_a_train_example(run):
-    _, place, made = run
-    of = told(place, "top", step=400, matrix="correlation", train=3, k=2)
+    _, files, made = run
+    of = told(files, "top", step=400, matrix="correlation", train=3, k=2)
     assert [card["row"] for card in of["helps"]] == np.argsort(-made[400].correlation[3])[:2].tolist()
 
 
-def points(place, parameters):
-    found = sorted(told(place, "trajectory_points", **parameters)["points"], key=lambda point: point["step"])
+def points(files, parameters):
+    found = sorted(told(files, "trajectory_points", **parameters)["points"], key=lambda point: point["step"])
     asked = Parameters({name: str(value) for name, value in parameters.items()})
     return plain(assemble(found, asked, {100: "good"}))
 
 
 def test_a_trajectory_is_that_of_the_archive(run):
-    folder, place, _ = run
-    of = points(place, {"matrix": "influence", "train": 7, "query": 4})
+    folder, files, _ = run
+    of = points(files, {"matrix": "influence", "train": 7, "query": 4})
     expected = trajectory(open_run(folder), 7, 4, by="influence")
     np.testing.assert_allclose(of["value"], expected.value)
     np.testing.assert_allclose(of["low"], expected.band_low, rtol=1e-6)
@@ -92,8 +92,8 @@ def test_a_trajectory_is_that_of_the_archive(run):
 
 
 def test_a_block_has_a_mean_and_an_upper_bound_of_its_error(run):
-    _, place, made = run
-    of = points(place, {"matrix": "influence", "train": "3,4,9", "query": "0,2"})
+    _, files, made = run
+    of = points(files, {"matrix": "influence", "train": "3,4,9", "query": "0,2"})
     block = made[200].influence[[3, 4, 9]][:, [0, 2]]
     errors = made[200].losses.influence_standard_error[[3, 4, 9]][:, [0, 2]]
     assert of["value"][1] == pytest.approx(float(block.mean()), rel=1e-5)
@@ -102,8 +102,8 @@ def test_a_block_has_a_mean_and_an_upper_bound_of_its_error(run):
 
 
 def test_a_class_block_has_the_error_of_its_mean(run):
-    _, place, made = run
-    of = points(place, {"matrix": "correlation", "train_class": 0, "query_class": 2})
+    _, files, made = run
+    of = points(files, {"matrix": "correlation", "train_class": 0, "query_class": 2})
     means = made[300].label_means
     pair = (means.train_labels.tolist().index(0), means.query_labels.tolist().index(2))
     assert (of["value"][2], of["standard_error"][2]) == (
@@ -116,19 +116,19 @@ def test_a_dump_that_cannot_be_read_is_a_gap(tmp_path):
     write_run(tmp_path, 6, 4)
     broken = tmp_path / "step=000000200.h5"
     broken.write_bytes(broken.read_bytes()[:4000])
-    of = points(place_of(tmp_path), {"matrix": "correlation", "train": 1, "query": 1})
+    of = points(files_of(tmp_path), {"matrix": "correlation", "train": 1, "query": 1})
     assert [value is None for value in of["value"]] == [False, True, False, False]
     assert of["missing"][0]["step"] == 200
     assert "not a whole HDF5 file" in of["missing"][0]["why"]
 
 
 def test_trust_and_chains(run):
-    _, place, made = run
-    found = told(place, "trust_points")["points"]
+    _, files, made = run
+    found = told(files, "trust_points")["points"]
     assert [point["step"] for point in found] == list(STEPS)
     assert (found[0]["rhat"], found[0]["score_agreement"], found[0]["divergences"]) == (1.01, None, 1)
     assert found[1]["metrics"] == {"val_loss": 0.5}
-    of = told(place, "chains", step=200)
+    of = told(files, "chains", step=200)
     np.testing.assert_array_equal(of["loss"], made[200].loss_trace)
     assert (of["chain"], of["thinned"]) == ([0, 2], 1)
     assert of["divergences"] == [{"chain": 1, "draw": -1, "message": "chain 1 left"}]
@@ -137,30 +137,30 @@ def test_trust_and_chains(run):
 
 
 def test_a_difference_of_two_steps(run):
-    _, place, made = run
+    _, files, made = run
     asked = {"step": 400, "other_step": 100, "matrix": "influence"}
-    answer = ask(place, "compare", place, **asked)
+    answer = ask(files, "compare", files, **asked)
     values, errors = window(answer)
     np.testing.assert_array_equal(values, made[400].influence - made[100].influence)
     ends = [made[step].losses.influence_standard_error for step in (400, 100)]
     np.testing.assert_allclose(errors, np.hypot(*ends))
     for part, step in (("this", 400), ("other", 100)):
-        np.testing.assert_array_equal(window(ask(place, "compare", place, part=part, **asked))[0], made[step].influence)
+        np.testing.assert_array_equal(window(ask(files, "compare", files, part=part, **asked))[0], made[step].influence)
     ranks = [spearmanr(made[400].influence[:, j], made[100].influence[:, j]).statistic for j in range(Q)]
     assert float(answer.headers["X-Rank-Correlation"]) == pytest.approx(np.median(ranks))
-    of = told(place, "compare_ranks", place, **asked)
+    of = told(files, "compare_ranks", files, **asked)
     np.testing.assert_allclose(of["rank_correlation"], ranks)
 
 
 def test_runs_are_compared_by_the_ids_of_their_examples(run, tmp_path):
-    _, place, made = run
+    _, files, made = run
     train, query = samples_of("train", 20), samples_of("query", 8)
     train = replace(train, ids=tuple(f"train-{39 - 2 * row}" for row in range(20)))  # every other one, backwards
     query = replace(query, ids=("new", *query.ids[1:]))
     other = estimate_of(train, query, 9)
     write_samples(tmp_path, train, query)
     write_dump(tmp_path, other, step=7, epoch=0, train=train, query=query)
-    answer = ask(place, "compare", place_of(tmp_path), step=400, other_step=7, matrix="influence", r1=5, c1=4)
+    answer = ask(files, "compare", files_of(tmp_path), step=400, other_step=7, matrix="influence", r1=5, c1=4)
     assert answer.headers["X-Common"] == "20,7"
     values, _ = window(answer)
     mine = made[400].influence[1:10:2, 1:5]
@@ -169,7 +169,7 @@ def test_runs_are_compared_by_the_ids_of_their_examples(run, tmp_path):
     strangers = replace(train, ids=tuple(f"x{row}" for row in range(20)))
     write_samples(tmp_path / "b", strangers, query)
     write_dump(tmp_path / "b", other, step=7, epoch=0, train=strangers, query=query)
-    why = refused(place, "compare", place_of(tmp_path / "b"), step=400, other_step=7, matrix="influence")
+    why = refused(files, "compare", files_of(tmp_path / "b"), step=400, other_step=7, matrix="influence")
     assert (why[0], "of the same id" in why[1]) == (400, True)
 
 
@@ -180,16 +180,16 @@ def rows_of(answer):
 
 
 def test_exports(run):
-    _, place, made = run
-    rows = rows_of(ask(place, "export_top", step=200, matrix="influence", query=1, k=3))
+    _, files, made = run
+    rows = rows_of(ask(files, "export_top", step=200, matrix="influence", query=1, k=3))
     assert [row["effect"] for row in rows] == ["helps"] * 3 + ["hurts"] * 3
     assert rows[0]["id"] == f"train-{rows[0]['train']}"
-    rows = rows_of(ask(place, "export_window", step=200, matrix="influence", r0=2, r1=4, c1=3))
+    rows = rows_of(ask(files, "export_window", step=200, matrix="influence", r0=2, r1=4, c1=3))
     assert len(rows) == 6
     assert float(rows[4]["influence"]) == made[200].influence[3, 1]
-    rows = rows_of(ask(place, "export_classes", step=200, matrix="correlation"))
+    rows = rows_of(ask(files, "export_classes", step=200, matrix="correlation"))
     assert len(rows) == made[200].label_means.correlation.size
-    rows = rows_of(ask(place, "export_compare_ranks", place, step=200, other_step=100, matrix="influence"))
+    rows = rows_of(ask(files, "export_compare_ranks", files, step=200, other_step=100, matrix="influence"))
     assert [row["id"] for row in rows] == [f"query-{row}" for row in range(Q)]
 
 

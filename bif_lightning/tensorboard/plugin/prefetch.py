@@ -7,9 +7,9 @@ from cachetools import LRUCache
 
 from bif_lightning.tensorboard.plugin.answers import Answer
 from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.protocol import Question
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run
-from bif_lightning.tensorboard.plugin.wire import Question
 
 _MOST_BYTES = 64 << 20
 _AHEAD, _BEHIND = 2, 1
@@ -63,7 +63,7 @@ class Prefetcher:
                 self._pending[key] = mine
         if pending is not None:
             return pending.result()
-        answer = self._readers.ask(Question("view", run.place(), parameters.but(step=str(step))))
+        answer = self._readers.ask(Question("view", run.files(), parameters.but(step=str(step))))
         with self._lock:
             del self._pending[key]
             if answer.status == 200:

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from bif_lightning.tensorboard.plugin.ahead import Prefetcher
 from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.prefetch import Prefetcher
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Scan
 from plugin_runs import write_run

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from bif_lightning.tensorboard.plugin.answers import Answer
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def receive_question(source: IO[bytes]) -> Question | None:
     if received is None:
         return None
     line, _ = received
-    there = None if line["there"] is None else _as_place(line["there"])
-    return Question(line["name"], _as_place(line["here"]), Parameters(line["parameters"]), there)
+    there = None if line["there"] is None else _as_run_files(line["there"])
+    return Question(line["name"], _as_run_files(line["here"]), Parameters(line["parameters"]), there)
 
 
 def send_answer(to: IO[bytes], answer: Answer) -> None:
@@ -49,12 +49,12 @@ def receive_answer(source: IO[bytes]) -> Answer | None:
     return None if received is None else Answer(received[1], **received[0])
 
 
-def _as_dict(place: RunFiles) -> dict[str, Any]:
-    return {"folder": str(place.folder), "files": {str(step): name for step, name in place.files.items()}}
+def _as_dict(files: RunFiles) -> dict[str, Any]:
+    return {"folder": str(files.folder), "names": {str(step): name for step, name in files.names.items()}}
 
 
-def _as_place(values: Mapping[str, Any]) -> RunFiles:
-    return RunFiles(Path(values["folder"]), {int(step): name for step, name in values["files"].items()})
+def _as_run_files(values: Mapping[str, Any]) -> RunFiles:
+    return RunFiles(Path(values["folder"]), {int(step): name for step, name in values["names"].items()})
 
 
 def _send(to: IO[bytes], line: Mapping[str, Any], body: bytes) -> None:

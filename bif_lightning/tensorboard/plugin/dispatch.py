@@ -10,7 +10,7 @@ from bif_lightning.tensorboard.plugin.examples import samples, text, thumbnail
 from bif_lightning.tensorboard.plugin.exports import export_classes, export_compare_ranks, export_top, export_window
 from bif_lightning.tensorboard.plugin.orders import order
 from bif_lightning.tensorboard.plugin.parameters import Parameters
-from bif_lightning.tensorboard.plugin.place import RunFiles
+from bif_lightning.tensorboard.plugin.run_files import RunFiles
 from bif_lightning.tensorboard.plugin.runs import description, dump_lines
 from bif_lightning.tensorboard.plugin.tokens import tokens
 from bif_lightning.tensorboard.plugin.tops import top

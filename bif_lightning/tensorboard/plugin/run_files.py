@@ -27,12 +27,12 @@ class RunFiles:
     """One run: its folder, and the name of the dump of each step, as the scan of the log folder found them."""
 
     folder: Path
-    files: Mapping[int, str]
+    names: Mapping[int, str]
 
     @property
     def steps(self) -> list[int]:
         """The steps that have a dump, ascending."""
-        return sorted(self.files)
+        return sorted(self.names)
 
     def dump(self, step: int) -> Path:
         """The dump of a step.
@@ -40,7 +40,7 @@ class RunFiles:
         Raises:
             RefusedError: 404, there is none; or it is no regular file, a link for example.
         """
-        name = self.files.get(step)
+        name = self.names.get(step)
         if name is None:
             raise RefusedError(404, f"There is no dump of step {step} in this run; reload to see which there are.")
         return regular(self.folder / name)
@@ -76,18 +76,18 @@ def token(path: Path) -> str:
     return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
 
 
-def head(place: RunFiles, step: int) -> Picked:
+def head(files: RunFiles, step: int) -> Picked:
     """What a dump says of itself, and the shapes of its matrices."""
-    path = place.dump(step)
+    path = files.dump(step)
     return remembered(
         ("head", str(path), token(path)),
         lambda: read_parts(path, DUMP, attrs=_ATTRS, names=("chains/verdict", "settings_json"), matrices=QUANTITIES),
     )
 
 
-def has(place: RunFiles, step: int, name: str) -> bool:
+def has(files: RunFiles, step: int, name: str) -> bool:
     """Whether the dump of a step has a dataset or group."""
-    return name in read_parts(place.dump(step), DUMP, asked=(name,)).present
+    return name in read_parts(files.dump(step), DUMP, asked=(name,)).present
 
 
 def remembered(key: Hashable, make: Callable[[], Kept], size: Callable[[Kept], int] = lambda _: 1 << 16) -> Kept:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bif_lightning.archive.write.matrices import mean_pooled
-from plugin_runs import PNG, STEPS, ask, place_of, refused, samples_of, told, write_run
+from plugin_runs import PNG, STEPS, ask, files_of, refused, samples_of, told, write_run
 
 pytestmark = pytest.mark.exact
 
@@ -18,7 +18,7 @@ GOLDEN = sorted((Path(__file__).parents[2] / "archive" / "golden").iterdir())
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     made = write_run(folder, N, Q)
-    return folder, place_of(folder), made
+    return folder, files_of(folder), made
 
 
 def window(answer):
@@ -28,8 +28,8 @@ def window(answer):
     return parts
 
 
-def order(place, side, **parameters):
-    answer = ask(place, "order", side=side, **{"matrix": "correlation", **parameters})
+def order(files, side, **parameters):
+    answer = ask(files, "order", side=side, **{"matrix": "correlation", **parameters})
     assert answer.status == 200, answer.body
     return np.frombuffer(answer.body, "<i4")
 
@@ -66,8 +66,8 @@ def test_samples_texts_and_pictures(run):
 
 
 def test_a_window_that_is_not_pooled_has_values_and_errors(run):
-    _, place, made = run
-    answer = ask(place, "view", step=200, matrix="influence", r0=5, r1=9, c0=2, c1=12)
+    _, files, made = run
+    answer = ask(files, "view", step=200, matrix="influence", r0=5, r1=9, c0=2, c1=12)
     values, errors = window(answer)
     np.testing.assert_array_equal(values, made[200].influence[5:9, 2:12])
     np.testing.assert_array_equal(errors, made[200].losses.influence_standard_error[5:9, 2:12])
@@ -75,11 +75,11 @@ def test_a_window_that_is_not_pooled_has_values_and_errors(run):
 
 
 def test_a_window_in_order_is_pooled_without_nan(run):
-    _, place, made = run
+    _, files, made = run
     ordering = {"train_by": "cluster", "query_by": "label", "at": 100}
-    answer = ask(place, "view", step=300, matrix="correlation", height=7, width=5, **ordering)
+    answer = ask(files, "view", step=300, matrix="correlation", height=7, width=5, **ordering)
     (values,) = window(answer)
-    rows, columns = order(place, "train", by="cluster", at=100), order(place, "query", by="label", at=100)
+    rows, columns = order(files, "train", by="cluster", at=100), order(files, "query", by="label", at=100)
     ordered = made[300].correlation[rows][:, columns]
     edges = [np.linspace(0, size, parts + 1).astype(int) for size, parts in ((N, 7), (Q, 5))]
     for i in range(7):
@@ -92,74 +92,74 @@ def test_a_window_in_order_is_pooled_without_nan(run):
 
 
 def test_pooling_agrees_with_that_of_the_overview(run):
-    _, place, made = run
-    (values,) = window(ask(place, "view", step=100, matrix="correlation", height=Q, width=Q))
+    _, files, made = run
+    (values,) = window(ask(files, "view", step=100, matrix="correlation", height=Q, width=Q))
     expected, _, _ = mean_pooled(made[100].correlation, Q)
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_orders_are_permutations_that_mean_what_they_say(run):
-    _, place, made = run
+    _, files, made = run
     train = samples_of("train", N)
     for by in ("dataset", "label", "cluster", "strength"):
         for side, size in (("train", N), ("query", Q)):
-            assert sorted(order(place, side, by=by)) == list(range(size))
-    labels = train.labels[order(place, "train", by="label")]
+            assert sorted(order(files, side, by=by)) == list(range(size))
+    labels = train.labels[order(files, "train", by="label")]
     assert labels.tolist() == sorted(labels[labels >= 0].tolist()) + [-1] * (labels < 0).sum()
     power = np.square(np.nan_to_num(made[400].correlation)).sum(axis=1)
-    assert (np.diff(power[order(place, "train", by="strength")]) <= 0).all()
-    helpful = made[100].influence[order(place, "train", by="column", column=3, at=100, matrix="influence"), 3]
+    assert (np.diff(power[order(files, "train", by="strength")]) <= 0).all()
+    helpful = made[100].influence[order(files, "train", by="column", column=3, at=100, matrix="influence"), 3]
     assert (np.diff(helpful) >= 0).all()
-    helpful = made[100].correlation[2, order(place, "query", by="column", column=2, at=100)]
+    helpful = made[100].correlation[2, order(files, "query", by="column", column=2, at=100)]
     assert (np.diff(helpful) <= 0).all()
-    hardness = train.columns["hardness"][order(place, "train", by="user", column="hardness")]
+    hardness = train.columns["hardness"][order(files, "train", by="user", column="hardness")]
     assert hardness.tolist()[:26] == sorted(hardness.tolist()[:26])
     assert np.isnan(hardness[26:]).all()
-    source = train.columns["source"][order(place, "train", by="user", column="source")].tolist()
+    source = train.columns["source"][order(files, "train", by="user", column="source")].tolist()
     assert source == sorted(source)
 
 
 def test_an_order_does_not_change_with_the_step_that_is_shown(run):
-    _, place, made = run
-    rows = order(place, "train", by="cluster", at=400)
+    _, files, made = run
+    rows = order(files, "train", by="cluster", at=400)
     for step in STEPS:
-        values, _ = window(ask(place, "view", step=step, matrix="correlation", train_by="cluster", at=400))
+        values, _ = window(ask(files, "view", step=step, matrix="correlation", train_by="cluster", at=400))
         np.testing.assert_array_equal(values, made[step].correlation[rows])
 
 
 def test_observables_have_columns_of_their_own(run):
-    _, place, made = run
-    values, _ = window(ask(place, "view", step=100, matrix="margin:influence"))
+    _, files, made = run
+    values, _ = window(ask(files, "view", step=100, matrix="margin:influence"))
     np.testing.assert_array_equal(values, made[100].observables["margin"].influence)
-    assert "no query examples" in refused(place, "order", side="query", matrix="margin:influence", by="label")[1]
-    lists = told(place, "top", step=100, matrix="margin:influence", query=1, k=3)
+    assert "no query examples" in refused(files, "order", side="query", matrix="margin:influence", by="label")[1]
+    lists = told(files, "top", step=100, matrix="margin:influence", query=1, k=3)
     assert (lists["kind"], len(lists["lowers"]), len(lists["raises"])) == ("observable", 3, 3)
     assert lists["stability"] is None
-    of = told(place, "samples", side="query", matrix="margin:influence", step=100)
+    of = told(files, "samples", side="query", matrix="margin:influence", step=100)
     assert (of["id"], of["own_columns"], of["label"]) == (["one", "two"], True, None)
-    assert told(place, "samples", side="query", matrix="influence", step=100)["id"][0] == "query-0"
+    assert told(files, "samples", side="query", matrix="influence", step=100)["id"][0] == "query-0"
 
 
 def test_a_cell_tells_all_quantities(run):
-    _, place, made = run
-    of = told(place, "cell", step=300, matrix="influence", train=7, query=4)
+    _, files, made = run
+    of = told(files, "cell", step=300, matrix="influence", train=7, query=4)
     assert of["values"]["conditioned"]["value"] == pytest.approx(float(made[300].conditioned[7, 4]))
     error = made[300].losses.correlation_standard_error[7, 4]
     assert of["values"]["correlation"]["standard_error"] == pytest.approx(float(error))
     assert (of["train_loss"], of["query_std"]) == (made[300].train_mean[7], made[300].losses.std[4])
-    undefined = told(place, "cell", step=300, matrix="correlation", train=N - 1, query=Q - 1)
+    undefined = told(files, "cell", step=300, matrix="correlation", train=N - 1, query=Q - 1)
     assert undefined["values"]["correlation"]["value"] is None
 
 
 def test_classes(run):
-    _, place, made = run
-    of, means = told(place, "classes", step=100, matrix="correlation"), made[100].label_means
+    _, files, made = run
+    of, means = told(files, "classes", step=100, matrix="correlation"), made[100].label_means
     np.testing.assert_array_equal(of["value"], means.correlation)
     np.testing.assert_array_equal(of["standard_error"], means.correlation_standard_error)
     train, query = samples_of("train", N).labels, samples_of("query", Q, seed=1).labels
     assert of["count"][1][2] == (train == of["train_label"][1]).sum() * (query == of["query_label"][2]).sum()
     assert of["train_name"][-3:] == ["cat", "dog", "ünit"]
-    status, why = refused(place, "classes", step=100, matrix="conditioned")
+    status, why = refused(files, "classes", step=100, matrix="conditioned")
     assert status == 404
     assert "only the influence and the correlation" in why
 
@@ -193,15 +193,15 @@ def test_wrong_questions_are_refused_in_words(run, name, parameters, status):
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
 def test_dumps_of_every_version_are_answered_for(folder):
-    place, one = place_of(folder), {"step": 300, "matrix": "correlation"}
-    (line,) = told(place, "dump_lines")["lines"]
+    files, one = files_of(folder), {"step": 300, "matrix": "correlation"}
+    (line,) = told(files, "dump_lines")["lines"]
     assert line["step"] == 300
     assert (line["verdict"] is None) == (folder.name == "1.0")
-    assert told(place, "description", step=300)["num_train"] == 7
+    assert told(files, "description", step=300)["num_train"] == 7
     for name, parameters in {
         "samples": {"side": "train"}, "text": {"side": "query", "row": 1}, "view": {"train_by": "cluster"},
         "cell": {"train": 1, "query": 1}, "top": {"query": 1}, "trajectory_points": {"train": 1, "query": 1},
         "classes": {}, "chains": {}, "trust_points": {}, "export_window": {},
     }.items():  # fmt: skip
-        answer = ask(place, name, **one | parameters)
+        answer = ask(files, name, **one | parameters)
         assert answer.status == 200, (name, answer.body)
