@@ -68,7 +68,7 @@ def samples_content(train: Samples, query: Samples, attrs: dict[str, str]) -> Co
     """The whole of samples.h5: one group for each side.
 
     Args:
-        train, query: who the examples are.
+        train, query: descriptions of the examples.
         attrs: further root attributes (creator, time).
 
     Raises:
@@ -136,7 +136,7 @@ def _tokens(side: str, samples: Samples) -> Iterator[Variable]:
 
 
 def token_lengths(samples: Samples, side: str) -> tuple[int, ...] | None:
-    """Tokens of each example; None where nothing is told of them.
+    """Tokens of each example; None where they are unknown.
 
     Raises:
         ValueError: an example has another number of texts than of token ids.

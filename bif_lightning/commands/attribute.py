@@ -80,7 +80,7 @@ def attribute_checkpoints(
     out: str,
     dry_run: bool,
 ) -> tuple[AttributionReport, dict[str, Any] | None]:
-    """Do what the command `attribute` says.
+    """Run the command `attribute`.
 
     Returns:
         What became of the checkpoints, and the same as plain values; None for these in all processes but the first.
@@ -103,7 +103,7 @@ def attribute_checkpoints(
 def watch_snapshots(
     directory: str, sources: Sources, machine: Machine, *, idle: float | None
 ) -> tuple[AttributionReport, dict[str, Any] | None]:
-    """Do what the command `watch` says.
+    """Run the command `watch`.
 
     Returns, raises: as `attribute_checkpoints`.
     """
@@ -167,14 +167,14 @@ def _as_dict(done: AttributionReport) -> dict[str, Any]:
 
 @contextmanager
 def _at_work() -> Generator[None]:
-    """Standard output is the answer's alone, whatever a module or dataset prints."""
+    """Keep standard output for the answer; whatever a module or dataset prints goes to standard error."""
     with quietly(), _own_lines(), redirect_stdout(cast(Any, DummyTqdmFile(sys.stderr))):
         yield
 
 
 @contextmanager
 def _own_lines() -> Generator[None]:
-    """Of what Lightning's logger is told, the lines of this package."""
+    """Let only this package's lines through Lightning's logger."""
     logger = logging.getLogger(_LOG)
     level = logger.level
 

@@ -36,7 +36,7 @@ def calibrate_checkpoint(
     """
     page, settings = Path(f"{out}.png"), Path(f"{out}.yaml")
     if not page.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{page.absolute().parent} is no folder; give an --out in one that is there")
+        raise FileNotFoundError(f"{page.absolute().parent} is not a folder; give an --out in an existing one")
     module, loader = module_and_data(config, model, data)
     load_weights(module, checkpoint)
     loss = None if loss_fn is None else imported(loss_fn)
@@ -78,7 +78,7 @@ def _show(done: int, total: int) -> None:
 
 @contextlib.contextmanager
 def quietly() -> Generator[None]:
-    """Without what a Trainer says of a fit that will not take place."""
+    """Silence the Trainer, whose messages describe a fit that does not take place."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

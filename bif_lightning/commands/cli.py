@@ -58,7 +58,7 @@ def top_examples(
 
     Args:
         run: folder of the dumps, or a single dump.
-        query: row number of the query, or its id where that is no row number.
+        query: row number or id of the query; digits mean a row number where one exists.
         step: global training step of the dump; the last one if not given.
         k: how many of each kind.
         by: influence ranks better than correlation, which compares better over steps; conditioned ranks best of all
@@ -191,7 +191,7 @@ def watch_run(
         train: import path of the dataset that the callback was given; not needed where it was given rows.
         query: the same for the queries.
         loss: import path of the loss_fn that the callback was given.
-        idle: stop after so many seconds without work; else at the end of the training.
+        idle: stop after this many seconds without work; at the end of the training if not given.
         accelerator: cpu, gpu, ... as of a Trainer.
         devices: how many, or which, as of a Trainer.
         strategy: ddp, ... as of a Trainer.

@@ -1,4 +1,4 @@
-"""What the command line says of a run: first as plain data, the JSON of `--json`, then as text made of that."""
+"""Reports on a run for the command line: as plain data (the JSON of `--json`), and as text made from that."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ drift       change of the mean loss from first to second half, in standard error
 ranks       rank correlation of the influence between two halves of the chains, or, of Subspace, of the examples
             behind its curvature: 1 = same order, 0 = chance
 groups      the same of the plain correlation: how far the halves agree on sums over groups of train examples
-noise       of minibatches, in that of the sampler itself; above 1 the draws are hotter than the posterior
+noise       minibatch variance over injected-noise variance; above 1 the draws are hotter than the posterior
 LLC ratio   LLC over what the curvature at w* explains: 1 = quadratic, below 0 = drift, far above 1 = not local
 control     rank agreement of the influence with that of noise alone, without data
 chains      behind the numbers / started; those that diverged are left out"""

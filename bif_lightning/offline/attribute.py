@@ -1,4 +1,4 @@
-"""Influence at saved checkpoints, and at snapshots that a training run leaves: the callback's dumps, off its path."""
+"""Influence at saved checkpoints and at the snapshots of a training run, as the callback would have written it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def attribute(
     skipped, and named in the result.
 
     Args:
-        module: made with the arguments of then; afterwards it has the weights of the last checkpoint.
+        module: constructed with its training arguments; afterwards it holds the weights of the last checkpoint.
         checkpoints: files of Lightning or plain state dicts (with step=1000 in their name), sharded checkpoints
             (folders of torch.distributed.checkpoint, from any number of ranks), or folders of these. They are read with
             weights_only=True.

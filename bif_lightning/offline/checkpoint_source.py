@@ -16,8 +16,8 @@ class CheckpointSource:
 
     Args:
         paths: checkpoints, and folders of them.
-        ends: a folder in which the end of a training run is told; None where all are there from the start.
-        idle: seconds without anything to do after which no more are waited for.
+        ends: folder whose training run marks its end there; None if all weights exist from the start.
+        idle: stop waiting after this many seconds without work; None waits for the end of the training.
     """
 
     paths: Sequence[str | Path]
@@ -27,10 +27,10 @@ class CheckpointSource:
     _known: dict[Path, Checkpoint] = field(default_factory=dict[Path, Checkpoint])
 
     def look(self) -> tuple[list[Checkpoint], bool]:
-        """All that are there, in the order of their steps, and whether more may come.
+        """All weights found so far, in the order of their steps, and whether more may come.
 
         Raises:
-            ValueError: two of one step.
+            ValueError: two of them are of the same step.
         """
         over = self.ends is None or has_ended(self.ends)  # asked first: the last snapshot comes before the end
         try:
@@ -52,6 +52,6 @@ class CheckpointSource:
             self.fail(path, error)
 
     def fail(self, path: Path, error: Exception) -> None:
-        """Keep why a checkpoint has no dump; it is not tried again."""
+        """Record why a checkpoint has no dump; it is not tried again."""
         self.failed[str(path)] = str(error)
         rank_zero_warn(f"no dump of {path}: {error}")

@@ -76,7 +76,7 @@ def with_problem(
 
 
 def quiet_trainer(accelerator: str = "auto", logger: Any = False) -> pl.Trainer:
-    """A Trainer on one device that shows and writes nothing of its own."""
+    """A silent Trainer on one device."""
     return pl.Trainer(
         accelerator=accelerator, devices=1, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0,
@@ -133,7 +133,7 @@ def _callbacks(trainer: pl.Trainer, callback: pl.Callback, bar: ProgressBar | No
 
 @contextmanager
 def _interruptible(callback: _FitStartCallback) -> Generator[None]:
-    """Lightning ends the process at Control-C, and lets no further one through."""
+    """Turn the exit that Lightning makes of Control-C back into KeyboardInterrupt."""
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -205,7 +205,7 @@ def yaml_of(path: str) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds no mapping; a LightningCLI configuration with `model` and `data` is expected")
     return cast(Mapping[str, Any], found)
@@ -220,7 +220,7 @@ def _made(written: Any, path: str | None, kind: type[T], name: str) -> T:
             raise ValueError(f"which {name}? Give --{name} package.module.Class, or --config with a class_path for it")
         settings = {"class_path": path, "init_args": settings}
     if not (isinstance(found := imported(str(settings["class_path"])), type) and issubclass(found, kind)):
-        raise ValueError(f"{settings['class_path']} is no {kind.__name__}")
+        raise ValueError(f"{settings['class_path']} is not a {kind.__name__}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=kind)
     try:
@@ -241,5 +241,5 @@ def _loader(found: Any, path: str) -> Any:
         return cast(Any, found)
     if not (callable(getattr(found, "__len__", None)) and callable(getattr(found, "__getitem__", None))):
         kind = type(found).__name__
-        raise ValueError(f"{path} gives a {kind}, which is no map-style dataset, DataLoader or LightningDataModule")
+        raise ValueError(f"{path} gives a {kind}, which is not a map-style dataset, DataLoader or LightningDataModule")
     return cast(Any, DataLoader(found, batch_size=64))

@@ -1,4 +1,4 @@
-"""Snapshots taken from saved weights, where a fit would begin: which are due, who does them, what became of them."""
+"""Takes snapshots of saved weights at the start of a fit: which are due, which worker takes them, and the results."""
 
 import json
 import time
@@ -35,12 +35,12 @@ _LEASES = "claims"
 
 @dataclass(frozen=True)
 class AttributionReport:
-    """What became of the checkpoints.
+    """The outcome of each checkpoint.
 
     Attributes:
         directory: of the dumps; `open_run` reads them.
-        written: steps whose dumps were written now.
-        present: steps whose dumps others wrote, or were there already.
+        written: steps whose dumps this call wrote.
+        present: steps whose dumps existed or were written by other workers.
         failed: why a checkpoint has no dump, by its path.
         expected: what each was forecast to take.
     """
@@ -52,7 +52,7 @@ class AttributionReport:
     expected: Forecast | None = None
 
     def __str__(self) -> str:
-        """What was done, a line each."""
+        """One line for each outcome."""
         lines = [f"{len(self.written)} dumps written, {len(self.present)} were there already: {self.directory}"]
         if self.expected is not None:
             lines.append(f"A checkpoint takes {self.expected}")
@@ -90,7 +90,7 @@ class OfflineRunner:
         self._found: Mapping[str, Any] | None = None
 
     def result(self) -> AttributionReport:
-        """What became of the checkpoints."""
+        """The outcome of each checkpoint so far."""
         there = sorted(step for step in self.seen if self._has_dump(step) and step not in self.written)
         return AttributionReport(self.directory, tuple(self.written), tuple(there), self.source.failed, self.expected)
 
@@ -134,7 +134,7 @@ class OfflineRunner:
             self.overview.pace.idle += _POLL_SECONDS
 
     def _check_folder(self) -> None:
-        """Whatever is due: a folder of another run, or of other settings, is not to be mixed with."""
+        """Refuse a folder of another run or of other settings."""
         left = left_by(self.directory)
         if left is None:
             check_unused(self.directory)
@@ -150,7 +150,7 @@ class OfflineRunner:
         failed = self.source.failed
         due = [each for each in saved if str(each.path) not in failed and not self._has_dump(each.step)]
         self._tell()
-        # Until "auto" has settled something that lasts, snapshots come one at a time: the next may settle it for all.
+        # Until "auto" has found settings that hold for later snapshots, take one at a time: the next may find them.
         unsettled = self._unsettled()
         return due[:1] if unsettled else due, more or (unsettled and len(due) > 1)
 
@@ -166,7 +166,7 @@ class OfflineRunner:
         return (self.directory / dump_name(step)).is_file()
 
     def _attempt(self, trainer: Any, module: Any, ranks: Ranks, saved: Checkpoint) -> bool:
-        """Whether something was done for this checkpoint here, if only to find that it fails. Collective."""
+        """Whether this worker processed the checkpoint, even if it failed. Collective."""
         with defer_interrupts(), self._claimed(ranks, saved) as mine:
             if not mine:
                 return False
@@ -203,7 +203,7 @@ class OfflineRunner:
             load_weights(module, saved.path)
 
     def _opened(self, trainer: Any, module: Any) -> Session:
-        """The session, made at the first weights: losses are proved at weights that they were trained at."""
+        """The session, opened at the first weights loaded: losses are proved at trained weights."""
         settled = self._session.settled if self._session else None
         if settled is None:  # other workers may have settled it since
             ranks = ranks_of(module)
@@ -235,14 +235,14 @@ class OfflineRunner:
         return self.wanted.sampler in (None, "auto") and self._kept() is None
 
     def _kept(self) -> Mapping[str, Any] | None:
-        """The settings that the run keeps: those of the first dump that does not have its own."""
+        """The settings that the run keeps: those of the first dump whose settings hold for later ones."""
         if self._found is None:
             stored = (json.loads(read_index(path).settings) for path in self._dumps())
             self._found = next((settings for settings in stored if settings.get("lasting", True)), None)
         return self._found
 
     def _settled(self) -> ResolvedSettings | None:
-        """What the run settled on, as its dumps have it; only "auto" finds what it was not given, and is SGLD."""
+        """The settings that the run's dumps record. Only "auto" finds settings, and those are of SGLD."""
         kept = self._kept() if self.wanted.sampler in (None, "auto") else None
         if kept is None or kept["sampler"]["kind"] != SGLD.__name__:
             return None
@@ -255,7 +255,7 @@ class _RefusedError(ValueError):
 
 
 def _ends_all(error: Exception) -> bool:
-    """Whether no other snapshot could be done either."""
+    """Whether the error would stop every other snapshot, too."""
     return is_fatal(error) or is_full(error) or is_preemption(error)
 
 

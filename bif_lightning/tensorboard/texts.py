@@ -24,7 +24,7 @@ grey. Agreement between chains cannot show a bias that all of them share.
 
 | where | what |
 |---|---|
-| **Influence**, a tab of its own | each matrix: move through training, zoom, click a pair to see it evolve |
+| the **Influence** tab | each matrix: move through training, zoom, click a pair to see it evolve |
 | Scalars, `bif/` | is the sampling sound (`rhat`, `ess`, `drift`), how complex is the model (`llc`), and more |
 | Custom Scalars | median and 5 % to 95 % of all correlations; same label and other labels; named pairs with a band |
 | Images, `bif/heatmap` | correlation of every train example with every query, ordered by label |

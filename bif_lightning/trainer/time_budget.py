@@ -1,4 +1,4 @@
-"""The share of training time that the callback may take, and how it is kept.
+"""Limits the share of training time that the callback takes.
 
 The share is  seconds in the callback / seconds since training started, the callback's own included.  Clocks are read,
 and nothing else, so training is unaffected. They decide which snapshots are taken: one that is due is skipped until the

@@ -115,9 +115,9 @@ def test_a_dry_run_forecasts(app: Path, capsys: pytest.CaptureFixture[str], spel
     [
         ("--train", "everything", "--train is 'everything'"),
         ("--train", "0:900", "only 60|has 60 examples"),
-        ("--settings", "attribute_app.py", "is no YAML"),
+        ("--settings", "attribute_app.py", "is not valid YAML"),
         ("--out", "saved/10.ckpt/bif", "10.ckpt"),
-        ("--model", "attribute_app.points", "is no LightningModule"),
+        ("--model", "attribute_app.points", "is not a LightningModule"),
     ],
 )
 def test_wrong_arguments_are_exit_status_2(

@@ -134,7 +134,10 @@ def test_a_configuration_of_lightning_cli_says_which_model_and_data(app: Path, c
         (["last.ckpt", "--data", "calibrate_app.points"], "which model? Give --model"),
         (["last.ckpt", "--model", "calibrate_app.Net"], "which data? Give --data"),
         (["last.ckpt", "--model", "calibrate_app.None_", "--data", "calibrate_app.points"], "cannot be imported"),
-        (["last.ckpt", "--model", "calibrate_app.points", "--data", "calibrate_app.points"], "is no LightningModule"),
+        (
+            ["last.ckpt", "--model", "calibrate_app.points", "--data", "calibrate_app.points"],
+            "is not a LightningModule",
+        ),
         (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.number"], "gives a int"),
         (["last.ckpt", "--config", "calibrate_app.py"], "mapping"),
         (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.points", "--out", "no/x"], "no folder"),

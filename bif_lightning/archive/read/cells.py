@@ -88,7 +88,7 @@ def _bands(wanted: np.ndarray | None, size: int, step: int) -> Iterator[_Band]:
     if wanted is None:
         wanted = np.arange(size)
     if wanted.size and not (wanted.min() >= 0 and wanted.max() < size):
-        raise ValueError(f"positions {wanted.min()} to {wanted.max()} are asked of an axis of {size}")
+        raise ValueError(f"positions {wanted.min()} to {wanted.max()} do not fit an axis of {size}")
     band = wanted // step
     order = np.argsort(band, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):

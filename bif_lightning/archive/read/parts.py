@@ -1,4 +1,4 @@
-"""Reads a few small datasets and attributes of a file by name, for readers that need no whole index of it."""
+"""Reads a few small datasets and attributes of a file by name, without building its index."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,9 +49,9 @@ def read_parts(
         schema: which kind of file it must be, `schema.DUMP` or `schema.SAMPLES`.
         attrs: names of root attributes.
         names: paths of datasets, of at most 128 MiB each.
-        matrices: whose shapes to tell, those of these names and those that end with "_" and one of them.
-        tables: groups whose attributes to tell.
-        asked: paths of datasets and groups of which it is only asked whether they are there.
+        matrices: report the shapes of the matrices with these names, or whose names end with "_" and one of them.
+        tables: groups whose attributes to read.
+        asked: paths of datasets and groups whose presence to report.
 
     Raises:
         UnreadableFileError: the file is broken, foreign, of a later version, or refers to data outside of itself.
@@ -80,7 +80,9 @@ def _value(dataset: h5py.Dataset) -> Any:
         )
     is_text = h5py.check_string_dtype(dataset.dtype) is not None
     if not is_text and dataset.dtype.kind not in "iufb":
-        raise UnreadableFileError(f"{dataset.file.filename}: {dataset.name} holds {dataset.dtype}, no numbers or texts")
+        raise UnreadableFileError(
+            f"{dataset.file.filename}: {dataset.name} holds {dataset.dtype}, which is neither numbers nor text"
+        )
     values: Any = dataset.asstr()[()] if is_text else dataset[()]
     return values.item() if isinstance(values, np.generic) else values
 

@@ -1,7 +1,4 @@
-"""The questions people ask of a run: which examples help or hurt, how a pair evolves, how labels act on labels.
-
-Changes over training that are none of the Monte Carlo error: flips of the sign, peaks and troughs.
-"""
+"""Queries of a run: the examples that help or hurt most, trajectories, means by label, and changes."""
 
 import difflib
 import warnings
@@ -41,7 +38,7 @@ def top(
 
     Args:
         run: from `open_run`.
-        query: row number or id of the query; of an observable with columns of its own, the number or name of one.
+        query: row number or id of the query; for an observable whose columns are not queries, of a column.
         k: rows of each kind.
         step: a step of the run; None takes the last.
         by: "influence" ranks better; "correlation" compares better over steps.

@@ -89,7 +89,7 @@ class StoredTokens:
             `<side>_position`, `<side>_text` (where texts are known), `<side>_loss` in nat.
 
         Raises:
-            ValueError: there is no such sequence, or no such device; errors are asked for on a device.
+            ValueError: the sequence or the device does not exist, or errors are requested on a device.
             UnreadableFileError: the dump has become unreadable.
         """
         return self._dataset(train, query, "influence", errors=errors, device=device)

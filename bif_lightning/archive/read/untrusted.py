@@ -1,10 +1,9 @@
-"""Opens files of unknown origin: whole, of a known version, and without pointers to other files.
+"""Opens files of unknown origin safely: complete, of a known version, without links to other files or endless loops.
 
-Files whose texts HDF5 can read without going round in circles.
-
-HDF5 keeps texts of any length in heaps: blocks of the file that hold one object after the other. libhdf5 walks a heap
-by the sizes that stand in it; where damage made one of them 0, it walks on the spot for ever (seen with HDF5 2.0). It
-reads each heap by itself, so a file that looks at what is read can refuse such a heap before libhdf5 walks it.
+HDF5 stores strings of variable length in heaps: blocks of the file that hold one object after the other. libhdf5 walks
+a heap by the sizes stored in it, and loops forever if damage made one of them 0 (seen with HDF5 2.0). `WalkableFile`
+checks each heap as libhdf5 reads it, and refuses a damaged one. The tab's reader processes could be killed instead;
+`open_run` in a user's own process could not.
 """
 
 import os
@@ -30,13 +29,13 @@ class HeapError(OSError):
 
 
 class WalkableFile(FileIO):
-    """A file for h5py to read, in which every heap can be walked.
+    """A file for h5py that checks every heap as it is read.
 
     Args:
         path: of the file.
 
     Raises:
-        HeapError: on reading a heap that cannot be.
+        HeapError: a heap that is read is damaged.
         OSError: the system does not let it be read.
     """
 
@@ -44,7 +43,7 @@ class WalkableFile(FileIO):
         super().__init__(path, "rb")
 
     def readinto(self, buffer: Any, /) -> int | None:
-        """Fill a buffer with what comes next; the bytes that were read."""
+        """Fill a buffer with the next bytes, and return their number."""
         size = super().readinto(buffer)
         # A heap is read with its head at least: what is shorter is something else.
         if size and size >= _HEAD.size and bytes(buffer[: len(_SIGNATURE)]) == _SIGNATURE:
@@ -90,10 +89,11 @@ class SkippedDumpWarning(UserWarning):
 def open_file(path: str | os.PathLike[str], schema: str) -> Generator[h5py.File]:
     """Open a file for reading, without a lock (files are never changed in place, and some disks cannot lock).
 
-    A file whose texts libhdf5 could read for ever is refused as soon as they are read (`heaps.py`).
+    A damaged heap of strings, in which libhdf5 could loop forever, is refused as soon as it is read.
 
     Raises:
-        UnreadableFileError: it is no regular file, no whole HDF5 file, of another schema or a later major version.
+        UnreadableFileError: it is not a regular file, not a complete HDF5 file, or of another schema or a later major
+            version.
         FileNotFoundError: there is none.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
@@ -142,12 +142,12 @@ def _check(file: h5py.File, path: Path, schema: str) -> None:
 def _check_schema(file: h5py.File, path: Path, schema: str) -> None:
     found = attribute(file, "schema")
     if found != schema:
-        raise UnreadableFileError(f"{path} is no {schema} file (its schema is {found!r})")
+        raise UnreadableFileError(f"{path} is not a {schema} file (its schema is {found!r})")
     version = str(attribute(file, "schema_version"))
     major = version.partition(".")[0]
     known = VERSION.partition(".")[0]
     if not major.isdecimal():
-        raise UnreadableFileError(f"{path} has the schema version {version!r}, which is no number")
+        raise UnreadableFileError(f"{path} has the schema version {version!r}, which is not a number")
     if int(major) > int(known):
         raise UnreadableFileError(
             f"{path} was written by {attribute(file, 'creator') or 'an unknown program'} (schema {version}); "
@@ -166,7 +166,7 @@ def find(file: h5py.File, path: str) -> h5py.Dataset | None:
     if node is None:
         return None
     if not isinstance(node, h5py.Dataset):
-        raise UnreadableFileError(f"{file.filename}: {path} is no dataset")
+        raise UnreadableFileError(f"{file.filename}: {path} is not a dataset")
     _check_storage(file, path, node)
     return node
 
@@ -184,7 +184,7 @@ def _node(file: h5py.File, path: str) -> Any:
     node: Any = file
     for part in path.split("/"):
         if not isinstance(node, h5py.Group):
-            raise UnreadableFileError(f"{file.filename}: {node.name} is no group, so there is no {path}")
+            raise UnreadableFileError(f"{file.filename}: {node.name} is not a group, so {path} does not exist")
         link = node.get(part, getlink=True)
         if link is None:
             return None

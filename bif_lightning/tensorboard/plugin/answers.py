@@ -1,4 +1,4 @@
-"""What a request is answered with, and the refusals that a page can show to a person."""
+"""Answers to requests, and refusals with a sentence that the page can show."""
 
 import json
 import math
@@ -30,7 +30,7 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """A request that is not answered, and why: 400 wrongly asked, 404 not there, 422 unreadable, 503 try again."""
+    """A refused request: 400 bad parameters, 404 not found, 422 unreadable file, 503 try again."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -42,13 +42,13 @@ class RefusedError(Exception):
 
 
 def as_json(value: Any, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer of JSON; numbers that are not finite become null."""
+    """Answer with JSON; numbers that are not finite become null."""
     text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Answer(text.encode("utf-8", "replace"), headers=headers or {})
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: arrays as lists, NaN and infinities as None.
+    """Convert a value for JSON: arrays to lists, NaN and infinities to None.
 
     >>> plain({"a": np.array([1.0, np.nan]), "b": (np.int64(2), "x")})
     {'a': [1.0, None], 'b': [2, 'x']}
@@ -75,6 +75,6 @@ def _listed(array: np.ndarray) -> Any:
 
 
 def as_numbers(headers: Mapping[str, str], *arrays: np.ndarray) -> Answer:
-    """An answer of numbers, array after array: float32 or int32, little endian."""
+    """Answer with numbers, array after array: float32 or int32, little endian."""
     parts = [array.astype("<i4" if array.dtype.kind in "iu" else "<f4", copy=False).tobytes() for array in arrays]
     return Answer(b"".join(parts), kind=BINARY, headers=headers)

@@ -1,4 +1,4 @@
-"""The list of runs that the page starts from: what the scan found, and what a reader says of each dump."""
+"""The list of runs that the page starts from: what the scan found, and a description of each dump."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run
 
 _BATCH = 25
-_SECONDS = 0.03  # and one question a run, ...
-_MOST_SECONDS = 1.0  # ... but not for so many runs
-_PAUSE = 1.0  # what the page asks first should find the readers idle
+_SECONDS = 0.03  # for each run, and one question at least
+_MOST_SECONDS = 1.0  # for all runs
+_PAUSE = 1.0  # leaves the readers to the page's first questions
 _EMPTY = {
     "num_train": 0, "num_query": 0, "matrices": [], "observables": [], "own_columns": [], "kind": "unknown",
     "parameters_text": "unknown", "sort_columns": {"train": [], "query": []}, "has": {},
@@ -23,10 +23,10 @@ _EMPTY = {
 
 
 class Catalogue:
-    """Remembers what was read of each dump, so that a new list reads new dumps alone.
+    """Caches the description of each dump, so that a new list reads only new dumps.
 
     Args:
-        readers: that read.
+        readers: the reader processes.
     """
 
     def __init__(self, readers: Readers) -> None:
@@ -37,7 +37,7 @@ class Catalogue:
         self._lock, self._filling = Lock(), Lock()
 
     def listed(self, runs: Mapping[str, Run]) -> dict[str, Any]:
-        """The answer to `runs`. Dumps that take long to look at have no verdict yet; they are read after the answer."""
+        """The answer to `runs`. Dumps that are slow to read get their verdict later: they are read after the answer."""
         with self._lock:
             now = time.monotonic()
             notes = [] if runs else ["No influence dumps yet: they appear here once BIFCallback has taken a snapshot."]
@@ -49,7 +49,7 @@ class Catalogue:
         return {"runs": found, "notes": notes}
 
     def prepare(self, run: Run) -> None:
-        """Look at the latest dumps of a run, and at who its examples are, before it is asked for."""
+        """Read the latest dumps of a run and its examples before the page asks for them."""
         with self._lock:
             self._run(run, time.monotonic())
 
@@ -60,25 +60,25 @@ class Catalogue:
                 self._read_lines(run, math.inf)
 
     def verdicts(self, run: Run) -> dict[int, str | None]:
-        """The verdict of each step that was looked at."""
+        """The verdict of each step that was read."""
         return {step: self._line(run, step).get("verdict") for step in run.dumps}
 
     def trouble(self, run: Run, step: int) -> str | None:
-        """Why the dump of a step cannot be read, where that is known: then no reader need break its teeth again."""
+        """Why the dump of a step cannot be read, if that is known; no reader then tries again."""
         return self._line(run, step).get("why") if step in run.dumps else None
 
     def _line(self, run: Run, step: int) -> Mapping[str, Any]:
         return self._lines.get((str(run.folder), run.dumps[step].token), {})
 
     def _run(self, run: Run, started: float) -> dict[str, Any]:
-        # Where the newest was looked at, the others are read after the answer.
+        # Once the newest is known, the others are read after the answer.
         unseen = run.dumps and not self._line(run, max(run.dumps))
         if unseen and time.monotonic() < started + _MOST_SECONDS:
             self._read_lines(run, started + _SECONDS)
         lines = {step: self._line(run, step) for step in run.dumps}
         good = [step for step in run.dumps if "why" not in lines[step]]
         problems = [{"file": run.dumps[step].name, "why": lines[step]["why"]} for step in run.dumps if step not in good]
-        problems += [{"file": name, "why": "it is no plain file, and is not opened"} for name in run.odd]
+        problems += [{"file": name, "why": "it is not a regular file, so it is not opened"} for name in run.odd]
         steps = [{"step": step, "token": run.dumps[step].token, **_shown(lines[step])} for step in good]
         described = self._description(run, [step for step in good if lines[step]])
         if why := described.get("why"):
@@ -93,7 +93,7 @@ class Catalogue:
         }
 
     def _read_lines(self, run: Run, end: float) -> None:
-        """Look at dumps, the latest first, until it is so late; at those of one question at least."""
+        """Read dumps, the latest first, until the clock passes `end`; at least one batch."""
         missing = self._missing(run)
         while missing:
             folder = str(run.folder)
@@ -107,7 +107,7 @@ class Catalogue:
             elif folder in self._careful:
                 self._keep(run, [{"step": batch[0], "why": value["error"]}])
             else:
-                # One of them hangs or breaks a reader: asked one by one, it does not hide the others.
+                # One of them hangs or crashes a reader: read one by one, it does not hide the others.
                 self._careful.add(folder)
                 batch = []
             missing = missing[len(batch) :]
@@ -115,7 +115,7 @@ class Catalogue:
                 return
 
     def _missing(self, run: Run) -> list[int]:
-        """Steps that were not looked at, the latest first, which the page shows first."""
+        """Steps that were not read yet, the latest first, which the page shows first."""
         return [step for step in reversed(list(run.dumps)) if not self._line(run, step)]
 
     def _keep(self, run: Run, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -123,7 +123,7 @@ class Catalogue:
             self._lines[str(run.folder), run.dumps[line["step"]].token] = line
 
     def _description(self, run: Run, good: list[int]) -> Mapping[str, Any]:
-        """Of the last dump that was looked at."""
+        """Description of the last dump that was read."""
         if not good:
             return {}
         key = (str(run.folder), run.dumps[good[-1]].token, run.samples_token)
@@ -138,7 +138,7 @@ class Catalogue:
         return self._descriptions[key]
 
     def _forget(self, runs: Mapping[str, Run]) -> None:
-        """What was replaced or is gone."""
+        """Drop entries of files that were replaced or removed."""
         tokens = {(str(run.folder), dump.token) for run in runs.values() for dump in run.dumps.values()}
         self._lines = {key: line for key, line in self._lines.items() if key in tokens}
         self._descriptions = {key: value for key, value in self._descriptions.items() if key[:2] in tokens}

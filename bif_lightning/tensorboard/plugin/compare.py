@@ -83,7 +83,7 @@ def _common(here: RunFiles, there: RunFiles, matrix: Matrix, shapes: tuple[tuple
     columns = _matched(own, others, "query")
     if matrix.observable and shapes[0][1] != len(own.query):
         raise RefusedError(
-            400, f"The columns of {matrix.observable} are no queries; compare another matrix between runs."
+            400, f"The columns of {matrix.observable} are not queries; compare another matrix between runs."
         )
     return Common(*rows, *columns)
 

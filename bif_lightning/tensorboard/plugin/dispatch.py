@@ -1,4 +1,4 @@
-"""Every question that is answered from files: a function of the run and the parameters, without any process."""
+"""Dispatches a question by its name to the function that answers it from files."""
 
 from collections.abc import Callable, Mapping
 
@@ -45,12 +45,12 @@ OF_TWO: Mapping[str, Callable[[RunFiles, RunFiles, Parameters], Answer]] = {
 
 
 def read(name: str, here: RunFiles, there: RunFiles | None, parameters: Parameters) -> Answer:
-    """The answer to one question; what cannot be answered is an answer too, and nothing is raised.
+    """Answer one question; errors become answers, and nothing is raised.
 
     Args:
         name: of the question.
-        here: the run that it is asked of.
-        there: the other run, where two are compared.
+        here: the run.
+        there: the other run of a comparison.
         parameters: of the request.
     """
     try:

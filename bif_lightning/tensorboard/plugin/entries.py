@@ -1,4 +1,4 @@
-"""One entry of a matrix, with all that a dump says of it."""
+"""One entry of every matrix, with standard errors and losses."""
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def cell(files: RunFiles, parameters: Parameters) -> Answer:
         for matrix in present
         if matrix.name in shapes
     }
-    # An observable may have columns of its own, which are no queries.
+    # The columns of an observable need not be queries.
     names = _LOSSES if not asked.observable else _LOSSES[:2]
     losses = read_parts(files.dump(step), DUMP, names=names).values
     rows = {"train": int(train[0]), "query": int(query[0])}

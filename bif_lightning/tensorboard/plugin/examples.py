@@ -21,7 +21,7 @@ _MOST_PICTURE = 1 << 20
 
 @dataclass(frozen=True)
 class Examples:
-    """Train and query examples of a run; without a samples file, what the last dump says of them."""
+    """Train and query examples of a run, from its samples file, or without one from its last dump."""
 
     train: Samples
     query: Samples
@@ -52,7 +52,7 @@ def _of_dump(files: RunFiles) -> Examples:
 
 
 def _size(of: Examples) -> int:
-    """About the bytes that they take in memory."""
+    """Estimate their bytes in memory."""
     sides = (of.train, of.query)
     return sum(500 * len(side) + 2 * sum(map(len, side.texts or ())) for side in sides)
 
@@ -73,7 +73,7 @@ def label_word(samples: Samples, row: int) -> str | None:
 def samples(files: RunFiles, parameters: Parameters) -> Answer:
     """Ids, indices, labels, the user's columns and the beginning of each text, of one side.
 
-    Given a `matrix` of an observable whose columns are no queries, and a `step`, the columns are the query side.
+    Given a `step` and the `matrix` of an observable whose columns are not queries, the query side lists these columns.
     """
     side = parameters.choice("side", SIDES)
     if side == "query" and parameters.has("matrix") and (names := _own_columns(files, parameters)):
@@ -123,5 +123,5 @@ def thumbnail(files: RunFiles, parameters: Parameters) -> Answer:
         raise RefusedError(404, f"{side} example {row} has no picture.")
     # Anything else, SVG or HTML say, could run a script in the page's name.
     if not found.startswith(_PNG):
-        raise RefusedError(422, f"The picture of {side} example {row} is no PNG, and is not shown.")
+        raise RefusedError(422, f"The picture of {side} example {row} is not a PNG, so it is not shown.")
     return Answer(found, kind="image/png")

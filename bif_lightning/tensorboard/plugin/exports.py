@@ -1,4 +1,4 @@
-"""Tables to take away: what a view shows as CSV, with ids, labels, values and standard errors."""
+"""CSV exports of the views, with ids, labels, values and standard errors."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Which names a browser may call a server by that is bound to this machine alone.
+"""Checks the Host header of requests to a server that is bound to this machine alone.
 
 A page of any origin can point its own host name at 127.0.0.1 and then read what is served there (DNS rebinding). Such a
 request carries the name of that page's host.

@@ -1,4 +1,4 @@
-"""What TensorBoard finds by the entry point. It imports TensorBoard alone: a failure here would end TensorBoard."""
+"""The entry point that TensorBoard loads. It imports only TensorBoard: a failure here would end TensorBoard."""
 
 import argparse
 import logging

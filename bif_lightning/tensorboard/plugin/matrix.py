@@ -13,7 +13,7 @@ from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.run_files import QUANTITIES, RunFiles, head, token
 
 WHOLE_CELLS = 1 << 24
-"""Matrices of at most so many cells are read whole and remembered."""
+"""Largest matrix, in cells, that is read whole and cached."""
 
 _MATRICES: LRUCache[tuple[str, str, str], np.ndarray] = LRUCache(256 << 20, getsizeof=lambda values: values.nbytes)
 
@@ -42,7 +42,7 @@ class Matrix:
 
     @property
     def helps(self) -> int:
-        """The sign with which a value helps, or lowers the observable."""
+        """Sign of the values that help, or that lower the observable."""
         return 1 if self.quantity == "correlation" else -1
 
 
@@ -78,7 +78,7 @@ def cells(
     """Rows and columns of a matrix by the name of its dataset; None takes all.
 
     Raises:
-        RefusedError: 400, so many cells at once are not read.
+        RefusedError: 400, too many cells at once.
         UnreadableFileError: see `read_cells`.
     """
     path = files.dump(step)
@@ -96,7 +96,7 @@ def cells(
 def cells_of(
     files: RunFiles, step: int, names: Sequence[str], rows: np.ndarray | None, columns: np.ndarray | None
 ) -> list[np.ndarray]:
-    """The same of several matrices in one reading; none is remembered."""
+    """Read several matrices at once, without caching them."""
     try:
         return read_cells(files.dump(step), names, rows, columns)
     except UnreadableFileError:

@@ -92,7 +92,7 @@ def _by_column(files: RunFiles, matrix: Matrix, side: str, by: Order) -> np.ndar
 def _by_description(files: RunFiles, matrix: Matrix, side: str, by: Order, size: int) -> np.ndarray:
     of = examples_of(files).side(side)
     if len(of) != size:
-        raise RefusedError(400, f"The columns of {matrix.observable} are no {side} examples; choose another order.")
+        raise RefusedError(400, f"The columns of {matrix.observable} are not {side} examples; choose another order.")
     if by.by == "label":
         if of.labels is None:
             raise RefusedError(400, f"The {side} examples have no labels; choose another order.")

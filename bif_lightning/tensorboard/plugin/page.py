@@ -1,4 +1,4 @@
-"""The modules of the page as one: a browser asks for it once, and not for one level of imports after the other.
+"""Bundles the modules of the page, so that a browser sends one request instead of one for each level of imports.
 
 TensorBoard answers a request in some milliseconds, so that forty modules took half of the time to the first picture.
 Each module becomes a function that gives what it exports. It is called once, after those that it imports; so no name

@@ -1,4 +1,4 @@
-"""Reads the parameters of a request, and refuses what they must not be."""
+"""Parses and validates the parameters of a request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MOST_ROWS = 4096
 class Parameters:
     """The query string of one request.
 
-    Every method raises RefusedError with status 400 where the value is missing or impossible.
+    Every method raises RefusedError with status 400 if the value is missing or invalid.
     """
 
     values: Mapping[str, str]

@@ -63,7 +63,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
         routes["view"] = self._view
         routes |= {"runs": self._runs, "trajectory": self._trajectory, "trust": self._trust, "export": self._export}
         apps = {f"/{name}": self._guarded(route) for name, route in routes.items()}
-        # Their types are told, not guessed: what a machine takes .js for can keep a browser from running it.
+        # Explicit types: a machine that guesses another type for .js keeps the browser from running it.
         first, style = ((_STATIC / name).read_bytes() for name in ("index.js", "style.css"))
         apps["/static/index.js"] = self._guarded(_always(first, "text/javascript"))
         apps["/static/page.js"] = self._guarded(_always(joined(_STATIC, "page").encode(), "text/javascript"))
@@ -91,7 +91,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
         @wrappers.Request.application
         def app(request: wrappers.Request) -> wrappers.Response:
             answer = self._answer(request, route)
-            # A token names the very file that was asked of, so the answer never changes.
+            # A token identifies the version of the file, so the answer never changes.
             lasts = answer.status == 200 and bool(request.args.get("token"))
             headers = list(answer.headers.items())
             return http_util.Respond(
@@ -125,11 +125,11 @@ class InfluencePlugin(base_plugin.TBPlugin):
         # Only what the scan found is served: no path ever comes from a request.
         run = None if self._scan is None else self._scan.runs().get(parameters.text(name))
         if run is None:
-            raise RefusedError(404, f"There is no run {parameters.text(name)[:200]!r}; reload to see which there are.")
+            raise RefusedError(404, f"No run is called {parameters.text(name)[:200]!r}; reload the list of runs.")
         return run
 
     def _readable(self, parameters: Parameters, other: str = "") -> Run:
-        """The run that is asked of, if the dump of the step, where one is asked of, is not known to be broken."""
+        """The requested run, unless the dump of the requested step is known to be broken."""
         run = self._run(parameters, f"{other}run")
         name = f"{other}step"
         if parameters.has(name):
@@ -147,7 +147,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
     def _view(self, parameters: Parameters) -> Answer:
         run, step = self._readable(parameters), parameters.number("step", 0, 10**15)
         if step not in run.dumps:
-            raise RefusedError(404, f"There is no dump of step {step} in this run; reload to see which there are.")
+            raise RefusedError(404, f"This run has no dump of step {step}; reload the list of runs.")
         return self._ahead.view(run, step, parameters)
 
     def _of_two(self, name: str) -> Route:

@@ -1,4 +1,4 @@
-"""Means of blocks of a matrix whose rows and columns are picked and ordered: what fits on a screen."""
+"""Mean-pools ordered rows and columns of a matrix to the pixels of a screen."""
 
 import numpy as np
 from jaxtyping import Float, Int

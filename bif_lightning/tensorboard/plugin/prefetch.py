@@ -1,4 +1,4 @@
-"""Views of the steps that a slider comes to next, read before they are asked for."""
+"""Prefetches the views that a slider reaches next."""
 
 from concurrent.futures import Future
 from threading import Lock, Thread
@@ -19,10 +19,10 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
 class Prefetcher:
-    """Answers views, and remembers them; while readers are idle it prepares those of the neighbouring steps.
+    """Answers and caches views; while readers are idle it reads those of the neighbouring steps.
 
     Args:
-        readers: that read.
+        readers: the reader processes.
     """
 
     def __init__(self, readers: Readers) -> None:
@@ -33,7 +33,7 @@ class Prefetcher:
         self._last = (0, 0)  # step of the last view, and how many there were
 
     def view(self, run: Run, step: int, parameters: Parameters) -> Answer:
-        """The view of a step that the run has."""
+        """The view of a step, which the run must have."""
         with self._lock:
             before, count = self._last
             self._last = (step, count + 1)
@@ -46,7 +46,7 @@ class Prefetcher:
         steps = list(run.dumps)[:: -1 if backwards else 1]
         at = steps.index(step)
         for following in (*steps[at + 1 : at + 1 + _AHEAD], *steps[max(at - _BEHIND, 0) : at]):
-            # A newer view knows better what comes next; and a person's question must find a reader.
+            # Stop for a newer view, and leave one reader to the user's next question.
             if self._last[1] != count or self._readers.idle < 2:
                 return
             self._answer(run, following, parameters)

@@ -1,4 +1,7 @@
-"""How the server and its reader processes speak: a line of JSON, then the bytes that it announces."""
+"""Messages between the server and its reader processes: a line of JSON, then the bytes that it announces.
+
+JSON rather than pickle: a reader that a hostile file has taken over must not run code in the server.
+"""
 
 import json
 from collections.abc import Mapping
@@ -44,7 +47,7 @@ def send_answer(to: IO[bytes], answer: Answer) -> None:
 
 
 def receive_answer(source: IO[bytes]) -> Answer | None:
-    """The next answer; None where the other side is gone."""
+    """The next answer; None if the other side has ended."""
     received = _receive(source)
     return None if received is None else Answer(received[1], **received[0])
 

@@ -1,6 +1,6 @@
-"""One reader process: answers questions about files until its input ends. Run by `readers.py`, never by a person.
+"""One reader process: answers questions about files until its input ends. `readers.py` starts it.
 
-A file may be hostile, and HDF5 is written in C: what it breaks is this process, which can be replaced, and not
+A hostile file can crash HDF5, which is written in C. It then crashes this process, which is replaced, and not
 TensorBoard.
 """
 
@@ -11,7 +11,7 @@ import warnings
 from typing import IO
 
 SECONDS = 10
-"""Time for one question; then the process ends."""
+"""Timeout of one question; the process then ends."""
 _MOST_BYTES = 4 << 30
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     # The server decides when this ends: control-C in its terminal reaches the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whatever prints must not get between the answers.
+    # Printed text must not mix with the answers.
     to = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _limit_memory()

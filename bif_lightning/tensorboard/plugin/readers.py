@@ -1,4 +1,4 @@
-"""Processes that read dumps for the server, and can be ended where a file hangs or breaks one."""
+"""Processes that read dumps for the server, and are killed when a file hangs or crashes them."""
 
 import logging
 import os
@@ -22,12 +22,12 @@ _BUSY = RefusedError(503, "All readers are busy; try again.")
 
 
 class Readers:
-    """A few reader processes, started when they are first needed.
+    """A pool of reader processes, started when they are first needed.
 
     Args:
-        count: how many.
-        seconds: for one question; then its process is killed, and another takes its place.
-        command: that starts one.
+        count: number of processes.
+        seconds: timeout of one question; the process is then killed and replaced.
+        command: starts one process.
     """
 
     def __init__(self, count: int = 2, seconds: float = 10.0, command: list[str] | None = None) -> None:
@@ -51,11 +51,11 @@ class Readers:
 
     @property
     def idle(self) -> int:
-        """About how many have nothing to do."""
+        """Approximate number of idle processes."""
         return self._idle.qsize()
 
     def warm(self) -> None:
-        """Start the processes, so that the first question need not wait for it."""
+        """Start the processes, so that the first question does not wait for them."""
         for reader in (readers := self._take_idle()):
             reader.start()
         for reader in readers:
@@ -94,7 +94,7 @@ class _Reader:
     def ask(self, question: Question, seconds: float) -> Answer:
         try:
             answer = self._exchange(self.start(), question, seconds)
-        # It cannot be started, or it ended half-way through.
+        # It cannot be started, or it ended while it answered.
         except (OSError, ValueError):
             answer = None
         if answer is not None:

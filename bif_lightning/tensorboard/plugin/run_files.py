@@ -1,4 +1,4 @@
-"""The files of one run, as a reader may open them, and what it remembers of them."""
+"""The files of one run that a reader may open, and a cache of what was read from them."""
 
 import os
 import stat
@@ -38,11 +38,11 @@ class RunFiles:
         """The dump of a step.
 
         Raises:
-            RefusedError: 404, there is none; or it is no regular file, a link for example.
+            RefusedError: 404 if the run has none, 422 if it is not a regular file (a link, for example).
         """
         name = self.names.get(step)
         if name is None:
-            raise RefusedError(404, f"There is no dump of step {step} in this run; reload to see which there are.")
+            raise RefusedError(404, f"This run has no dump of step {step}; reload the list of runs.")
         return regular(self.folder / name)
 
     def samples(self) -> Path | None:
@@ -59,25 +59,25 @@ def regular(path: Path) -> Path:
     """The same path.
 
     Raises:
-        RefusedError: 404 where there is no file, 422 where it is a link, a pipe or anything else that is no plain file.
+        RefusedError: 404 if the file does not exist, 422 if it is a link, a pipe or another special file.
     """
     try:
         mode = os.lstat(path).st_mode
     except OSError as error:
-        raise RefusedError(404, f"{path.name} is not there any more; reload to see which dumps are.") from error
+        raise RefusedError(404, f"{path.name} was removed; reload the list of runs.") from error
     if not stat.S_ISREG(mode):
-        raise RefusedError(422, f"{path.name} is no plain file, and is not opened.")
+        raise RefusedError(422, f"{path.name} is not a regular file, so it is not opened.")
     return path
 
 
 def token(path: Path) -> str:
-    """What changes whenever a file is replaced: inode, time and size."""
+    """Identify the version of a file by inode, time and size."""
     found = os.stat(path, follow_symlinks=False)
     return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
 
 
 def head(files: RunFiles, step: int) -> Picked:
-    """What a dump says of itself, and the shapes of its matrices."""
+    """Attributes of a dump, and the shapes of its matrices."""
     path = files.dump(step)
     return remembered(
         ("head", str(path), token(path)),
@@ -91,7 +91,7 @@ def has(files: RunFiles, step: int, name: str) -> bool:
 
 
 def remembered(key: Hashable, make: Callable[[], Kept], size: Callable[[Kept], int] = lambda _: 1 << 16) -> Kept:
-    """A small thing, made once; `size` guesses its bytes."""
+    """Return a small value from the cache, computing it at most once; `size` estimates its bytes."""
     if key in _SMALL:
         return _SMALL[key][0]
     made = make()

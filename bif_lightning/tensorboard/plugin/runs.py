@@ -1,4 +1,4 @@
-"""What a run holds, for the list of runs: sizes, matrices, and a line for each dump."""
+"""The list of runs: sizes, matrices, and a line for each dump."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def _line(files: RunFiles, step: int) -> Mapping[str, Any]:
     try:
         of = read_parts(files.dump(step), DUMP, attrs=_ATTRS, names=("chains/verdict",))
         if of.attrs.get("global_step") != step:
-            raise UnreadableFileError(f"it says that it is of step {of.attrs.get('global_step')}")
+            raise UnreadableFileError(f"its attribute global_step is {of.attrs.get('global_step')}")
         return {
             "step": step,
             "epoch": of.attrs["epoch"],
@@ -39,7 +39,7 @@ def _line(files: RunFiles, step: int) -> Mapping[str, Any]:
 
 
 def description(files: RunFiles, parameters: Parameters) -> Answer:
-    """What the dump of a step, and the samples file, say of the run."""
+    """Describe a run from the dump of one step and the samples file."""
     step = files.step(parameters)
     of = head(files, step)
     shapes = of.shapes
@@ -59,7 +59,7 @@ def description(files: RunFiles, parameters: Parameters) -> Answer:
 
 
 def _with_own_columns(files: RunFiles, step: int, observables: list[str]) -> list[str]:
-    """Those of the observables whose columns are no queries."""
+    """The observables whose columns are not queries."""
     asked = {name: f"{name}_column" for name in observables}
     stored = read_parts(files.dump(step), DUMP, asked=asked.values()).present
     return [name for name, column in asked.items() if column in stored]

@@ -12,7 +12,7 @@ from bif_lightning.archive.schema import DUMP_NAME, SAMPLES_FILE
 from bif_lightning.tensorboard.plugin.run_files import RunFiles
 
 SECONDS = 5.0
-"""A scan is kept for so long: TensorBoard asks at every reload, of every plugin."""
+"""How long a scan is reused: TensorBoard asks every plugin at every reload."""
 _MOST_RUNS = 10_000
 _MOST_DEPTH = 12
 
@@ -34,7 +34,7 @@ class Run:
         folder: its path.
         dumps: by step, ascending.
         samples_token: of the samples file; empty where there is none.
-        odd: names like that of a dump which are no plain files: links, pipes, folders.
+        odd: files that are named like dumps but are not regular files: links, pipes, folders.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Scan:
 
     def runs(self) -> Mapping[str, Run]:
         """By name, in the order of their names."""
-        # While one request looks at a slow disk, the others are told what was there before.
+        # While one request scans a slow disk, the others get the previous result.
         if time.monotonic() > self._until and self._lock.acquire(blocking=self._until < 0):
             try:
                 if time.monotonic() > self._until:

@@ -20,7 +20,7 @@ def tokens(files: RunFiles, parameters: Parameters) -> Answer:
     if not has(files, step, "tokens"):
         raise RefusedError(404, "This dump has no tokens; estimate with per_token=True to have them.")
     if matrix.name not in _QUANTITIES:
-        raise RefusedError(404, f"There is no {matrix.name} of tokens; choose correlation or influence.")
+        raise RefusedError(404, f"Tokens have no {matrix.name}; choose correlation or influence.")
     size = shape_of(files, step, matrix)
     train, query = (parameters.number(side, 0, most - 1) for side, most in zip(("train", "query"), size, strict=True))
     stored = _stored(files, step)

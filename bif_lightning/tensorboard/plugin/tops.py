@@ -1,4 +1,4 @@
-"""The train examples that help and hurt a query most, the queries that a train example helps and hurts most."""
+"""The train examples that help and hurt a query most, and the queries that a train example helps and hurts most."""
 
 import math
 from collections.abc import Mapping

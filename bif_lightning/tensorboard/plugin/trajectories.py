@@ -1,4 +1,4 @@
-"""How a cell, a block or a pair of classes evolves over training, within its error band."""
+"""Trajectories of a cell, a block or a pair of classes over training, with error bands."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

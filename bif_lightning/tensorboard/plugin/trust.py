@@ -1,4 +1,4 @@
-"""Can the numbers be trusted: diagnostics over training, and the chains of one snapshot."""
+"""Diagnostics over training, and the chains of one snapshot."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -108,4 +108,4 @@ def _parsed(text: Any) -> Any:
     try:
         return json.loads(text or "null")
     except (ValueError, RecursionError) as error:
-        raise UnreadableFileError(f"its settings or notes are no JSON ({error})") from error
+        raise UnreadableFileError(f"its settings or notes are not valid JSON ({error})") from error

@@ -1,4 +1,4 @@
-"""The picture of a matrix: a window of it in some order, pooled to the pixels of a screen; and class by class."""
+"""Views of a matrix: an ordered window of it, pooled to the pixels of a screen; and means by class."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ _SCALE_VALUES = 1 << 18
 
 @dataclass(frozen=True)
 class Window:
-    """What part of a matrix is shown: its rows and columns in order, and the pixels for them."""
+    """The part of a matrix that is shown: ordered rows and columns, and the pixels for them."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -127,7 +127,7 @@ def _scale(files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -
 
 
 def _coprime(least: int, apart: int) -> int:
-    """A stride of at least so many that does not fall on the same columns again and again."""
+    """Smallest stride, at least `least`, coprime to `apart`: it does not revisit the same columns."""
     return next(stride for stride in range(max(least, 1), least + apart + 2) if np.gcd(stride, apart) == 1)
 
 

@@ -55,7 +55,7 @@ def test_any_rows_and_columns_are_read(folder, layout, rows, columns):
 
 
 def test_a_position_outside_of_the_matrix_is_refused(folder):
-    with pytest.raises(ValueError, match="positions 0 to 90 are asked of an axis of 90"):
+    with pytest.raises(ValueError, match="positions 0 to 90 do not fit an axis of 90"):
         read_cells(folder[0] / "usual.h5", ["x"], np.array([0, 90]))
 
 

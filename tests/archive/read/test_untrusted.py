@@ -61,7 +61,7 @@ def test_damaged_attributes_are_refused_by_name(dump):
 
 
 def test_what_should_lie_below_a_dataset_is_refused(dump):
-    with open_file(dump, DUMP) as file, pytest.raises(UnreadableFileError, match="/correlation is no group"):
+    with open_file(dump, DUMP) as file, pytest.raises(UnreadableFileError, match="/correlation is not a group"):
         present(file, "correlation/loss")
 
 

@@ -58,7 +58,7 @@ def test_a_picture_that_is_no_png_is_not_served(tmp_path, picture):
     write_samples(tmp_path, train, samples_of("query", 4, seed=1))
     files = files_of(tmp_path)
     status, why = refused(files, "thumbnail", side="train", row=0)
-    assert (status, "is no PNG" in why) == (422, True)
+    assert (status, "is not a PNG" in why) == (422, True)
     assert ask(files, "thumbnail", side="train", row=5).status == 200
 
 
@@ -91,11 +91,11 @@ def test_a_dump_that_became_a_link_is_not_opened(tmp_path):
     (tmp_path / "run" / "step=000000002.h5").unlink()
     (tmp_path / "run" / "step=000000002.h5").symlink_to(tmp_path / "run" / "step=000000001.h5")
     status, why = refused(files, "view", step=2, matrix="correlation")
-    assert (status, "no plain file" in why) == (422, True)
+    assert (status, "not a regular file" in why) == (422, True)
 
 
 def test_a_dump_that_calls_itself_by_another_step_is_named(tmp_path):
     write_run(tmp_path, 6, 4, steps=(1,))
     (tmp_path / "step=000000001.h5").rename(tmp_path / "step=000000002.h5")
     (line,) = told(files_of(tmp_path), "dump_lines")["lines"]
-    assert line["why"] == "it says that it is of step 1"
+    assert line["why"] == "its attribute global_step is 1"

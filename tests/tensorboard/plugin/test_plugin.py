@@ -125,7 +125,7 @@ def test_runs_and_what_is_wrong_with_them(server):
     problems = {each["file"]: each["why"] for each in odd["problems"]}
     assert set(problems) == {f"step=00000000{step}.h5" for step in (2, 4, 5)}
     assert "not a whole HDF5 file" in problems["step=000000002.h5"]
-    assert all("no plain file" in problems[f"step=00000000{step}.h5"] for step in (4, 5))
+    assert all("not a regular file" in problems[f"step=00000000{step}.h5"] for step in (4, 5))
 
 
 def test_every_route_answers(server):

@@ -110,7 +110,7 @@ def test_a_reader_that_goes_wrong_is_replaced(readers, files, tmp_path, body):
 
 def test_what_prints_does_not_disturb_the_answers(readers, files, tmp_path):
     pool = readers(count=1, command=script(tmp_path, "print('noise', flush=True)"))
-    assert json.loads(pool.ask(cell(files, 666)).body)["error"].startswith("There is no dump")
+    assert json.loads(pool.ask(cell(files, 666)).body)["error"].startswith("This run has no dump")
     assert pool.ask(cell(files)).status == 200
 
 

@@ -1,4 +1,4 @@
-"""Runs are found by the names of their files, and what is no plain file is not one of them."""
+"""Runs are found by the names of their files, and files that are not regular are not among them."""
 
 import threading
 import time

@@ -10,7 +10,7 @@
  * @property {number} num_query
  * @property {string[]} matrices
  * @property {string[]} observables
- * @property {string[]} [own_columns] observables whose columns are no queries
+ * @property {string[]} [own_columns] observables whose columns are not queries
  * @property {string} kind of the sampler
  * @property {string} parameters_text
  * @property {Record<string, boolean>} has

@@ -142,7 +142,7 @@ export function orderOf(run, state, side) {
 }
 
 /**
- * Whether a matrix has columns that are no queries, such as the classes of an accuracy.
+ * Whether a matrix has columns that are not queries, such as the classes of an accuracy.
  * @param {Run} run
  * @param {string} matrix
  */
