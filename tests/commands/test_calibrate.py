@@ -140,7 +140,7 @@ def test_a_configuration_of_lightning_cli_says_which_model_and_data(app: Path, c
         ),
         (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.number"], "gives a int"),
         (["last.ckpt", "--config", "calibrate_app.py"], "mapping"),
-        (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.points", "--out", "no/x"], "no folder"),
+        (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.points", "--out", "no/x"], "a folder;"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_line(app: Path, capsys: Any, arguments: list[str], words: str) -> None:

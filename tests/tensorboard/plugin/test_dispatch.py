@@ -131,7 +131,7 @@ def test_observables_have_columns_of_their_own(run):
     _, files, made = run
     values, _ = window(ask(files, "view", step=100, matrix="margin:influence"))
     np.testing.assert_array_equal(values, made[100].observables["margin"].influence)
-    assert "no query examples" in refused(files, "order", side="query", matrix="margin:influence", by="label")[1]
+    assert "not query examples" in refused(files, "order", side="query", matrix="margin:influence", by="label")[1]
     lists = told(files, "top", step=100, matrix="margin:influence", query=1, k=3)
     assert (lists["kind"], len(lists["lowers"]), len(lists["raises"])) == ("observable", 3, 3)
     assert lists["stability"] is None
