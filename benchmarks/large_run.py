@@ -72,7 +72,7 @@ def _estimate(traces: Sequence[np.ndarray], number: int, rng: np.random.Generato
         mean=np.ones(correlation.shape[1]), std=np.ones(correlation.shape[1]),
     )  # fmt: skip
     return Estimate(
-        losses=losses, observables={}, train_mean=np.ones(len(correlation)), train_std=np.ones(len(correlation)),
+        losses=losses, observables={}, train_loss=np.ones(len(correlation)), train_std=np.ones(len(correlation)),
         snapshot_loss=0.3, chain_ids=(0, 1, 2, 3), loss_trace=0.4 + rng.random((4, 100)) / 10,
         distance_trace=rng.random((4, 100)), divergences=(),
         diagnostics=Diagnostics(rhat=1.0, ess=200.0, llc=5.0, llc_standard_error=0.1, drift=0.0, score_agreement=0.9),

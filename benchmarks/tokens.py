@@ -58,7 +58,7 @@ def estimate(tokens: Tokens, chains: int, draws: int) -> Estimate:
         correlation_standard_error=zero, mean=np.zeros(q), std=np.zeros(q),
     )  # fmt: skip
     return Estimate(
-        losses=losses, observables={}, train_mean=np.zeros(n), train_std=np.zeros(n), snapshot_loss=3.0,
+        losses=losses, observables={}, train_loss=np.zeros(n), train_std=np.zeros(n), snapshot_loss=3.0,
         chain_ids=tuple(range(chains)), loss_trace=np.zeros((chains, draws)), distance_trace=np.zeros((chains, draws)),
         divergences=(),
         diagnostics=Diagnostics(rhat=1, ess=100, llc=1, llc_standard_error=1, drift=0, score_agreement=1),

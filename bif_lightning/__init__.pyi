@@ -1,3 +1,4 @@
+from . import exceptions as exceptions
 from .archive.read import by_label as by_label
 from .archive.read import changes as changes
 from .archive.read import open_run as open_run
@@ -20,6 +21,7 @@ from .losses.causal_lm import causal_lm_loss as causal_lm_loss
 from .losses.causal_lm import token_losses as token_losses
 from .losses.observables import GroupMean as GroupMean
 from .losses.observables import MetricValue as MetricValue
+from .losses.observables import Observable as Observable
 from .losses.observables import PerExample as PerExample
 from .offline.attribute import attribute as attribute
 from .offline.attribute import watch as watch

@@ -1,4 +1,4 @@
-"""The callback: Lightning's hooks, when a snapshot is due, and the state that a checkpoint keeps."""
+"""BIFCallback: Lightning's hooks, the schedule of snapshots, and the state in checkpoints."""
 
 import os
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from bif_lightning.config import Chains, Sampler
 from bif_lightning.data.dataset import Collate
 from bif_lightning.data.describe import Describe
 from bif_lightning.data.token_texts import Decoder
-from bif_lightning.distributed.watchdog import PeerFailedError
+from bif_lightning.exceptions import PeerFailedError
 from bif_lightning.losses.derived.derive import PerSample
 from bif_lightning.losses.observables import LossFn, Observable
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
-from bif_lightning.trainer.exceptions import is_fatal, is_file_error, is_preemption
+from bif_lightning.trainer.failures import is_fatal, is_file_error, is_preemption
 from bif_lightning.trainer.interrupts import defer_interrupts
 from bif_lightning.trainer.outputs import Precision
 from bif_lightning.trainer.problem import AttributionRequest, check_request
@@ -38,57 +38,74 @@ from bif_lightning.trainer.time_budget import budget_of
 class BIFCallback(pl.Callback):
     """Snapshots the weights while a Trainer trains, and estimates which training examples shape which queries.
 
-    At each snapshot, short SGLD chains around the present weights w* sample
+    At each snapshot, short SGLD chains around the current weights w* sample from
     p(w) ∝ exp(−nβ·L(w) − (γ/2)·‖w − w*‖²); influence is B[i, j] = −Cov(l_i, φ_j) (arXiv 2509.26544), the
-    correlation R[i, j] = +Corr(l_i, φ_j). One HDF5 dump a snapshot, and views in TensorBoard. Training stays
-    bitwise as it is without the callback.
+    correlation R[i, j] = +Corr(l_i, φ_j). Each snapshot becomes one HDF5 dump and one step in TensorBoard. Training
+    stays bitwise the same as without the callback.
 
     Args:
         train: the attribution set (rows): a map-style dataset, a Hugging Face `datasets.Dataset`, or indices into
             the Trainer's own training data.
-        query: the query set (columns), likewise; None for train x train.
+        query: the query set (columns), in the same forms; None for train x train.
         every_n_train_steps: a snapshot at every multiple of this many optimizer steps.
-        every_n_epochs: a snapshot at the end of every n-th epoch; the default (1) where no rhythm is given.
-        at_steps: snapshots at these optimizer steps; log-spaced lists are common.
+        every_n_epochs: a snapshot at the end of every n-th epoch; the default (1) where no other interval is given.
+        at_steps: snapshots at these optimizer steps, often log-spaced.
         at_start: a snapshot before the first batch.
         at_end: a snapshot after the last one.
-        budget: the callback's share of training time, such as 0.1: a snapshot that is due is skipped until training has
-            paid for it. Snapshots at_start, at_steps and at_end are taken in any case. None for no limit.
+        budget: largest share of training time for the callback, such as 0.1. A snapshot that would exceed it is
+            skipped, except at_start, at_steps and at_end. None for no limit.
         chains: number and length of the chains, minibatch size, seed; None for those that "auto" finds, or the default.
         sampler: how to draw, and its settings: `SGLD`, `Pairs` or `Subspace`; "auto" is SGLD with settings measured at
-            the first snapshot, and kept. None takes `Subspace`, which predicted retraining best, where the gradients of
+            the first snapshot and kept. None takes `Subspace`, which predicted retraining best, where the gradients of
             all examples fit into memory and no chains are given; else "auto".
-        observables: further quantities of the query set, beside its losses.
+        observables: further quantities of the query set to measure beside its losses (see `Observable`).
         params: name patterns of the parameters to sample (weight-restricted influence); None for all.
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token], or (losses, mask) of that shape with False for
-            tokens that have no loss (summed over tokens). None derives the loss of each example from `training_step`
-            and proves it on examples, or refuses and says what to pass.
-        per_sample: of derived losses: "mean" is what `training_step` returns for an example alone; "sum" is that times
-            its own divisor (tokens, class weight), which is its share in the objective of a batch.
-        collate_fn: makes a batch of a list of examples; None for the training loader's own.
+            tokens without a loss (summed over tokens). None derives the loss of each example from `training_step`
+            and checks it on examples, or refuses and says what to pass.
+        per_sample: of derived losses: "mean" is what `training_step` returns for an example alone; "sum" multiplies
+            that by its divisor (tokens, class weight), which is its share in the objective of a batch.
+        collate_fn: makes a batch of a list of examples; None for that of the training loader.
         describe: item -> mapping with any of id, label, label_name, label_names, text, thumbnail, where the dataset
-            does not tell by itself.
+            does not provide them.
         eval_batch_size: examples in a batch where losses are measured.
         dirpath: folder of the dumps; None for `<log_dir>/<name>`.
-        name: of the folder, and of the callback's state where a Trainer has several.
+        name: of the folder, and of the callback's state where a Trainer has several callbacks of this class.
         log: write to the Trainer's loggers; False for dumps only.
         views: of TensorBoard to write.
-        pairs: up to 50 (train id, query id) that TensorBoard follows as curves of their own.
+        pairs: up to 50 (train id, query id) that TensorBoard shows as separate curves.
         store_traces: keep every draw in the dumps.
         precision: "10bit" rounds the matrices in the dumps to 10 mantissa bits, far finer than their error.
-        on_error: "raise" stops training where a snapshot fails; "warn" goes on without that snapshot. A snapshot that
-            changed the training stops it in either case.
-        verify_restore: at which snapshots to check, by hashes, that training is as it was.
-        per_token: also influence token by token, from losses of tokens that loss_fn returns: dumps keep them at every
-            draw, `bif_lightning.open_tokens` makes any block. sampler=None is "auto" then.
-        tokenizer: anything with decode([id, ...]) -> str, for the texts of tokens of examples with "input_ids".
-        launch: "inline" estimates while training waits. "snapshot" only writes the weights to a file, and training goes
-            on at once: `bif-lightning watch DIR` on spare devices makes the same dumps of them.
-        allow_untested: run with strategies and precisions for which the promises were not shown, and with losses whose
-            gradient is not that of finite differences.
+        on_error: "raise" stops training when a snapshot fails; "warn" goes on without that snapshot. A snapshot that
+            changed the training always stops it (`exceptions.TrainingDisturbedError`).
+        verify_restore: at which snapshots to verify, by hashes, that the training is unchanged.
+        per_token: also estimate influence token by token, from token losses that loss_fn returns. Dumps keep these at
+            every draw; `bif_lightning.open_tokens` makes any block of the matrix. sampler=None then means "auto".
+        tokenizer: an object with decode([id, ...]) -> str, for the token texts of examples with "input_ids".
+        launch: "inline" estimates while training waits. "snapshot" only writes the weights to a file and lets training
+            go on; `bif-lightning watch DIR` on spare devices makes the same dumps from them.
+        allow_untested: also run with strategies and precisions that were not tested, and with losses whose gradient
+            disagrees with finite differences.
 
     Raises:
-        MisconfigurationException, ValueError, TypeError: settings that cannot work, here or in `setup`.
+        MisconfigurationException, ValueError, TypeError: settings that cannot work, here or in `setup`. Failures of
+            snapshots are in `bif_lightning.exceptions`.
+
+    >>> import lightning as L
+    >>> from torch.utils.data import DataLoader
+    >>> from bif_lightning import SGLD, BIFCallback, Chains
+    >>> bif = BIFCallback(
+    ...     train=data, query=data[:6], every_n_train_steps=2, at_end=False, dirpath=new_folder,
+    ...     sampler=SGLD(step_size=1e-3, inverse_temperature=100.0, localization=10.0),
+    ...     chains=Chains(num_chains=2, num_draws=4),
+    ... )
+    >>> trainer = L.Trainer(
+    ...     max_steps=2, callbacks=[bif], accelerator="cpu", logger=False, enable_checkpointing=False,
+    ...     enable_progress_bar=False, enable_model_summary=False,
+    ... )
+    >>> trainer.fit(module, DataLoader(data, batch_size=8))
+    >>> bif.latest.influence.shape, sorted(path.name for path in new_folder.iterdir())
+    ((24, 6), ['samples.h5', 'step=000000002.h5'])
     """
 
     def __init__(
@@ -169,8 +186,8 @@ class BIFCallback(pl.Callback):
     # -- hooks --------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what cannot work before any training is spent."""
-        log_dir = trainer.log_dir  # collective: asked for on every rank, whatever the stage
+        """Refuse settings that cannot work, before training starts."""
+        log_dir = trainer.log_dir  # collective: every rank reads it, at every stage
         if stage != "fit":
             return
         check_trainer(trainer, allow_untested=self.allow_untested)
@@ -180,12 +197,12 @@ class BIFCallback(pl.Callback):
         self.directory = None if cast(Any, trainer).fast_dev_run else trainer.strategy.broadcast(chosen)
         if waits := waits_for_the_clock(trainer):
             rank_zero_warn(
-                f"{', '.join(waits)} acts by the clock, and snapshots take time: training will not be bitwise what it "
-                "is without BIFCallback. Use steps or epochs there if that matters"
+                f"{', '.join(waits)} acts by the clock, and snapshots take time: training will not be bitwise the "
+                "same as without BIFCallback. Use steps or epochs there if that matters"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the data, prove the losses, say what a snapshot will take; a snapshot if `at_start`."""
+        """Find the data, derive the losses and announce the cost; take a snapshot if `at_start`."""
         self._seen = trainer.global_step
         self.budget.start()
         try:
@@ -202,13 +219,13 @@ class BIFCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A snapshot if a step was crossed at which one is due."""
+        """Take a snapshot if a step was crossed at which one is due."""
         before, self._seen = self._seen, trainer.global_step
         if not is_extra_epoch(trainer) and self.triggers.crossed(before, self._seen):
             self._take(trainer, pl_module, by_rhythm=self.triggers.at_steps is None)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A snapshot if an epoch is due, or training ends here."""
+        """Take a snapshot if one is due at this epoch, or training ends with it."""
         if is_extra_epoch(trainer):
             return
         last = self.triggers.at_end and is_last_epoch(trainer)
@@ -216,7 +233,7 @@ class BIFCallback(pl.Callback):
             self._take(trainer, pl_module, by_rhythm=not last)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last snapshot, where the end of training was not known at its last epoch."""
+        """Take the last snapshot, where the last epoch was not known to be the last."""
         due = self.triggers.at_end and self._last != trainer.global_step
         if due and averages_weights(trainer):
             rank_zero_warn("no snapshot at the end: a weight averaging callback may have changed the weights already")
@@ -226,7 +243,7 @@ class BIFCallback(pl.Callback):
             self._session.close(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of the data."""
+        """Release the data."""
         self.budget.stop()
         self._session = None
 
@@ -234,11 +251,11 @@ class BIFCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Of its own for each name, since a Trainer may have several."""
+        """One for each `name`, since a Trainer may have several callbacks of this class."""
         return self._generate_state_key(name=self.name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only: what was done, and with which settings."""
+        """Plain values: the last snapshot's step, settings given and found, and fingerprints of the data."""
         return {
             "last": self._last,
             "settled": None if self._settled is None else self._settled.as_dict(),
@@ -248,10 +265,10 @@ class BIFCallback(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was written.
+        """Continue the run of a checkpoint.
 
         Raises:
-            MisconfigurationException: the settings are others than those of the run that wrote it.
+            MisconfigurationException: its settings differ from these.
         """
         check_same("settings", state_dict["settings"], dict(self.wanted.settings))
         self._data = state_dict.get("data", {})
@@ -287,7 +304,7 @@ class BIFCallback(pl.Callback):
                 self.latest = self._session.snapshot(trainer, module)
         except Exception as error:
             if is_preemption(error):
-                rank_zero_warn(f"the snapshot at step {step} is given up, since the job is asked to end")
+                rank_zero_warn(f"the snapshot at step {step} is given up, since the job received SIGTERM")
                 return
             if self.on_error == "raise" or is_fatal(error):
                 raise

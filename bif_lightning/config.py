@@ -1,4 +1,4 @@
-"""Settings of a sampler and of its chains: frozen, and checked when they are made."""
+"""Settings of samplers and chains: frozen dataclasses that check their values."""
 
 import math
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class SGLD:
 
     Args:
         step_size: ε, in squared weight units per nat.
-        inverse_temperature: nβ, multiplies the mean loss. 0 samples the pull alone, a control without data.
+        inverse_temperature: nβ, multiplies the mean loss. 0 samples from the pull alone, a control without data.
         localization: γ, the strength of the pull to the snapshot w*, in nats per squared weight unit.
         preconditioner: None, or "rmsprop" (Hitchcock & Hoogland 2025, arXiv 2507.21449, Alg. 3), where ε
             becomes elementwise ε / (√v̂ + δ).
@@ -119,10 +119,11 @@ class Pairs:
 
     Draws 2k and 2k + 1 of a chain are a pair. The posterior is that of the pull alone, N(w*, σ²·I), with nβ = 0 and
     γ = 1/σ²: no gradient is used, so it serves models that have none. What the losses say of the data enters by the
-    conditioned influence (`bif_lightning.statistics.conditioned`), which is the one to rank by.
+    conditioned influence (`bif_lightning.statistics.conditioned`), which is the one to rank train examples by.
 
     Args:
-        scale: σ, in weight units. Small beside the weights: draws should see losses that are nearly linear.
+        scale: σ, in weight units. Choose it small relative to the weights, so that the losses are nearly linear between
+            draws.
 
     Raises:
         ValueError: a value out of range.
@@ -138,7 +139,7 @@ class Pairs:
 
     @property
     def inverse_temperature(self) -> float:
-        """nβ: 0, the losses do not shape these draws."""
+        """nβ = 0: the losses do not shape these draws."""
         return 0.0
 
     @property
@@ -151,32 +152,36 @@ class Pairs:
 class Subspace:
     """Settings of the Gaussian posterior with the loss's curvature in K gradient directions, in closed form.
 
-    The pull is γ/2·(w − w*)ᵀM(w − w*), and all is said in coordinates u = M^½·w, in which it is isotropic. There
+    The pull is γ/2·(w − w*)ᵀM(w − w*), isotropic in the coordinates u = M^½·w, which are used from here on. There
     q_1 ... q_K are the strongest directions of the train examples' gradients at w* (orthonormal), H the Hessian of
     the mean training loss in their span; all other directions feel the pull alone:
 
         p(u) = N(u*, Σ),  Σ = (nβ·Qᵀ·H·Q + γ·I)⁻¹,  influence = −g_iᵀΣg_j,
 
-    with g the gradients of single examples' losses (`curvature.closed_form`, `curvature.kronecker`). No chain is
-    run: the draws are independent antithetic ones of p within the span of Q. The matrices do not come from them; they
-    show whether the closed form holds, by the losses they meet (LLC against d_eff/2).
+    with g the gradients of single examples' losses (`curvature.closed_form`, `curvature.kronecker`). No chain runs:
+    the draws are independent antithetic draws from p within the span of Q. The matrices do not use them; their losses
+    check the closed form (LLC against d_eff/2).
 
     Args:
-        num_directions: K; the fewer of K, n and d are taken.
-        inverse_temperature: nβ, multiplies the mean loss; it scales influence and changes no ranking. None takes 1e5,
-            or as much more as keeps the draws within 2 % of ‖w*‖ of the snapshot, where a fitted model is nearly flat.
+        num_directions: K; the smallest of K, n and d is used.
+        inverse_temperature: nβ, multiplies the mean loss; it scales influence and leaves rankings unchanged. None takes
+            1e5, or more where the draws would otherwise leave a ball of radius 2 % of ‖w*‖ around the snapshot, as they
+            do where a fitted model is nearly flat.
         localization: γ, in nats per squared weight unit; None takes, at each snapshot, the γ for which
-            d_eff = Σ h_k/(h_k + γ/nβ) over the eigenvalues of H is the smaller of n/10 and 0.3·K (0.7·K of the
-            Euclidean metric): what stays the same over training is how many directions the data pins down, as the
-            curvature itself changes by orders.
-        metric: M. "kronecker" holds each direction as firmly as the gradients of the train examples are large in it,
-            which is what curvature looks like beyond the K directions; "euclidean" is the isotropic pull, M = I.
+            d_eff = Σ h_k/(h_k + γ/nβ) over the eigenvalues of H is the smaller of n/10 and 0.3·K (0.7·K with the
+            Euclidean metric). This keeps the number of directions that the data determines constant over training,
+            while the curvature changes by orders of magnitude.
+        metric: M. "kronecker" pulls each direction in proportion to the train gradients' second moment in it, an
+            estimate of the curvature beyond the K directions; "euclidean" is the isotropic pull, M = I.
         span: h as a fraction of ‖w*‖, for differences between w* + h·d_k and w* − h·d_k along the directions d_k of
             the weights, in units of their root mean square length: of further observables, and of gradients where the
             model cannot be differentiated twice.
 
     Raises:
         ValueError: a value out of range.
+
+    >>> Subspace(num_directions=64).metric
+    'kronecker'
     """
 
     num_directions: int = 128
@@ -196,12 +201,12 @@ class Subspace:
 
 
 Sampler = SGLD | Pairs | Subspace
-"""A way to draw from a posterior around the snapshot."""
+"""Settings of one way to draw from a posterior around the snapshot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chains:
-    """How many chains, how long, on which minibatches, and what is made of their draws.
+    """Settings of the chains: their number, length, minibatches, seed, and how their draws are used.
 
     Args:
         num_chains: C, independent chains.
@@ -209,11 +214,12 @@ class Chains:
         burn_in: B, steps dropped first.
         thinning: k, steps from one recorded draw to the next (1 records every step).
         batch_size: m, examples in a gradient minibatch (the whole set where it is smaller).
-        num_threads: cores that one chain uses on a CPU. Chains run side by side on the rest; with 1, the bits of a
-            chain do not depend on the machine's cores, so give as many chains as there are, or more threads.
-        seed: all randomness of all chains derives from it (see `bif_lightning.rng`).
-        common_random_numbers: every snapshot of a run uses the same minibatch order and noise, so that a
-            difference between snapshots is not a difference of noise. False gives each its own.
+        num_threads: cores that one chain uses on a CPU. Other chains run in parallel on the remaining cores. With 1,
+            the bits of a chain do not depend on the number of cores; to use all cores, run at least as many chains as
+            cores, or raise this.
+        seed: of all random numbers of all chains (see `bif_lightning.rng`).
+        common_random_numbers: use the same minibatch order and noise at every snapshot of a run, so that
+            differences between snapshots are not differences of noise. False draws new numbers at each.
         centring: "chain" centres the draws within each chain; "pooled" is the paper's form, where a
             difference between chains counts as covariance.
         storage: "traces" keeps every draw (memory C·T·(n+q)), "moments" accumulates co-moments as draws come
@@ -270,10 +276,10 @@ class Chains:
 
 
 def check_sampler(sampler: object) -> None:
-    """Refuse what is no sampler, such as a class in place of its settings.
+    """Check that a value is settings of a sampler, "auto" or None, and not, for example, a class.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is something else.
     """
     if sampler is not None and sampler != "auto" and not isinstance(sampler, Sampler):
         raise ValueError(
@@ -283,7 +289,7 @@ def check_sampler(sampler: object) -> None:
 
 
 def check_together(sampler: Sampler, chains: Chains) -> None:
-    """Refuse chains that a sampler cannot run as they are.
+    """Check that a sampler can run such chains.
 
     Raises:
         ValueError: burn-in, thinning or an odd number of draws with antithetic pairs.
@@ -294,5 +300,5 @@ def check_together(sampler: Sampler, chains: Chains) -> None:
     if chains.burn_in or chains.thinning != 1 or chains.num_draws % 2:
         raise ValueError(
             f"burn_in is {chains.burn_in}, thinning {chains.thinning} and num_draws {chains.num_draws}: {name} makes "
-            "independent draws, two by two; set burn_in=0, thinning=1 and an even num_draws"
+            "independent draws in pairs; set burn_in=0, thinning=1 and an even num_draws"
         )

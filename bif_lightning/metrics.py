@@ -1,4 +1,4 @@
-"""Scores of influences and of chains as torchmetrics: they collect over updates and agree on any number of ranks."""
+"""torchmetrics of influence matrices and of chains."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ from bif_lightning.statistics.diagnostics import (
 
 
 class LinearDatamodelingScore(Metric):
-    """Do influences predict what retraining does (Park et al. 2023, arXiv 2303.14186, Sec. 2)?
+    """Linear datamodeling score: does influence predict retraining (Park et al. 2023, arXiv 2303.14186, Sec. 2)?
 
-    For query j, over subsets S of the train set on each of which a model was trained anew:
+    For query j, over subsets S of the train set, with one model retrained on each:
 
         LDS_j = Spearman_S( Σ_{i in S} B[i, j],  loss of j after training on S )
 
@@ -33,13 +33,13 @@ class LinearDatamodelingScore(Metric):
     are all equal, has no score (NaN) and is left out of the mean.
 
     The squared standard error is V, the variance of the mean when subsets are drawn again with replacement, plus the
-    variance of the scores over queries divided by their number. What the subsets' noise adds to the latter is taken
-    off, since V has it: resampling both at once would count that noise three times (Owen 2007, the pigeonhole
-    bootstrap).
+    variance of the scores over queries divided by their number. The share of the subsets' noise in
+    the latter is subtracted, since V contains it: resampling both at once would count that noise three times (Owen
+    2007, the pigeonhole bootstrap).
 
     Args:
         influence: B, [train, query].
-        resamples: of the subsets, always the same ones; 0 for none (the standard error is then NaN).
+        resamples: bootstrap resamples of the subsets, the same at every call; 0 for none (NaN standard error).
         per_query: also return the score of every query.
         kwargs: of `torchmetrics.Metric`.
 
@@ -68,14 +68,14 @@ class LinearDatamodelingScore(Metric):
         self.add_state("retrained", default=[], dist_reduce_fx="cat")
 
     def update(self, subsets: Bool[Tensor, "*batch train"], losses: Float[Tensor, "*batch query"]) -> None:
-        """Adds retrained models.
+        """Add retrained models.
 
         Args:
             subsets: which train examples each model was trained on; one subset or several.
-            losses: loss of every query under that model, where several seeds were trained: their mean.
+            losses: loss of every query under that model; the mean over seeds where several were trained.
 
         Raises:
-            ValueError: the sizes are not those of the influence.
+            ValueError: the sizes differ from those of the influence.
         """
         train, query = self.influence.shape
         if subsets.shape[-1] != train or losses.shape[-1] != query:
@@ -88,7 +88,7 @@ class LinearDatamodelingScore(Metric):
         self.retrained.append(losses.reshape(-1, query).to(self.influence.device, torch.float64))
 
     def compute(self) -> dict[str, Tensor]:
-        """Score, standard error and, where asked for, the score of every query."""
+        """Score, standard error and, with `per_query`, the score of every query."""
         predicted, retrained = dim_zero_cat(self.predicted), dim_zero_cat(self.retrained)
         scores = _spearman(predicted, retrained)
         found = {"lds": scores.nanmean(), "lds_standard_error": self._standard_error(predicted, retrained, scores)}
@@ -105,7 +105,7 @@ class LinearDatamodelingScore(Metric):
 def resampled_scores(
     predicted: Float[Tensor, "subset query"], retrained: Float[Tensor, "subset query"], resamples: int
 ) -> Float[Tensor, "resample query"]:
-    """LDS of every query with the subsets drawn again with replacement; of every call the same draws."""
+    """LDS of every query with the subsets resampled with replacement; the same resamples at every call."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(predicted), (resamples, len(predicted)), generator=generator).to(predicted.device)
     return torch.stack([_spearman(predicted[row], retrained[row]) for row in rows])
@@ -124,7 +124,7 @@ def two_way_standard_error(scores: Float[Tensor, " query"], again: Float[Tensor,
 
 
 def _nanvar(x: Tensor) -> Tensor:
-    """Variance of each column over what is no NaN: a resample may hold one value only."""
+    """Variance of each column over its values that are not NaN: a resample may hold only one value."""
     return (x - x.nanmean(0)).square().nansum(0) / (x.isfinite().sum(0) - 1).clamp(min=1)
 
 
@@ -137,8 +137,13 @@ def _spearman(one: Tensor, other: Tensor) -> Tensor:
 class ScoreAgreement(Metric):
     """Spearman correlation of two influence estimates from different draws, median over queries.
 
-    How far Monte Carlo noise lets two halves of the chains agree: *not* how correct they are, since a bias agrees with
-    itself. Queries without scores (all tied) are left out. NaN with fewer than 3 train examples.
+    It measures Monte Carlo noise, *not* correctness: a bias is the same in both halves. Queries whose influences are
+    all tied are left out. NaN with fewer than 3 train examples.
+
+    >>> metric = ScoreAgreement()
+    >>> metric.update(torch.tensor([[-2.0], [0.5], [1.0]]), torch.tensor([[-1.0], [0.2], [0.9]]))
+    >>> round(float(metric.compute()), 6)
+    1.0
     """
 
     is_differentiable = False
@@ -152,7 +157,7 @@ class ScoreAgreement(Metric):
         self.add_state("agreement", default=[], dist_reduce_fx="cat")
 
     def update(self, one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> None:
-        """Adds queries: their influences from one half of the draws and from the other."""
+        """Add queries: their influences from one half of the draws and from the other."""
         self.agreement.append(agreement_per_query(one, other))
 
     def compute(self) -> Tensor:
@@ -161,7 +166,7 @@ class ScoreAgreement(Metric):
 
 
 class _ChainMetric(Metric):
-    """Collects traces; ranks and updates bring whole chains."""
+    """Collects traces of whole chains over updates and ranks."""
 
     is_differentiable = False
     full_state_update = False
@@ -173,7 +178,7 @@ class _ChainMetric(Metric):
         self.add_state("traces", default=[], dist_reduce_fx="cat")
 
     def update(self, trace: Float[Tensor, "chain draw"]) -> None:
-        """Adds whole chains, all of as many draws: the mean loss (or any other scalar) at every draw.
+        """Add whole chains of one length: the mean loss (or any other scalar) at every draw.
 
         Raises:
             ValueError: earlier chains have another number of draws.
@@ -181,7 +186,7 @@ class _ChainMetric(Metric):
         if self.traces and self.traces[0].shape[1] != trace.shape[1]:
             raise ValueError(
                 f"these chains have {trace.shape[1]} draws and earlier ones {self.traces[0].shape[1]}; "
-                "bring whole chains of one length"
+                "add whole chains of one length"
             )
         self.traces.append(trace.double())
 
@@ -190,7 +195,15 @@ class _ChainMetric(Metric):
 
 
 class SplitRHat(_ChainMetric):
-    """Split R-hat of a scalar along chains (`diagnostics.split_rhat`): 1 = they agree; NaN with under 4 draws."""
+    """Split R-hat of a scalar along chains (`diagnostics.split_rhat`); NaN with fewer than 4 draws.
+
+    Near 1 the chains agree with each other and with themselves over time; above 1.01 they do not (Vehtari et al. 2021).
+
+    >>> metric = SplitRHat()
+    >>> metric.update(torch.randn(4, 500, generator=torch.Generator().manual_seed(0)))
+    >>> float(metric.compute()) < 1.01
+    True
+    """
 
     higher_is_better = False
 
@@ -200,7 +213,13 @@ class SplitRHat(_ChainMetric):
 
 
 class EffectiveSampleSize(_ChainMetric):
-    """Independent draws that the mean of a scalar is worth (`diagnostics.effective_sample_size`); NaN with under 8."""
+    """Effective sample size of the mean of a scalar (`diagnostics.effective_sample_size`); NaN with fewer than 8 draws.
+
+    >>> metric = EffectiveSampleSize()
+    >>> metric.update(torch.randn(4, 500, generator=torch.Generator().manual_seed(0)))
+    >>> 1500 < float(metric.compute()) < 2500
+    True
+    """
 
     higher_is_better = True
 
@@ -218,6 +237,13 @@ class LocalLearningCoefficient(_ChainMetric):
         sampler: of the chains; λ̂ takes its inverse temperature.
         snapshot_loss: mean loss at w*, in nats.
         kwargs: of `torchmetrics.Metric`.
+
+    >>> from bif_lightning import SGLD
+    >>> sampler = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
+    >>> metric = LocalLearningCoefficient(sampler, snapshot_loss=0.30)
+    >>> metric.update(torch.tensor([[0.31, 0.32, 0.33], [0.32, 0.33, 0.34]]))
+    >>> round(float(metric.compute()["llc"]), 3)
+    2.5
     """
 
     higher_is_better = None

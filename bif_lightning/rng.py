@@ -1,8 +1,7 @@
-"""Where every random number comes from: a key, never a sequence.
+"""Random numbers that are functions of a key: (seed, snapshot, chain, step, parameter).
 
-A number depends on (seed, snapshot, chain, step, parameter) alone: not on the rank or thread that asks, not on
-what was asked before, and not on any global generator. So one rank or many, a resumed run or an uninterrupted
-one, draw the same bits.
+A number depends on its key alone, not on the rank, the thread, earlier draws or a global generator. So one rank or
+many, and a resumed run or an uninterrupted one, draw the same bits.
 """
 
 import hashlib
@@ -22,8 +21,7 @@ MINIBATCH = -1
 """The parameter index that keys the choice of a minibatch; parameters themselves count from 0."""
 
 GLOBAL = -2
-"""The parameter index that keys the global generator, where a model draws random numbers of its own."""
-
+"""The parameter index that keys the global generators while a model that draws random numbers runs."""
 
 DATA = -3
 """The parameter index that keys the global generators while the measured examples are read."""
@@ -49,7 +47,7 @@ def seed_global(device: torch.device, seed: int) -> None:
 
 
 def global_states(device: torch.device) -> tuple[bytes, ...]:
-    """States of the global generators that a model on `device`, or its data, may use, to be compared."""
+    """States of the global generators that a model on `device`, or its data, may use, for comparison."""
     states = [torch.get_rng_state()]
     if device.type != "cpu":
         states.append(torch.get_device_module(device).get_rng_state(device))
@@ -61,7 +59,7 @@ def global_states(device: torch.device) -> tuple[bytes, ...]:
 
 @contextmanager
 def unaltered_generators(device: torch.device) -> Generator[None]:
-    """Put the global generators that a model on `device`, or its data, may use back as they were."""
+    """Restore, at exit, the global generators that a model on `device`, or its data, may use."""
     of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     try:
@@ -80,10 +78,10 @@ class Noise:
 
     Args:
         seed: of the run.
-        snapshot: key of the snapshot (0 for all of them where random numbers are common to snapshots).
+        snapshot: key of the snapshot (0 for all snapshots that share random numbers).
         chain: index of the chain.
-        generator: of the normal numbers, on the device where they are drawn. Bits differ between kinds of device.
-        choices: of the minibatches.
+        generator: draws the normal numbers, on its device. Bits differ between kinds of device.
+        choices: draws the minibatches.
     """
 
     seed: int
@@ -93,16 +91,16 @@ class Noise:
     choices: np.random.Generator
 
     def normals(self, step: int, parameter: int) -> torch.Generator:
-        """The source of the N(0, 1) numbers of one parameter at one step, at its start; good until the next call."""
-        # torch's CPU generator keeps 32 bits of a seed: of a million streams about a hundred pairs are the same,
-        # at unrelated steps and parameters.
+        """The generator of the N(0, 1) numbers of one parameter at one step; valid until the next call."""
+        # torch's CPU generator keeps 32 bits of a seed: of a million streams about a hundred pairs coincide, at
+        # unrelated steps and parameters.
         return self.generator.manual_seed(self.key(step, parameter))
 
     def minibatch(self, step: int, size: int, batch_size: int) -> Int[Tensor, " batch"]:
-        """Indices of `batch_size` of `size` examples, without repetition; all of them, in order, if fewer."""
+        """Indices of `batch_size` of `size` examples, without replacement; all of them, in order, if fewer."""
         if batch_size >= size:
             return torch.arange(size)
-        # This choice takes time in the batch size, not in the size of the data.
+        # Takes time proportional to the batch size, not to the size of the data.
         self.choices.bit_generator.state = _philox_start(self.key(step, MINIBATCH))
         return torch.from_numpy(self.choices.choice(size, batch_size, replace=False))
 
@@ -118,7 +116,7 @@ def chain_noise(seed: int, snapshot: int, chain: int, device: torch.device) -> N
 
 
 def _philox_start(key: int) -> dict[str, Any]:
-    """State of `np.random.Philox(key=key)`. Making a new one costs more than the choice that it is made for."""
+    """State of `np.random.Philox(key=key)`. Constructing one costs more than the draw."""
     return {
         "bit_generator": "Philox",
         "state": {"counter": np.zeros(4, np.uint64), "key": np.array([key, 0], np.uint64)},

@@ -531,7 +531,7 @@ MUTANTS = [
     mutant(
         "fields not given back",
         "model/functional.py",
-        ("for part, fields in worn:", "for part, fields in worn[:1]:"),
+        ("for part, fields in originals:", "for part, fields in originals[:1]:"),
         tests=(UNTOUCHED,),
     ),
     mutant(

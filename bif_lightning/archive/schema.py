@@ -30,10 +30,13 @@ DIAGNOSTICS = {
     "group_agreement": ("1", "median correlation of influence columns between the same halves"),
     "noise_ratio": (
         "1",
-        "variance that minibatches give a step of SGLD, in that of its own noise, where it is largest",
+        "minibatch variance of an SGLD step over its injected-noise variance, where that ratio is largest",
     ),
     "llc_ratio": ("1", "llc over half the effective dimension of the loss at the snapshot"),
-    "control_agreement": ("1", "median rank correlation of the influence columns with those of draws without data"),
+    "control_agreement": (
+        "1",
+        "median rank correlation of influence columns with those of draws from the pull alone",
+    ),
     "snapshot_loss": ("nat", "mean train loss at the snapshot"),
 }
 # Those of some samplers alone.
@@ -44,7 +47,7 @@ PARTICULARS = {
 COSTS = {
     "seconds": ("s", "wall time of the estimate"),
     "steps": ("1", "sampler steps of all chains"),
-    "workers": ("1", "processes that ran chains"),
+    "workers": ("1", "chains run at a time by each process"),
     "extra_bytes": ("byte", "memory beyond the model"),
 }
 

@@ -72,7 +72,7 @@ class FoundSettings:
     Attributes:
         settled: the settings.
         curvature: λmax, nats per squared weight unit.
-        noise: λmax(F), the scale of the gradient noise of single examples (`curvature.GradientNoise`).
+        noise: λmax(F), the scale of the gradient noise of single examples (`spectrum.GradientNoise`).
         target: the effective dimension that was aimed at.
         pilot: of the settings found.
         trials: every pilot, in order.

@@ -42,6 +42,11 @@ class Calibration:
         found: the settings, and how they were found.
         cells: the grid.
         spacing: steps from one draw of a pilot to the next.
+
+    >>> from bif_lightning import Chains, calibrate
+    >>> found = calibrate(module, loss_fn, data, chains=Chains(num_chains=2, num_draws=4))
+    >>> print(found.as_yaml().splitlines()[1:3])
+    ['sampler:', '  class_path: bif_lightning.SGLD']
     """
 
     found: FoundSettings
@@ -100,6 +105,11 @@ def calibrate(
 
     Raises:
         ValueError: bad input, a loss that is flat or not finite, or chains that run away with every setting.
+
+    >>> from bif_lightning import Chains, calibrate
+    >>> found = calibrate(module, loss_fn, data, chains=Chains(num_chains=2, num_draws=4))
+    >>> type(found.settled.sampler).__name__, len(found.cells)
+    ('SGLD', 36)
     """
     check_map_style(train, "train")
     examples, losses = Examples(train, collate_fn), zero_absent(loss_fn)

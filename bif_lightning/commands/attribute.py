@@ -86,7 +86,7 @@ def attribute_checkpoints(
         What became of the checkpoints, and the same as plain values; None for these in all processes but the first.
 
     Raises:
-        ValueError, OSError: bad arguments or paths; see `attribute` and `trainer.offline`.
+        ValueError, OSError: bad arguments or paths; see `attribute` and `offline.fit_start`.
     """
     with _at_work():
         module, data = sources.module_and_data()

@@ -32,7 +32,7 @@ def calibrate_checkpoint(
         The calibration, and as plain values: kind, sampler, chains, reasons, whether it is sound, files written.
 
     Raises:
-        ValueError, OSError: bad arguments or paths; see `trainer.offline`.
+        ValueError, OSError: bad arguments or paths; see `offline.fit_start`.
     """
     page, settings = Path(f"{out}.png"), Path(f"{out}.yaml")
     if not page.absolute().parent.is_dir():

@@ -285,7 +285,7 @@ def _about(command: Callable[..., None], argument: str) -> str:
 
 
 def _status(error: Exception) -> int:
-    from bif_lightning.archive.read import UnreadableFileError
+    from bif_lightning.exceptions import UnreadableFileError
 
     paths = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | PermissionError)
     arguments = isinstance(error, ValueError) and not isinstance(error, UnreadableFileError)

@@ -10,6 +10,7 @@ import xarray as xr
 from bif_lightning.archive.read import by_label, top
 from bif_lightning.archive.read.queries import Quantity
 from bif_lightning.commands.terminal import number, plain, table, with_error
+from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
 
 _SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditioned": CONDITIONED_SIGN}
@@ -125,7 +126,7 @@ def _labels_text(labels: dict[str, Any]) -> str:
     if max(len(rows), len(columns)) > _MOST_LABELS:
         return f"{title}: {len(rows)} x {len(columns)} labels are too many to print; --json holds them all"
     short = len(columns) > _MOST_ERRORS
-    note = ", . = within 2 standard errors of 0; --json holds the errors" if short else ", ± standard error"
+    note = ", . = within 1.96 standard errors of 0; --json holds the errors" if short else ", ± standard error"
     cell, width = (_short_cell, 7) if short else (with_error, 16)
     body = [
         [plain(name, 16), *(cell(value, error) for value, error in zip(values, errors, strict=True))]
@@ -135,7 +136,7 @@ def _labels_text(labels: dict[str, Any]) -> str:
 
 
 def _short_cell(value: float, error: float) -> str:
-    return f"{value:+.2f}" if abs(value) >= 2 * error else "."
+    return f"{value:+.2f}" if is_clear(value, error) else "."
 
 
 def extremes(
@@ -205,7 +206,7 @@ def extremes_text(answer: Mapping[str, Any]) -> str:
     ]
     parts = [title, table(head, rows, left=["", "id", *optional]) if rows else "No train example acts on it."]
     if any(row[4] for row in rows):
-        parts.append(f"{_IN_DOUBT} = within 2 standard errors of 0: the sign is not known")
+        parts.append(f"{_IN_DOUBT} = within 1.96 standard errors of 0: the sign is not known")
     if answer["top_stability"] is not None:
         parts.append(
             "Of its 10 most helpful and 10 most harmful by half of the draws (of Subspace: of the examples behind its "
@@ -217,4 +218,4 @@ def extremes_text(answer: Mapping[str, Any]) -> str:
 
 
 def _doubt(value: float, error: float) -> str:
-    return "" if abs(value) >= 2 * error else _IN_DOUBT
+    return "" if is_clear(value, error) else _IN_DOUBT

@@ -70,7 +70,7 @@ def prepare(
 
 
 def steps_of(problem: Problem, sampler: Sampler, ranks: Ranks) -> int:
-    """Steps of `look_around` on this rank: gradients and slopes, and products with a Hessian."""
+    """Steps of `prepare` on this rank: gradients and slopes, and products with a Hessian."""
     if isinstance(sampler, Subspace):
         return sum(_steps_of_subspace(problem, sampler, ranks))
     return problem.num_train if isinstance(sampler, SGLD) and sampler.num_directions is not None else 0
@@ -84,7 +84,7 @@ def _steps_of_subspace(problem: Problem, sampler: Subspace, ranks: Ranks) -> tup
 
 
 def seconds_for(problem: Problem, backend: WeightBackend, sampler: Sampler, workers: int, ranks: Ranks) -> float:
-    """About how long `look_around` will take. Collective."""
+    """About how long `prepare` will take. Collective."""
     count = sampler.num_directions if isinstance(sampler, Subspace | SGLD) else None
     if count is None:
         return 0.0
@@ -123,7 +123,7 @@ def linear_of(
     """Gradients of all that is measured, and the Gaussian posterior around the snapshot. Collective.
 
     Args:
-        sampler: where its localization is None, the label-free rule gives one (`label_free_ridge`).
+        sampler: where its localization is None, the label-free rule gives one (`rule_ridge`).
 
     Raises:
         ValueError: the gradients cannot be held, or the loss is curved in too few directions.
@@ -153,7 +153,7 @@ def linear_of(
 def _tempered(
     normal: SubspaceGaussian, squares: Float[Tensor, " direction"], sampler: Subspace, num_train: int, reach: float
 ) -> SubspaceGaussian:
-    """The posterior at the sampler's nβ and γ, or at those of the rules: γ = nβ·λ by `label_free_ridge`, and an nβ with
+    """The posterior at the sampler's nβ and γ, or at those of the rules: γ = nβ·λ by `rule_ridge`, and an nβ with
     which Σ_k v_k·|d_k|², the mean squared distance of the draws, is at most reach².
 
     Args:

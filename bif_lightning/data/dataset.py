@@ -1,4 +1,4 @@
-"""Random access to a map-style dataset by batches of row numbers, the same examples every time."""
+"""Batches of a map-style dataset by row number."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from bif_lightning.rng import seed_global
 
 Batch = Any
-"""Whatever the collate function makes of a list of examples."""
+"""What the collate function makes of a list of examples."""
 
 Collate = Callable[[list[Any]], Batch]
 
@@ -23,7 +23,7 @@ CACHE_BYTES = 1 << 30
 _PROBE = 8
 
 _READING = threading.Lock()
-"""Chains ask for minibatches from several threads; a dataset (an open file, a decoder) need not bear that."""
+"""Chains read minibatches from several threads; a dataset (an open file, a decoder) may not be thread-safe."""
 
 
 class MapDataset(Protocol):
@@ -34,7 +34,7 @@ class MapDataset(Protocol):
 
 
 def check_map_style(dataset: Any, name: str) -> None:
-    """Refuse what has no length or no random access, or is empty.
+    """Check that a dataset has a length and random access, and is not empty.
 
     Raises:
         TypeError: an iterable stream.
@@ -54,13 +54,13 @@ def check_map_style(dataset: Any, name: str) -> None:
 class Examples:
     """Batches of a dataset, by row number.
 
-    Where every example is made of tensors, and stacking the whole set once gives the same bits as collating
-    each batch (checked on examples drawn across the set), batches are rows of the stacked set: the dataset is
-    touched once, and a batch costs an index. Otherwise each batch is collated afresh, since no other way is
-    right for every structure that a collate function can return.
+    Where every example consists of tensors, and stacking the whole set once gives the same bits as collating each
+    batch (checked on examples spread over the set), batches are rows of the stacked set: the dataset is read once,
+    and a batch costs an index. Otherwise each batch is collated again, the only way that is right for every
+    structure that a collate function can return.
 
     Args:
-        dataset: map-style; its i-th item must not change from one access to the next.
+        dataset: map-style; its i-th item must be the same at every access.
         collate: makes a batch of a list of items; the default is torch's.
         rows: use only these items, in this order.
     """
@@ -92,7 +92,7 @@ class Examples:
         return self.dataset[self.rows[row]]
 
     def batch(self, indices: Tensor) -> Batch:
-        """The batch of these rows; from memory where `prepare` found that to be the same."""
+        """The batch of these rows; from memory where `prepare` found the bits to be the same."""
         if self._stacked is not None:
             return _take(self._stacked, indices)
         return self.collated(cast(list[int], indices.tolist()))
@@ -138,7 +138,7 @@ class Examples:
         return found[0] == found[1]
 
     def _collates_to_rows_of(self, stacked: Batch, probe: Tensor) -> bool:
-        """Also one by one: a collate function that pads to the longest of a batch gives other rows there."""
+        """Compare one by one too: a collate function that pads to the longest example of a batch gives other rows."""
         return all(_same(_take(stacked, one), self.collated(cast(list[int], one.tolist()))) for one in probe.split(1))
 
 
@@ -184,14 +184,14 @@ def _feed(found: Any, value: Any) -> None:
 
 
 def _children(batch: Batch) -> list[Any] | None:
-    """Parts of a plain container, in order; None for anything whose inside is not known."""
+    """Parts of a plain container, in order; None for any other type."""
     if type(batch) is dict:
         return list(cast(dict[Any, Any], batch).values())
     return list(cast(Sequence[Any], batch)) if type(batch) in (list, tuple) else None
 
 
 def _bytes(batch: Batch, count: int) -> float | None:
-    """Bytes an example takes; None unless all is tensors, in plain containers, with one row an example."""
+    """Bytes of an example; None unless the batch holds only tensors with one row an example, in plain containers."""
     if isinstance(batch, Tensor):
         rows = batch.dim() > 0 and batch.shape[0] == count
         return batch.numel() * batch.element_size() / count if rows else None

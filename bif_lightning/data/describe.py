@@ -1,4 +1,4 @@
-"""Who the examples of a dataset are: `Samples` found in the dataset itself, or told by the user."""
+"""Descriptions of examples (`Samples`), read from the dataset or given by a user's `describe` function."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +25,9 @@ Describe = Callable[[Any], Mapping[str, Any]]
 
 DESCRIBE_KEYS = ("id", "label", "label_name", "label_names", "text", "thumbnail", "tokens", "columns")
 
-_OF_ALL = ("label_name", "label_names", "tokens", "columns")  # keys that `_merge` leaves to others
+_OF_ALL = ("label_name", "label_names", "tokens", "columns")  # keys that `_merge` does not handle
 
-_Told = dict[str, Any]  # checked values of DESCRIBE_KEYS
+_Given = dict[str, Any]  # checked values of DESCRIBE_KEYS
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -42,23 +42,23 @@ def describe_samples(dataset: MapDataset, indices: Sequence[int], describe: Desc
       from a `ClassLabel` (else from a whole-number column such as "label"), the text from a string column
       such as "text" (else the first one), the thumbnail from an `Image` column.
     - Any other map-style dataset gives its items: (x, y), x alone, or a dict with those names. A whole number
-      y is the label; x, where it is a string, is the text, where it looks like a picture (a Pillow image, or
+      y is the label; x is the text where it is a string, and where it looks like a picture (a Pillow image, or
       [H, W], [1 or 3, H, W], [H, W, 1 or 3] of floats or uint8, sides up to 512) the thumbnail. Class names
-      come from an attribute `classes`, as torchvision has it. Items are read by `dataset[i]`: with random
-      augmentation that uses random numbers, which the caller has to guard.
-    - A plain `torch.utils.data.Subset` stands for its parent: `Samples.index` counts in the parent.
+      come from an attribute `classes`, as torchvision has it. Items are read by `dataset[i]`, which with random
+      augmentation uses random numbers; the caller restores the generators.
+    - A plain `torch.utils.data.Subset` is replaced by its parent: `Samples.index` counts in the parent.
 
     The id is the index where there is no such column, or where it is empty or repeats among `indices`.
-    A label below 0 (a hidden test label) is no label.
+    A label below 0 (a hidden test label) counts as missing.
 
     Args:
         dataset: map-style, that is with `len(dataset)` and `dataset[i]`.
         indices: positions in `dataset`.
-        describe: called with each item `dataset[i]`; what it returns wins over what is found. Keys: "id"
+        describe: called with each item `dataset[i]`; what it returns takes precedence. Keys: "id"
             (anything with a unique str), "label" (class index), "label_name" (name of this item's class, along
             with "label"), "label_names" (names of all classes), "text", "thumbnail" (PNG bytes, a Pillow image,
             or an array as above), "tokens" (texts of its tokens, which `token_texts` reads), "columns" (a dict of
-            name to number or text: whatever the examples may be sorted by). None leaves a thing out.
+            name to number or text, to sort the examples by). None leaves a value out.
 
     Raises:
         IndexError: an index outside of the dataset.
@@ -75,24 +75,24 @@ def describe_samples(dataset: MapDataset, indices: Sequence[int], describe: Desc
         raise IndexError(
             f"index {outside[0]} is outside of the dataset, which has {length} examples; pass 0 to {length - 1}"
         )
-    found, told = _read(origin, index, describe)
-    merged = [_merge(f, t) for f, t in zip(found, told, strict=True)]
+    found, given = _read(origin, index, describe)
+    merged = [_merge(f, g) for f, g in zip(found, given, strict=True)]
     labels = np.array([-1 if row.label is None else max(row.label, -1) for row in merged], dtype=np.int64)
     return Samples(
-        ids=_ids(index, found, told),
+        ids=_ids(index, found, given),
         index=np.array(index, dtype=np.int64),
         labels=labels if (labels >= 0).any() else None,
-        label_names=_label_names(labels, index, told, class_names(origin)),
+        label_names=_label_names(labels, index, given, class_names(origin)),
         texts=_column([row.text for row in merged], ""),
         thumbnails=_column([row.thumbnail for row in merged], b""),
-        columns=_sortable([row.get("columns") or {} for row in told], index),
+        columns=_sortable([row.get("columns") or {} for row in given], index),
     )
 
 
 def _origin(dataset: Any, index: list[int]) -> tuple[Any, list[int]]:
     from torch.utils.data import Subset
 
-    # A subclass may change the items (flipped labels, say): only a plain Subset says no more than its parent.
+    # A subclass may change the items (flip labels, for example); a plain Subset does not.
     while type(dataset) is Subset:
         indices: Sequence[Any] = dataset.indices
         index = [int(indices[i]) for i in index]
@@ -100,33 +100,33 @@ def _origin(dataset: Any, index: list[int]) -> tuple[Any, list[int]]:
     return dataset, index
 
 
-def _read(origin: Any, index: list[int], describe: Describe | None) -> tuple[list[Fields], list[_Told]]:
-    """What is found and what is told of each example; reads items only where columns do not do."""
+def _read(origin: Any, index: list[int], describe: Describe | None) -> tuple[list[Fields], list[_Given]]:
+    """Fields of each example from the dataset and from `describe`; reads items only where columns do not suffice."""
     columns = read_columns(origin, index) if is_hugging_face(origin) else None
     found: list[Fields] = []
-    told: list[_Told] = []
+    given: list[_Given] = []
     for position, i in enumerate(index):
         item = None if columns is not None and describe is None else origin[i]
         found.append(read_item(item) if columns is None else columns[position])
-        told.append({} if describe is None else _checked(describe(item), i))
-    return found, told
+        given.append({} if describe is None else _checked(describe(item), i))
+    return found, given
 
 
-def _checked(description: object, index: int) -> _Told:
-    """What `describe` returned for the example at `index`, each value in the form that `Fields` has."""
+def _checked(description: object, index: int) -> _Given:
+    """What `describe` returned for the example at `index`, with each value in the form of `Fields`."""
     if not isinstance(description, Mapping):
         raise TypeError(
             f"describe returned {type(description).__name__} for index {index}; "
             f"it must return a dict with any of the keys {', '.join(DESCRIBE_KEYS)}"
         )
-    told = cast(Mapping[str, Any], description)
-    unknown = [key for key in told if key not in DESCRIBE_KEYS]
+    given = cast(Mapping[str, Any], description)
+    unknown = [key for key in given if key not in DESCRIBE_KEYS]
     if unknown:
         raise ValueError(
             f"describe returned the unknown key {unknown[0]!r} for index {index}; "
             f"the keys are {', '.join(DESCRIBE_KEYS)}"
         )
-    return {key: None if value is None else _value(key, value, index) for key, value in told.items()}
+    return {key: None if value is None else _value(key, value, index) for key, value in given.items()}
 
 
 def _value(key: str, value: Any, index: int) -> Any:
@@ -195,16 +195,16 @@ _NEED = {
 }
 
 
-def _merge(found: Fields, told: _Told) -> Fields:
-    own = {key: value for key, value in told.items() if key not in _OF_ALL}
+def _merge(found: Fields, given: _Given) -> Fields:
+    own = {key: value for key, value in given.items() if key not in _OF_ALL}
     return replace(found, **own)
 
 
-def _ids(index: list[int], found: list[Fields], told: list[_Told]) -> tuple[str, ...]:
+def _ids(index: list[int], found: list[Fields], given: list[_Given]) -> tuple[str, ...]:
     named = [row.id or "" for row in found]
     usable = all(named) and len(set(named)) == len(named)
     fallback = named if usable else [str(i) for i in index]
-    own = [row.get("id") for row in told]
+    own = [row.get("id") for row in given]
     ids = tuple(other if mine is None else mine for mine, other in zip(own, fallback, strict=True))
     repeated = [f"{identity!r} ({count} times)" for identity, count in Counter(ids).items() if count > 1]
     if repeated:
@@ -216,18 +216,19 @@ def _ids(index: list[int], found: list[Fields], told: list[_Told]) -> tuple[str,
 
 
 def _label_names(
-    labels: np.ndarray[Any, Any], index: list[int], told: list[_Told], found: tuple[str, ...] | None
+    labels: np.ndarray[Any, Any], index: list[int], given: list[_Given], found: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """Names of all classes: the whole list if it is told, else those of single items, else what was found."""
+    """Names of all classes: the list from `describe`, else the names of single items, else those of the dataset."""
     classes = int(labels.max(initial=-1)) + 1
-    # A list too short to name every label here names something else.
+    # A list too short to name every label names something else.
     found = found if found is not None and len(found) >= classes else None
-    whole = {told_row["label_names"] for told_row in told if told_row.get("label_names") is not None}
+    whole = {row["label_names"] for row in given if row.get("label_names") is not None}
     if not whole:
-        return _single_names(labels, index, told, found)
+        return _single_names(labels, index, given, found)
     if len(whole) > 1:
         first, second = sorted(whole)[:2]
-        raise ValueError(f"describe returned different 'label_names': {first} and {second}; return the same always")
+        raise
+        ValueError(f"describe returned different 'label_names': {first} and {second}; return the same list always")
     names = whole.pop()
     if len(names) < classes:
         raise ValueError(
@@ -238,10 +239,10 @@ def _label_names(
 
 
 def _single_names(
-    labels: np.ndarray[Any, Any], index: list[int], told: list[_Told], found: tuple[str, ...] | None
+    labels: np.ndarray[Any, Any], index: list[int], given: list[_Given], found: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
     names: dict[int, str] = {}
-    for label, i, row in zip(labels.tolist(), index, told, strict=True):
+    for label, i, row in zip(labels.tolist(), index, given, strict=True):
         name = row.get("label_name")
         if name is None:
             continue
@@ -269,7 +270,7 @@ def _column(values: list[Any], missing: Any) -> tuple[Any, ...] | None:
 
 
 def _sortable(rows: list[dict[str, float | str | None]], index: list[int]) -> dict[str, np.ndarray[Any, Any]] | None:
-    """The user's own columns: numbers as float64, NaN where there is none; texts, empty where there is none."""
+    """The user's columns: numbers as float64 with NaN, and texts with the empty string, where a value is missing."""
     columns: dict[str, np.ndarray[Any, Any]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]

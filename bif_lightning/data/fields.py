@@ -1,4 +1,4 @@
-"""What a dataset says of its examples by itself: id, label, text and picture, found by column or by item."""
+"""Id, label, text and picture of examples, read from the columns or the items of a dataset."""
 
 import sys
 import warnings
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """What is known of one example; None where nothing is.
+    """Description of one example; None where unknown.
 
     Attributes:
         id: not necessarily unique.
@@ -42,13 +42,13 @@ class Fields:
 
 
 def is_hugging_face(dataset: object) -> "TypeGuard[datasets.Dataset]":
-    """Whether `dataset` is a map-style Hugging Face dataset; does not import the slow library to find out."""
-    module = sys.modules.get("datasets")  # nothing is an instance of a class that was never imported
+    """Whether `dataset` is a map-style Hugging Face dataset; does not import that slow library."""
+    module = sys.modules.get("datasets")  # without the import there is no instance
     return module is not None and isinstance(dataset, module.Dataset)
 
 
 def whole_number(value: object) -> int | None:
-    """The value of an integer, also of a 0-dimensional integer array or tensor; else None (for a bool too).
+    """The value of an integer, or of a 0-dimensional integer array or tensor; None for anything else, also a bool.
 
     >>> whole_number(np.int64(3)), whole_number(3.0), whole_number(True)
     (3, None, None)
@@ -82,7 +82,7 @@ def read_item(item: object) -> Fields:
 
 
 def read_columns(dataset: "datasets.Dataset", index: Sequence[int]) -> list[Fields]:
-    """Fields of the rows `index` of a Hugging Face dataset, from its stored columns, past format and transform.
+    """Fields of the rows `index` of a Hugging Face dataset, from its stored columns, without format and transform.
 
     A picture that cannot be read is left out with a warning.
     """
@@ -130,7 +130,7 @@ def _fields(
     *, ids: Iterable[object] = (), labels: Iterable[object] = (), texts: Iterable[object] = (),
     pictures: Iterable[object] = (),
 ) -> Fields:  # fmt: skip
-    """Of the candidates for each field, the first of the right kind."""
+    """For each field, the first candidate of the right type."""
     identity = _present(value if isinstance(value, str) else whole_number(value) for value in ids)
     shown = _present(picture(value) for value in pictures)
     return Fields(
@@ -203,5 +203,5 @@ def _stored_picture(stored: object) -> object:
         return None
     try:
         return np.asarray(stored, dtype=np.float64)
-    except (ValueError, TypeError):  # ragged lists, or strings: no picture
+    except (ValueError, TypeError):  # ragged lists, or strings: not a picture
         return None

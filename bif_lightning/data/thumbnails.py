@@ -1,4 +1,4 @@
-"""Small PNG pictures of examples, for files, cards and tables. NumPy and Pillow only."""
+"""PNG thumbnails of examples."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ LONGEST = 64
 SHOWN = 32
 """Pictures of at most half this side grow by whole pixels towards it, so that an 8 x 8 digit can be seen."""
 LARGEST_ARRAY = 512
-"""Arrays with a longer side are taken for something other than a picture."""
+"""Arrays with a longer side do not count as pictures."""
 
 
 def png(picture: Image.Image) -> bytes:
@@ -37,10 +37,10 @@ def png(picture: Image.Image) -> bytes:
 
 
 def decode(encoded: bytes | str) -> Image.Image:
-    """The picture in the bytes of an image file, or in the file of that path, no larger than it need be.
+    """The picture in the bytes of an image file, or in the file of that path, decoded no larger than needed.
 
     Raises:
-        OSError: there is no such file, or it holds no picture that Pillow can read.
+        OSError: the file does not exist, or Pillow cannot read it.
     """
     picture = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
     # JPEG can decode at a fraction of the size: several times faster for photographs.

@@ -1,4 +1,4 @@
-"""The tokens of the examples of a dataset: their numbers, found in the items, and their texts, told or decoded."""
+"""Ids and texts of the tokens of the examples of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,24 +29,23 @@ def with_tokens(
     describe: Describe | None = None,
     tokenizer: Decoder | None = None,
 ) -> Samples:
-    """The samples with the tokens of each example, as far as they can be told.
+    """Add the tokens of each example to the samples, where they are known.
 
-    Numbers of tokens are found in items that are a mapping with "input_ids" (those that "attention_mask" attends to), a
-    row of whole numbers, or a pair (inputs, targets) of such rows, whose targets count. Texts are the "tokens" that
-    `describe` tells, one for each of them, or what the tokenizer makes of each number. Where the examples have no text,
-    it is that of their tokens.
+    Token ids come from items that are a mapping with "input_ids" (where "attention_mask" is not 0), a row of integers,
+    or a pair (inputs, targets) of such rows, whose targets count. Texts come from the "tokens" that `describe` returns,
+    or from decoding each id. Examples without a text get that of their tokens.
 
     Args:
         samples: of the examples `indices` of `dataset`, in that order.
         dataset, indices, describe: as of `describe_samples`.
-        tokenizer: decodes a list of one number.
+        tokenizer: decodes a list of one id.
     """
     items = [dataset[int(index)] for index in indices]
-    told = [None if describe is None else describe(item).get("tokens") for item in items]
+    given = [None if describe is None else describe(item).get("tokens") for item in items]
     ids = [_ids(item) for item in items]
     numbers = None if any(each is None for each in ids) else tuple(cast(list[Any], ids))
-    if all(each is not None for each in told):
-        texts = tuple(tuple(cast(Sequence[str], each)) for each in told)
+    if all(each is not None for each in given):
+        texts = tuple(tuple(cast(Sequence[str], each)) for each in given)
     else:
         texts = None if tokenizer is None or numbers is None else _decoded(tokenizer, numbers)
     whole = samples.texts or (None if texts is None else tuple("".join(each) for each in texts))
@@ -61,7 +60,7 @@ def _decoded(tokenizer: Decoder, numbers: Sequence[Int[np.ndarray, " _"]]) -> tu
 
 
 def _ids(item: Any) -> Int[np.ndarray, " token"] | None:
-    """Numbers of the tokens of an example; None where they are not known."""
+    """Token ids of an example; None where unknown."""
     if isinstance(item, Mapping):
         named = cast(Mapping[str, Any], item)
         ids, attended = _row(named.get("input_ids")), _row(named.get("attention_mask"))
@@ -73,7 +72,7 @@ def _ids(item: Any) -> Int[np.ndarray, " token"] | None:
 
 
 def _row(value: Any) -> Int[np.ndarray, " token"] | None:
-    """A row of whole numbers; None if it is none."""
+    """A row of integers; None for anything else."""
     if isinstance(value, Tensor):
         value = None if value.is_floating_point() else value.detach().to("cpu", torch.int64).numpy()
     elif isinstance(value, list):

@@ -1,10 +1,10 @@
-"""Who works on what, among processes that share nothing but a folder: claims that a dead worker does not keep.
+"""Leases on work among processes that share only a folder; those of dead workers expire.
 
-A claim is a file, which its holder rewrites every few seconds. A worker that finds it unchanged for `patience` seconds
-*of its own clock* takes it over, so that clocks which disagree do no harm; a holder on the same machine whose process
-is gone is found out at once. Two workers may in the worst case hold one claim (a holder that was stopped for longer
-than `patience`, and goes on): so what they do under it must come to the same, and be written whole (`archive.atomic`).
-Claims save work; they are not what makes results right.
+A claim is a file that its holder rewrites every few seconds. A worker that finds it unchanged for `patience` seconds
+*of its own clock* takes it over, so that clocks may disagree; it detects a dead holder on the same machine at once. In
+the worst case two workers hold one claim, when a holder was stopped for longer than `patience` and resumes. Therefore
+their results must be equal, and be written atomically (`storage.atomic`): claims save work, and correctness does not
+depend on them.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ class Leases:
     """Claims of one worker in one folder.
 
     Args:
-        folder: made where it is missing; common to all workers.
+        folder: common to all workers; made if missing.
         patience: see above; the same for all workers.
     """
 
     def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
         self.folder, self.patience = folder, patience
         self._me = {"host": _host(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
-        self._seen = dict[str, tuple[str, float]]()  # what another's claim said, and when by our clock it said it first
+        self._seen = dict[str, tuple[str, float]]()  # text of another's claim, and our time when it first appeared
 
     @contextlib.contextmanager
     def claimed(self, name: str) -> Generator[bool]:
-        """Whether this worker holds the claim while the block runs; it is let go of afterwards.
+        """Try to hold a claim while the block runs; yields whether this worker holds it.
 
         Raises:
             OSError: the folder cannot be written.
@@ -71,7 +71,7 @@ class Leases:
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(self._text(0))
-        except OSError as error:  # an empty claim would keep others waiting
+        except OSError as error:  # an empty claim would block others
             path.unlink(missing_ok=True)
             raise OSError(
                 error.errno, f"could not write {path} ({error.strerror}): it takes some 200 bytes; make room there"
@@ -81,7 +81,7 @@ class Leases:
 
     def _abandoned(self, path: Path) -> bool:
         text = _read(path)
-        if text is None:  # let go of just now
+        if text is None:  # just released
             return False
         holder = _parsed(text)
         if holder.get("host") == self._me["host"] and not _is_alive(holder.get("pid")):
@@ -96,7 +96,7 @@ class Leases:
         beat = 0
         while not over.wait(self.patience / _BEATS):
             beat += 1
-            # A claim that another took over is not taken back: that one works now.
+            # Do not take back a claim that another worker took over.
             with contextlib.suppress(OSError):
                 if self._mine(path):
                     self._write(path, beat)
@@ -119,7 +119,7 @@ class Leases:
 
 
 def _host() -> str:
-    """This machine, and in it the container, where process numbers have a meaning of their own."""
+    """Name of this machine and of its process namespace, since containers number processes separately."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -135,7 +135,7 @@ def _read(path: Path) -> str | None:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """What a claim says; nothing where its holder was killed while writing it."""
+    """Content of a claim; empty where its holder was killed while writing it."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -145,7 +145,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _is_alive(pid: Any) -> bool:
     if not isinstance(pid, int):
-        return True  # unknown: patience decides
+        return True  # unknown: wait for `patience`
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

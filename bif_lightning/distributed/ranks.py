@@ -1,10 +1,10 @@
-"""Which process does what, and how they exchange results.
+"""Division of chains and batches over ranks, and the exchange of results.
 
-Chains are independent, so where every rank holds the whole model (one device, DDP) each runs some of the chains:
-chain c on rank c mod world size. Where the ranks hold one model in shards (FSDP2, tensor parallel) they walk every
-chain together, in *lockstep*, and divide the examples of each batch among the data-parallel ones.
+Chains are independent. Where every rank holds the whole model (one device, DDP), each runs some of the chains: chain c
+on rank c mod world size. Where the ranks hold one model in shards (FSDP2, tensor parallel), they run every chain
+together, in *lockstep*, and the data-parallel ranks divide the examples of each batch.
 
-One rank is the case without communication, not a case of its own.
+A single rank runs the same code without communication.
 """
 
 from collections.abc import Generator, Sequence
@@ -22,7 +22,7 @@ _PATIENCE = 1800.0
 
 
 class OfChain(Protocol):
-    """What a chain left behind."""
+    """The outcome of a chain."""
 
     @property
     def chain(self) -> int: ...
@@ -37,8 +37,8 @@ class BatchShard:
     """The examples of one batch divided over the data-parallel ranks of a model in shards.
 
     Attributes:
-        part, parts: this rank's share and how many there are.
-        group: of the ranks with the other shares; None for the default one.
+        part, parts: number of this rank's share, and of all shares.
+        group: process group of the ranks with the other shares; None for the default one.
     """
 
     part: int = 0
@@ -48,7 +48,7 @@ class BatchShard:
     def rows(self, indices: Tensor) -> tuple[Tensor, float]:
         """This rank's examples, and the weight w with which its mean loss enters: mean = (1/parts)·Σ w·mean_part.
 
-        Every rank gets at least one example, since all must make the same passes: with weight 0 if it has none.
+        Every rank gets at least one example, with weight 0 if it has none, since all must make the same passes.
         """
         if self.parts == 1:
             return indices, 1.0
@@ -56,7 +56,7 @@ class BatchShard:
         return (own if len(own) else indices[:1]), self.parts * len(own) / len(indices)
 
     def gathered(self, values: Tensor) -> list[Tensor]:
-        """The values of every part, in order; all of one shape. Collective."""
+        """Values of all parts, in order; all must have the same shape. Collective."""
         if self.parts == 1:
             return [values]
         everyone = [torch.empty_like(values) for _ in range(self.parts)]
@@ -70,7 +70,7 @@ class Ranks:
 
     Attributes:
         lockstep: the ranks hold one model in shards and run every chain together.
-        patience: seconds that ranks wait for one that shows no progress: the time-out of the process group.
+        patience: seconds that ranks wait for one without progress: the time-out of the process group.
     """
 
     rank: int = 0
@@ -85,7 +85,7 @@ class Ranks:
     def gather_chains(self, outcomes: Sequence[ChainOutcome]) -> list[ChainOutcome]:
         """The outcomes of all ranks, by chain, the same on every rank. Collective.
 
-        Whole outcomes travel, not sums: adding floats across ranks would depend on their number.
+        It sends outcomes instead of sums, since a sum of floats over ranks would depend on their number.
         """
         everyone: list[Sequence[ChainOutcome]] = [outcomes] if self.lockstep else self.all_gather(outcomes)
         return sorted((outcome for part in everyone for outcome in part), key=lambda outcome: outcome.chain)
@@ -117,15 +117,14 @@ class Ranks:
 
     @contextmanager
     def collective(self, what: str) -> Generator[CollectiveSection]:
-        """Work that all ranks do, or none: at its end they learn of each other's errors. Collective.
+        """Work that succeeds on all ranks or fails on all: at its end they exchange their errors. Collective.
 
-        They talk through the store of the process group and not by collectives, so that a rank whose work ends early
-        by an error can tell those that are still at theirs.
+        It communicates through the store of the process group instead of by collectives, so that a rank that fails
+        early can inform those that still work.
 
         Raises:
             PeerFailedError: another rank failed, and this one did not.
-            OutOfStepError: a rank did not come to the end within `patience` seconds without progress, or the process
-                that holds the store ended.
+            OutOfStepError: a rank made no progress for `patience` seconds, or the process with the store ended.
         """
         meeting = CollectiveSection(what, self.rank, self.world_size, self.patience, lockstep=self.lockstep)
         try:
@@ -137,14 +136,14 @@ class Ranks:
 
 
 def current_ranks(*, lockstep: bool = False) -> Ranks:
-    """Of the default process group, if there is one."""
+    """The ranks of the default process group; a single rank without one."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size(), lockstep, _time_out())
     return Ranks()
 
 
 def _time_out() -> float:
-    """Seconds that collectives of the default process group wait, as whoever made it wanted."""
+    """Time-out of collectives of the default process group, in seconds."""
     group = dist.distributed_c10d._get_default_group()
     options = group._get_backend(group._device_types[0]).options
     return options._timeout.total_seconds()

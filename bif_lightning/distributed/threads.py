@@ -1,4 +1,4 @@
-"""Work on threads of this process: counted step by step, and stopped together."""
+"""Threads of this process that count steps and stop together."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -8,21 +8,21 @@ from typing import TypeVar
 import torch
 
 Progress = Callable[[int, int], None]
-"""(steps done, steps in all), after every step of this process. What it raises ends the work."""
+"""Called as (steps done, steps in all) after every step of this process. An exception from it ends the work."""
 
 T = TypeVar("T")
 
 
 class StoppedError(BaseException):
-    """Another thread failed, or the user interrupted: this one ends too. No handler of errors is to swallow it."""
+    """Another thread failed or the user interrupted, so that this thread ends. Handlers of Exception let it pass."""
 
 
 class Steps:
-    """Steps done by all threads, and the place where threads can be stopped.
+    """Counter of the steps of all threads, at which threads can be stopped.
 
     Args:
         total: steps in all.
-        progress: told after every step; what it raises is what `on_threads` raises, and ends all threads.
+        progress: called after every step; an exception from it ends all threads, and `on_threads` raises it.
     """
 
     def __init__(self, total: int = 0, progress: Progress | None = None) -> None:
@@ -31,10 +31,10 @@ class Steps:
         self._done, self._lock, self._stopped = 0, threading.Lock(), threading.Event()
 
     def tick(self, count: int = 1) -> None:
-        """So many further steps are done.
+        """Count further steps.
 
         Raises:
-            StoppedError: the work is to end.
+            StoppedError: the work ends.
         """
         if self._stopped.is_set():
             raise StoppedError
@@ -50,24 +50,24 @@ class Steps:
                 raise StoppedError from error
 
     def stop(self) -> None:
-        """Every thread ends at its next step."""
+        """End every thread at its next step."""
         self._stopped.set()
 
 
 def offset_progress(progress: Progress | None, before: int = 0, after: int = 0) -> Progress | None:
-    """Progress of a part of some work, which has so many steps before and after it."""
+    """Progress of a part of some work, with `before` and `after` steps around it."""
     if progress is None:
         return None
     return lambda done, total: progress(before + done, before + total + after)
 
 
 def on_threads(calls: Sequence[Callable[[], T]], workers: int, intra_op: int, steps: Steps | None = None) -> list[T]:
-    """What the calls return, in order; so many at a time, each with so many intra-op threads of torch.
+    """Results of the calls, in order, with `workers` at a time and `intra_op` torch threads each.
 
-    An exception in any of them, or here, ends the others at their next step. One worker is the calling thread.
+    An exception in any of them, or here, ends the others at their next step. A single worker is the calling thread.
 
     Raises:
-        BaseException: the first that a call raised, or that `steps.progress` did.
+        BaseException: the first exception of a call or of `steps.progress`.
     """
     steps = steps or Steps()
     try:

@@ -1,4 +1,4 @@
-"""How processes that work together fail together: heartbeats, news of errors, and a common end."""
+"""Sections of work in which ranks exchange heartbeats and errors, and end together."""
 
 import logging
 import time
@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from bif_lightning.distributed.threads import Progress
+from bif_lightning.exceptions import OutOfStepError, PeerFailedError
 
 _log = logging.getLogger(__name__)
 _BEAT_SECONDS = 1.0
@@ -17,27 +18,11 @@ _LOCKSTEP_PATIENCE = 60.0
 _FAREWELL_SECONDS = 10.0
 
 
-class PeerFailedError(RuntimeError):
-    """Another rank failed, so this one gives up the same work.
-
-    Attributes:
-        kinds: names of the types of their errors.
-    """
-
-    def __init__(self, message: str, kinds: frozenset[str] = frozenset()) -> None:
-        super().__init__(message)
-        self.kinds = kinds
-
-
-class OutOfStepError(RuntimeError):
-    """The ranks no longer do the same: nothing that needs all of them, such as training, can go on."""
-
-
 class CollectiveSection:
-    """One piece of common work.
+    """One section of work of all ranks.
 
     Args:
-        what: it is, for messages.
+        what: description, for messages.
         rank, world_size, patience, lockstep: see `ranks.Ranks`.
     """
 
@@ -46,12 +31,12 @@ class CollectiveSection:
         self.patience, self.lockstep = patience, lockstep
         self._beaten = 0.0
         self._store: Any = None if world_size == 1 else dist.distributed_c10d._get_default_store()
-        # Counted in the store, which is new where the process group is: all ranks number their meetings alike.
+        # Counted in the store, which is new with each process group, so that all ranks number their sections alike.
         with self._reaching_store():
             self._number = 0 if self._store is None else self._store.add(f"bif/meetings/{rank}", 1)
 
     def beat(self, progress: str) -> None:
-        """Say that this rank is alive, about once a second, and listen whether another one failed.
+        """Send a heartbeat, at most once a second, and check whether another rank failed.
 
         Raises:
             PeerFailedError: one did.
@@ -63,12 +48,12 @@ class CollectiveSection:
         self._beaten = now
         with self._reaching_store():
             self._store.set(self._key("beat", self.rank), progress)
-            # In lockstep all must leave at the same point, so that news waits for the end.
+            # In lockstep all ranks must leave at the same point, so that errors wait for the end.
             if not self.lockstep and self._store.check([self._key("failed")]):
                 raise self._peers_failed(self._failures(self._others()))
 
     def watched(self, progress: Progress | None) -> Progress:
-        """This progress, every step of which is a sign of life too."""
+        """The same progress function, which also sends a heartbeat at every step."""
 
         def show(done: int, total: int) -> None:
             self.beat(f"step {done} of {total}")
@@ -78,10 +63,10 @@ class CollectiveSection:
         return show
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others; wait for them, unless the process is to end at once.
+        """Report an error to the others, and wait for them unless the process ends at once.
 
         Raises:
-            OutOfStepError: from `error`, if the others do not come.
+            OutOfStepError: from `error`, if the others do not finish.
         """
         if self._store is None:
             return
@@ -96,11 +81,11 @@ class CollectiveSection:
             if isinstance(error, Exception) or self.rank:
                 self._farewell()
         except dist.DistError:
-            # Nobody is left to tell; `error` says more than that.
-            _log.warning("%s: rank %d cannot tell the others of its error", self.what, self.rank)
+            # The store has gone, and `error` says more than that.
+            _log.warning("%s: rank %d cannot report its error to the others", self.what, self.rank)
 
     def end(self) -> None:
-        """This rank is done; raise if another one failed."""
+        """Report that this rank is done, and raise if another one failed."""
         if self._store is None:
             return
         with self._reaching_store():
@@ -122,7 +107,7 @@ class CollectiveSection:
             ) from error
 
     def _farewell(self) -> None:
-        """Rank 0 stays until all others have read how it ended: where it holds the store, that ends with it."""
+        """Keep rank 0 until all others have read its report, since the store may end with it."""
         if self.rank:
             self._store.set(self._key("left", self.rank), b"1")
             return
@@ -131,9 +116,9 @@ class CollectiveSection:
             time.sleep(0.001)
 
     def _wait(self, error: BaseException | None) -> None:
-        """Until every rank has ended, as long as the others make progress."""
+        """Wait until every rank has finished, as long as the others make progress."""
         missing, seen, pause = self._others(), dict[int, bytes](), 0.001
-        # In lockstep a rank that fails alone leaves the others in a collective, which only its end gets them out of.
+        # In lockstep a rank that fails alone leaves the others in a collective, until its process ends.
         alone = error is not None and self.lockstep
         patience = min(self.patience, _LOCKSTEP_PATIENCE) if alone else self.patience
         changed = said = time.monotonic()

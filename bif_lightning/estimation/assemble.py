@@ -84,7 +84,7 @@ def summarize(
     return Estimate(
         losses=_influence("loss", "nat", None, matrices, slice(0, counts[0])),
         observables=further,
-        train_mean=matrices.train_mean,
+        train_loss=matrices.train_mean,
         train_std=matrices.train_std,
         snapshot_loss=plan.loss,
         chain_ids=tuple(record.chain for record in records),

@@ -20,6 +20,7 @@ from bif_lightning.distributed.threads import Progress, offset_progress
 from bif_lightning.estimation.assemble import summarize
 from bif_lightning.estimation.matrices import Labels, labels_of
 from bif_lightning.estimation.tokens import store_for
+from bif_lightning.exceptions import ChainsDivergedError
 from bif_lightning.losses.observables import LossFn, Observable, mean_of
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import zero_absent
@@ -34,10 +35,6 @@ from bif_lightning.sampling.trace import ChainTrace, keeps_traces
 
 CHECKING_DRAWS = 8
 """Draws a chain of `Subspace`, where none are asked for: they check the closed form, and the matrices do without."""
-
-
-class ChainsDivergedError(RuntimeError):
-    """Every chain left the posterior; there is nothing to make a matrix of."""
 
 
 def estimate(
@@ -97,6 +94,18 @@ def estimate(
         ChainsDivergedError: no chain stayed in the posterior.
 
     Under torch.distributed every rank calls this with the same arguments and gets the same result.
+
+    >>> import torch
+    >>> from bif_lightning import SGLD, Chains, estimate
+    >>> def loss_fn(module, batch):
+    ...     x, y = batch
+    ...     return (module(x)[:, 0] - y) ** 2 / 2
+    >>> train = [(torch.eye(3)[i % 3], float(i)) for i in range(6)]
+    >>> sampler = SGLD(step_size=1e-2, inverse_temperature=10.0, localization=1.0)
+    >>> model, chains = torch.nn.Linear(3, 1), Chains(num_draws=20)
+    >>> result = estimate(model, loss_fn, train, train[:2], sampler=sampler, chains=chains)
+    >>> result.influence.shape, bool(result.correlation[0, 0] > 0.99)  # an example helps itself
+    ((6, 2), True)
     """
     check_map_style(train, "train")
     train_examples, losses = Examples(train, collate_fn), zero_absent(loss_fn)
@@ -138,7 +147,7 @@ def resolve_sampler(
     settled: ResolvedSettings | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> ResolvedSettings:
-    """The settings of this snapshot, given those of the run's first (see `calibration.settle`). Collective.
+    """The settings of this snapshot, given those of the run's first (see `calibration.find`). Collective.
 
     Args:
         tick: called after every step of a pilot; may raise to stop.

@@ -1,12 +1,9 @@
-"""Losses of single tokens of language models, as a `loss_fn` for `per_token=True`.
+"""Token losses of causal language models, as a `loss_fn`, without a float32 copy of the logits.
 
-Position s of the losses is that of predicting token s, so that it is the place of the token in its text. A token with
-nothing before it has no loss.
+Position s of the losses is that of predicting token s, the place of the token in its text. The first token has no loss.
 
-Cross-entropy of many tokens over a large vocabulary, without a second copy of the logits.
-
-torch's own keeps the logits once more in float32, and their log-softmax, for the backward pass. Here both passes turn
-them into float32 a chunk of tokens at a time, and the backward pass computes the softmax again:
+torch's cross-entropy keeps a float32 copy of the logits, and their log-softmax, for the backward pass. Here both passes
+convert one chunk of tokens at a time, and the backward pass computes the softmax again:
 
     loss_s = log Σ_v exp(z_sv) − z_s,label,   ∂loss_s/∂z_sv = softmax(z_s)_v − [v = label].
 """
@@ -29,7 +26,7 @@ def cross_entropy(
     Args:
         logits: in any precision.
         labels: below the number of words.
-        tokens: how many are computed at a time; where there are no more, it is torch's own.
+        tokens: how many to compute at a time; torch's own cross-entropy where all fit.
     """
     flat, targets = logits.flatten(0, 1), labels.flatten()
     whole = len(targets) <= tokens
@@ -44,7 +41,7 @@ def _plain(logits: Float[Tensor, "token word"], labels: Int[Tensor, " token"]) -
 
 
 class _Chunked(torch.autograd.Function):
-    """Differentiable any number of times, and in forward mode: all passes are made of torch's own operations."""
+    """Differentiable any number of times, and in forward mode: all passes consist of torch operations."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, tokens: int) -> Tensor:
@@ -80,7 +77,7 @@ TokenLosses = tuple[Tensor, Tensor]
 """Losses [batch, token], nats, and a mask of the same shape, False where a token has no loss."""
 
 CHUNK = 1 << 24
-"""Logits, as numbers, that are turned into float32 at a time: 64 MB."""
+"""Number of logits to convert to float32 at a time: 64 MB."""
 
 
 def token_losses(
@@ -93,22 +90,28 @@ def token_losses(
 ) -> TokenLosses:
     """Cross-entropy −log softmax(logits)[label] of every token, in float32.
 
-    The logits are turned into float32 a chunk of tokens at a time, and no chunk is kept: beside the logits themselves
-    there is at most their gradient, in their own precision.
+    The logits are converted to float32 one chunk of tokens at a time, and no chunk is kept: the only further copy is
+        their
+    gradient, in their own precision.
 
     Args:
-        logits: at every position [batch, token, word], in any precision.
+        logits: [batch, token, word], in any precision.
         labels: the token that each position predicts [batch, token]; with `shift` the tokens themselves, each predicted
             by the position before it.
-        ignore_index: label of positions that have no loss.
-        shift: labels are not shifted yet.
-        chunk: logits, as numbers, in a chunk.
+        ignore_index: label of positions without a loss.
+        shift: whether to shift the labels.
+        chunk: number of logits in a chunk.
 
     Returns:
-        losses [batch, token] in nats, 0 where there is none; mask, False there. Both in the places of the labels.
+        losses [batch, token] in nats, and a mask of the same shape, False (and loss 0) where a token has none.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: the shapes do not fit.
+
+    >>> logits = torch.zeros(1, 3, 4)  # uniform over 4 words
+    >>> losses, mask = token_losses(logits, torch.tensor([[2, 0, 3]]), shift=True)
+    >>> [round(loss, 4) for loss in losses[0].tolist()], mask.tolist()
+    ([0.0, 1.3863, 1.3863], [[False, True, True]])
     """
     if logits.dim() != 3 or labels.shape != logits.shape[:2]:
         raise ValueError(
@@ -126,23 +129,28 @@ def token_losses(
 
 
 def causal_lm_loss(module: nn.Module, batch: Any) -> TokenLosses:
-    """Losses of the tokens of a causal language model, for `loss_fn`.
+    """Token losses of a causal language model, as a `loss_fn`.
 
     Batches may be
 
-    - a mapping with "input_ids" [batch, token], and maybe "attention_mask" and "labels" in the same places, as of
-      Hugging Face transformers: a token has a loss where its label is not −100, it is attended to, and so is the one
-      before it. Padding may be on either side: positions count from the first token attended to;
-    - a tensor of token numbers [batch, token];
-    - a pair (inputs, targets) of such tensors, targets shifted already.
+    - a mapping with "input_ids" [batch, token], and optionally "attention_mask" and "labels" of the same shape, as in
+      Hugging Face transformers. A token has a loss where its label is not −100 and the mask is on for it and for the
+      token before it. Padding may be on either side: positions count from the first token that is not padding;
+    - a tensor of token ids [batch, token];
+    - a pair (inputs, targets) of such tensors, with targets shifted already.
 
     The module returns logits [batch, token, word], as LitGPT's do, an object or mapping with "logits", or a tuple that
-    begins with them. A forward method that takes `input_ids` gets what it knows of a mapping by name, but no labels;
-    any other one gets the token numbers alone. Set `model.config.use_cache = False` of a transformer: the cache of keys
-    and values is memory for nothing here.
+    begins with them. A forward method that takes `input_ids` gets the entries of a mapping that it has parameters for,
+    without the labels; any other one gets the token ids alone. Set `model.config.use_cache = False` of a transformer:
+    the cache of keys and values only takes memory here.
 
     Raises:
-        ValueError: a batch of another form, or a module that returns no logits.
+        ValueError: a batch of another form, or a module that does not return logits.
+
+    >>> model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+    >>> losses, mask = causal_lm_loss(model, torch.tensor([[1, 4, 2]]))
+    >>> losses.shape, mask.tolist()
+    (torch.Size([1, 3]), [[False, True, True]])
     """
     if isinstance(batch, Mapping):
         return _of_mapping(module, cast(Mapping[str, Any], batch))
@@ -153,7 +161,7 @@ def causal_lm_loss(module: nn.Module, batch: Any) -> TokenLosses:
         return token_losses(_logits(module(inputs)), targets)
     raise ValueError(
         f"causal_lm_loss got a batch of type {type(batch).__name__}; it takes a mapping with 'input_ids', a tensor of "
-        "token numbers, or a pair (inputs, targets); write a loss_fn with bif_lightning.token_losses for any other"
+        "token ids, or a pair (inputs, targets); write a loss_fn with bif_lightning.token_losses for any other"
     )
 
 
@@ -168,14 +176,14 @@ def _of_mapping(module: nn.Module, batch: Mapping[str, Any]) -> TokenLosses:
     attended: Tensor | None = batch.get("attention_mask")
     if attended is not None:
         there = attended.bool()
-        # Behind padding nothing is known of a token: it is the first of its sequence.
+        # A token after padding is the first of its sequence.
         labels = labels.masked_fill(~there | ~functional.pad(there, (1, -1)), -100)
     losses, mask = token_losses(_logits(module(**_inputs(module, batch))), labels, shift=True)
     return (losses, mask) if attended is None else _aligned(losses, mask, attended.bool())
 
 
 def _inputs(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the module's forward takes of a batch, by name."""
+    """The entries of a batch that the forward method has parameters for."""
     taken = inspect.signature(module.forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return {name: value for name, value in batch.items() if name != "labels" and isinstance(value, Tensor)}
@@ -193,7 +201,7 @@ def _logits(found: Any) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 3:
         shape = f"a tensor of shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(found).__name__
         raise ValueError(
-            f"the module returned {shape} for a batch of token numbers; causal_lm_loss needs logits [batch, token, "
+            f"the module returned {shape} for a batch of token ids; causal_lm_loss needs logits [batch, token, "
             "word], alone, under the name 'logits', or first in a tuple"
         )
     return logits
@@ -202,7 +210,7 @@ def _logits(found: Any) -> Tensor:
 def _aligned(
     losses: Float[Tensor, "batch token"], mask: Bool[Tensor, "batch token"], attended: Bool[Tensor, "batch token"]
 ) -> TokenLosses:
-    """The same, each sequence moved to begin at position 0, whatever padding stood before it."""
+    """Shift each sequence to begin at position 0, without the padding before it."""
     start = attended.int().argmax(1, keepdim=True)
     places = torch.arange(losses.shape[1], device=losses.device) + start
     inside = places < losses.shape[1]

@@ -1,4 +1,4 @@
-"""What is measured at every draw: per-example losses, and any other observable of the query set."""
+"""Observables of the query set: what chains measure at every draw, beside per-example losses."""
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
@@ -14,21 +14,21 @@ from bif_lightning.data.dataset import Batch
 from bif_lightning.distributed.ranks import BatchShard
 
 LossFn = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
-"""(module, batch) -> the loss of each example, [batch], or of each token, [batch, token], maybe with a mask of the same
-shape that is False where a token has none. An example's loss is then the sum over its tokens."""
+"""(module, batch) -> the loss of each example, [batch], or of each token, [batch, token], optionally with a mask of the
+same shape, False where a token has none. The loss of an example is then the sum over its tokens."""
 
 ExampleLoss = Callable[[nn.Module, Batch], Tensor]
-"""The same as one tensor, absent tokens 0."""
+"""A `LossFn` that returns one tensor, 0 for tokens without a loss."""
 
 Batches = Sequence[tuple[Batch, int]]
 """Batches of a fixed set, in order, each with its number of examples."""
 
 
 class DividedBatches(list[tuple[Batch, int]]):
-    """Batches that data-parallel ranks of one model measure together: batch b on rank b mod their number.
+    """Batches that the data-parallel ranks of one sharded model measure together: batch b on rank b mod their number.
 
-    All make equally many passes, and all get all values. What does not know of the division, such as a metric, goes
-    over every batch on every rank, which is as right.
+    All ranks make equally many passes, and all get all values. Code that iterates over this list, such as a metric,
+    sees every batch on every rank, with the same result.
     """
 
     def __init__(self, batches: Sequence[tuple[Batch, int]], split: BatchShard) -> None:
@@ -38,14 +38,14 @@ class DividedBatches(list[tuple[Batch, int]]):
 
     @property
     def own(self) -> list[tuple[Batch, int]]:
-        """This rank's batches; one again where it has one less than others."""
+        """This rank's batches; its last one twice where it has one batch less than others."""
         mine = [self.split.part + r * self.split.parts for r in range(self._rounds)]
         return [self[min(index, len(self) - 1)] for index in mine]
 
     def assembled(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The values [example, ...] of all batches, in order, from those of `own` on every rank. Collective.
 
-        Of one shape, but for the number of examples.
+        All values have the same shape except for the number of examples.
         """
         size = max(count for _, count in self)
         lacking = [value.new_zeros(size - len(value), *value.shape[1:]) for value in values]
@@ -53,34 +53,51 @@ class DividedBatches(list[tuple[Batch, int]]):
         return [parts[b % self.split.parts][b // self.split.parts, :count] for b, (_, count) in enumerate(self)]
 
 
-# Named once: every subscript makes a new type, and who compares signatures (as LightningCLI does) sees another one.
+# Named once: every subscript makes a new type, and comparing signatures, as LightningCLI does, would see two.
 QueryLosses = Float[Tensor, " query"]
 Columns = Float[Tensor, " column"]
 
 
 class Observable(Protocol):
-    """A quantity phi of the query set, measured at every draw beside the losses."""
+    """A quantity φ of the query set, measured at every draw beside the losses; any class with these members will do.
+
+    Its influence is B[i, j] = −Cov(l_i, φ_j), in nat x `unit`. `PerExample`, `GroupMean` and `MetricValue` are ready
+    made.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class WorstLoss:
+    ...     name: str = "worst_loss"
+    ...     unit: str = "nat"
+    ...     def columns(self, num_queries):
+    ...         return ("max",)
+    ...     def measure(self, module, batches, losses):
+    ...         return losses.max().reshape(1)
+    >>> observable: Observable = WorstLoss()
+    >>> observable.measure(nn.Identity(), [], torch.tensor([0.5, 2.0, 1.0]))
+    tensor([2.])
+    """
 
     @property
     def name(self) -> str:
-        """Its name in dumps and plots: a word, no dots or slashes."""
+        """Name in dumps and plots: letters, digits and underscores, a letter first."""
         ...
 
     @property
     def unit(self) -> str:
-        """Its unit, "1" for a pure number."""
+        """Unit of the values, "1" for a pure number."""
         ...
 
     def columns(self, num_queries: int) -> tuple[str, ...] | None:
-        """A name for each of its values, or None where it has one for each query example.
+        """Names of the values, or None where there is one for each query example.
 
         Raises:
-            ValueError: it does not fit a query set of this size.
+            ValueError: the observable does not fit a query set of this size.
         """
         ...
 
     def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
-        """Its values at the module's present weights; `losses` are those of the query examples there."""
+        """Values at the module's current weights; `losses` are those of the query examples at these weights."""
         ...
 
 
@@ -92,6 +109,15 @@ class PerExample:
         name: in dumps and plots.
         function: (module, batch) -> Tensor[batch].
         unit: of the values.
+
+    >>> def margin(module, batch):
+    ...     x, y = batch
+    ...     logits = module(x)
+    ...     return logits.gather(1, y[:, None])[:, 0] - logits.mean(1)
+    >>> observable = PerExample("margin", margin)
+    >>> batch = torch.eye(2), torch.tensor([0, 0])
+    >>> observable.measure(nn.Identity(), [(batch, 2)], torch.zeros(2))
+    tensor([ 0.5000, -0.5000])
     """
 
     name: str
@@ -99,7 +125,7 @@ class PerExample:
     unit: str = "1"
 
     def columns(self, num_queries: int) -> tuple[str, ...] | None:
-        """None: one value for each query example."""
+        """None, since there is one value for each query example."""
         return
 
     def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
@@ -113,9 +139,15 @@ class GroupMean:
 
     Args:
         name: in dumps and plots.
-        groups: the group of each query example, in order; a column for each, sorted by its text.
+        groups: the group of each query example, in order; one column for each group, sorted by its text.
         function: (module, batch) -> Tensor[batch]; None for the loss.
         unit: of the values.
+
+    >>> observable = GroupMean("loss_by_class", groups=["cat", "dog", "cat"])
+    >>> observable.columns(3)
+    ('cat', 'dog')
+    >>> observable.measure(nn.Identity(), [], torch.tensor([1.0, 5.0, 3.0]))
+    tensor([2., 5.])
     """
 
     name: str
@@ -150,9 +182,16 @@ class MetricValue:
 
     Args:
         name: in dumps and plots.
-        metric: its state is never touched; each measurement works on a copy.
-        function: (module, batch) -> the arguments of `metric.update`.
+        metric: each measurement works on a copy.
+        function: (module, batch) -> the arguments of its method `update`.
         unit: of the value.
+
+    >>> from torchmetrics.classification import MulticlassAccuracy
+    >>> accuracy = MulticlassAccuracy(num_classes=2, average="micro")
+    >>> observable = MetricValue("accuracy", accuracy, lambda module, batch: (module(batch[0]), batch[1]))
+    >>> batch = torch.eye(2), torch.tensor([0, 0])
+    >>> observable.measure(nn.Identity(), [(batch, 2)], torch.zeros(2))
+    tensor([0.5000])
     """
 
     name: str
@@ -161,11 +200,11 @@ class MetricValue:
     unit: str = "1"
 
     def columns(self, num_queries: int) -> tuple[str, ...] | None:
-        """One column, of the metric's own name."""
+        """One column, named after the metric's class."""
         return (type(self.metric).__name__,)
 
     def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
-        """The metric over all batches."""
+        """Value of the metric over all batches."""
         metric = copy.deepcopy(self.metric)
         metric.reset()
         for batch, _ in batches:
@@ -174,7 +213,7 @@ class MetricValue:
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError(
                 f"observable {self.name!r}: {type(self.metric).__name__} computes {value!r}, not one number; "
-                "choose an average, or wrap it in a metric of one value"
+                "choose an average, or wrap it in a metric with one value"
             )
         return value.reshape(1).to(losses.dtype)
 
@@ -185,7 +224,7 @@ def per_example(
     """Values of a per-example function over a fixed set, tokens summed.
 
     Raises:
-        ValueError: it does not return one value, or one row of tokens, for each example.
+        ValueError: the function does not return one value, or one row of tokens, for each example.
     """
     own = batches.own if isinstance(batches, DividedBatches) else batches
     values = [checked_rows(function(module, batch), count, name) for batch, count in own]
@@ -193,7 +232,7 @@ def per_example(
 
 
 def mean_of(losses: Tensor) -> Tensor:
-    """Mean over examples of their losses, [batch] or [batch, token] (an example's is the sum of its tokens')."""
+    """Mean over examples of their losses, [batch] or [batch, token] (tokens of an example summed)."""
     if not isinstance(losses, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         found = type(losses).__name__
         raise ValueError(f"loss_fn: {found} for a batch of examples; return one value for each example, [batch]")
@@ -204,7 +243,7 @@ def checked_rows(values: Any, count: int, name: str) -> Float[Tensor, " example"
     """A value for each example of a batch, tokens summed, in float32 or float64.
 
     Raises:
-        ValueError: it is not one value, or one row of tokens, for each of them.
+        ValueError: there is not one value, or one row of tokens, for each example.
     """
     if not isinstance(values, Tensor) or values.dim() == 0 or values.shape[0] != count or values.dim() > 2:
         found = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__

@@ -1,4 +1,4 @@
-"""What is to be estimated: a module, its loss, the training data, and the examples on both axes."""
+"""The inputs of an estimate: a module, its loss, the training data, and the examples of both axes."""
 
 import math
 import sys
@@ -21,7 +21,7 @@ from bif_lightning.rng import DATA, seed_global, stream_seed
 
 @dataclass(frozen=True)
 class Minibatch:
-    """A batch for the gradient, or this rank's part of one, whose mean loss enters with a weight."""
+    """A batch for the gradient, or this rank's part of one, with the weight of its mean loss."""
 
     batch: Batch
     weight: float = 1.0
@@ -29,7 +29,7 @@ class Minibatch:
 
 @dataclass
 class Problem:
-    """Everything about an estimate but the weights and the settings; serves every snapshot of a run.
+    """All inputs of an estimate except weights and settings; one object serves every snapshot of a run.
 
     Attributes:
         module: the model; its weights at the time of an estimate are the snapshot.
@@ -42,11 +42,11 @@ class Problem:
         params: name patterns of the parameters to sample; None for all trainable ones.
         eval_batch_size: examples in a batch where losses are measured.
         prepare: makes a collated batch ready for the module (device, precision, user's hooks).
-        split: how the examples of a batch are divided among ranks, where they hold the module in shards.
-        loss_scale: what losses are multiplied by before a backward pass in half precision, so that gradients do not
-            vanish there; they are divided by it afterwards.
+        split: how ranks that hold the module in shards divide the examples of a batch.
+        loss_scale: factor of the losses before a backward pass in half precision, so that gradients do not underflow;
+            gradients are divided by it afterwards.
         check_gradient: compare the gradient with finite differences of the loss before the first chain.
-        tokens: losses of single tokens, of which `loss` has the sums; None where they are not asked for.
+        tokens: token losses, of which `loss` has the sums; None without `per_token`.
     """
 
     module: nn.Module
@@ -64,7 +64,7 @@ class Problem:
     check_gradient: bool = True
     tokens: LossFn | None = None
     twins: bool | None = field(default=None, init=False)
-    """Whether twins of the module reproduce it; None until it was tried."""
+    """Whether twins of the module reproduce it; None before the test."""
     loaded: bool = field(default=False, init=False)
     """Whether the examples have been read."""
     stochastic: bool = field(default=False, init=False)
@@ -84,12 +84,12 @@ class Problem:
 
     @cached_property
     def train_singles(self) -> list[Batch]:
-        """Each train example as a batch of its own, ready for the module."""
+        """Batches of one train example each, ready for the module."""
         return [self.prepare(batch) for batch, _ in self.train.batches(1)]
 
     @cached_property
     def query_singles(self) -> list[Batch]:
-        """Each query example as a batch of its own."""
+        """Batches of one query example each, ready for the module."""
         if self.query is self.train:
             return self.train_singles
         return [self.prepare(batch) for batch, _ in self.query.batches(1)]
@@ -105,21 +105,22 @@ class Problem:
 
     @property
     def num_further_queries(self) -> int:
-        """Queries beside the train examples: none where the two sets are one."""
+        """Number of queries that are not the train examples: 0 where the two sets are the same."""
         return 0 if self.query is self.train else len(self.query)
 
     @cached_property
     def column_counts(self) -> tuple[int, ...]:
-        """Columns of the query losses, then of each further observable."""
+        """Numbers of columns of the query losses and of each further observable."""
         q = len(self.query)
         return (q, *(q if (c := o.columns(q)) is None else len(c) for o in self.observables))
 
     def load(self, seed: int, device: torch.device, ranks: Ranks) -> None:
-        """Read the examples, once: what is measured, and the training data where it may be kept in memory. The same on
-        every rank and in every run, also where reading draws random numbers of the global generators. Collective.
+        """Read the measured examples once, and the training data where memory allows. Collective.
+
+        Every rank and every run reads the same, also where reading draws from the global generators.
 
         Raises:
-            ValueError: they differ between the ranks.
+            ValueError: the examples differ between the ranks.
         """
         if self.loaded:
             return
@@ -132,13 +133,13 @@ class Problem:
         if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
             raise ValueError(
                 f"ranks {differing} read other train or query examples than rank 0, so that their losses would not be "
-                "those of the same examples: the dataset draws random numbers from a generator of its own, or reads "
-                "other files. Pass datasets without augmentation"
+                "those of the same examples: the dataset draws random numbers from its own generator, or reads "
+                "different files. Pass datasets without augmentation"
             )
         self.loaded = True
 
     def minibatch(self, indices: Tensor) -> Minibatch:
-        """These rows of the training data, ready for the module: of a divided batch, this rank's part."""
+        """These rows of the training data, ready for the module; of a divided batch, this rank's part."""
         rows, weight = self.split.rows(indices)
         return Minibatch(self.prepare(self.training.batch(rows)), weight)
 
@@ -155,10 +156,10 @@ class Problem:
     def measure_tokens(
         self, bound: BoundModule
     ) -> tuple[Float[Tensor, " train"], Float[Tensor, " column"], tuple[TokenValues, TokenValues]]:
-        """What `measure` gives, with the losses of single tokens of train and query examples.
+        """Train losses, columns (see `measure`), and the token losses of train and query examples.
 
         Raises:
-            ValueError: the loss function does not return losses of tokens.
+            ValueError: the loss function does not return token losses.
         """
         function = self.tokens or self.loss
 
@@ -171,7 +172,7 @@ class Problem:
             return bound.call(everything)
 
     def measure_columns(self, bound: BoundModule) -> Float[Tensor, " column"]:
-        """Query losses followed by the further observables alone, at the bound weights."""
+        """Query losses followed by the further observables, at the bound weights."""
         with torch.no_grad():
             return bound.call(lambda module: self._columns(module, None))
 
@@ -198,8 +199,10 @@ class Problem:
         bound: BoundModule,
         parts: Minibatch | Sequence[tuple[Minibatch, float]],
     ) -> None:
-        """Write the gradient of the mean loss of a minibatch, or of the sum of such means, each with its share, by the
-        largest scale that does not overflow."""
+        """Set `weights.gradient` to the gradient of the mean loss of a minibatch, or of a weighted sum of such means.
+
+        The loss is scaled by the largest of `loss_scale`, its half, its quarter, ... that does not overflow.
+        """
         shared = [(parts, 1.0)] if isinstance(parts, Minibatch) else parts
         scale = self.loss_scale
         while True:
@@ -213,7 +216,7 @@ class Problem:
             weights.gradient.div_(scale)
 
     def mean_loss(self, bound: BoundModule, minibatch: Minibatch) -> float:
-        """The mean loss of a minibatch, of all its parts, at the bound weights."""
+        """Mean loss of a minibatch over all ranks' parts, at the bound weights."""
         with torch.no_grad():
             loss = bound.call(lambda module: self.objective(module, minibatch.batch))
         parts = self.split.gathered(loss.detach().double() * minibatch.weight)
@@ -222,7 +225,7 @@ class Problem:
 
 @contextmanager
 def disable_compile() -> Generator[None]:
-    """Compiled modules run as written: chains would make the compiler trace them again, and use up its patience."""
+    """Run compiled modules without the compiler: chains would make it trace again, up to its recompile limit."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing the compiler takes seconds
         yield
         return
@@ -232,7 +235,7 @@ def disable_compile() -> Generator[None]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Generator[None]:
-    """The module in evaluation mode, so that an example's loss is its own; each part's flag is put back."""
+    """Put the module into evaluation mode, so that losses of examples are independent; restore each part's flag."""
     flags = [(part, part.training) for part in module.modules()]
     for part, _ in flags:
         part.training = False

@@ -1,4 +1,4 @@
-"""Losses of single tokens: what a loss function returns of them, and their values at given weights."""
+"""Token losses: checks of what a loss function returns, and values of a whole set."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from bif_lightning.losses.observables import Batches, DividedBatches, LossFn, ch
 
 _LEARN = (
     "return [batch, token] losses, or (losses, mask) with a mask that is False where a token has none; "
-    "bif_lightning.token_losses(logits, labels) makes both, and bif_lightning.causal_lm_loss is a loss_fn by itself"
+    "bif_lightning.token_losses(logits, labels) makes both, and bif_lightning.causal_lm_loss is such a loss_fn"
 )
 
 
 def zero_absent(loss_fn: LossFn) -> Callable[[nn.Module, Batch], Tensor]:
-    """The same losses as one tensor: those of tokens that the mask calls absent are 0, so that they add nothing."""
+    """The losses as one tensor, 0 where the mask is False."""
 
     def losses(module: nn.Module, batch: Batch) -> Tensor:
         found = loss_fn(module, batch)
@@ -31,10 +31,10 @@ def zero_absent(loss_fn: LossFn) -> Callable[[nn.Module, Batch], Tensor]:
 
 
 def by_token(found: Any, count: int) -> tuple[Float[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
-    """Losses and mask of a batch of so many examples, from what a loss function returned.
+    """Losses and mask of a batch of `count` examples, from what a loss function returned.
 
     Raises:
-        ValueError: they are not those of tokens.
+        ValueError: it did not return token losses.
     """
     losses, mask = _pair(found) if isinstance(found, tuple) else (found, None)
     if not isinstance(losses, Tensor) or losses.dim() != 2 or len(losses) != count:
@@ -60,12 +60,12 @@ def _pair(found: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class TokenValues:
-    """Losses of a whole set, one example after the other.
+    """Token losses of a whole set, one example after the other.
 
     Attributes:
-        sums: of each example, over its tokens, nats.
-        values: of each token that is present, nats.
-        masks: of each batch, which tokens are.
+        sums: loss of each example, the sum over its tokens, nats.
+        values: loss of each token that has one, nats.
+        masks: of each batch, True where a token has a loss.
     """
 
     sums: Float[Tensor, " example"]
@@ -73,7 +73,7 @@ class TokenValues:
     masks: Sequence[Bool[Tensor, "_ _"]]
 
     def places(self) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
-        """The example of each token, and its place in it."""
+        """Number of the example of each token, and the token's position in it."""
         found, start = list[Tensor](), 0
         for mask in self.masks:
             place = mask.nonzero().cpu()
@@ -84,10 +84,10 @@ class TokenValues:
         return whole[:, 0], whole[:, 1]
 
     def check_same(self, other: "TokenValues") -> None:
-        """Refuse losses of other tokens than these.
+        """Check that other losses belong to the same tokens.
 
         Raises:
-            ValueError: a mask is another one.
+            ValueError: a mask differs.
         """
         for mask, there in zip(self.masks, other.masks, strict=True):
             if not torch.equal(mask, there):
@@ -101,7 +101,7 @@ def token_values(function: LossFn, module: nn.Module, batches: Batches) -> Token
     """Losses of all tokens of a fixed set. Collective where ranks measure it together.
 
     Raises:
-        ValueError: the loss function does not return those of tokens.
+        ValueError: the loss function does not return token losses.
     """
     divided = isinstance(batches, DividedBatches)
     found = [_measured(function, module, *batch) for batch in (batches.own if divided else batches)]
@@ -122,7 +122,7 @@ def _measured(function: LossFn, module: nn.Module, batch: Batch, count: int) -> 
 
 
 def _assembled(batches: DividedBatches, own: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Losses and masks of all batches, each of a width of its own, from this rank's."""
+    """Losses and masks of all batches, whose widths differ, from this rank's batches."""
     known = batches.assembled([mask.new_full((len(mask),), mask.shape[1], dtype=torch.int64) for _, mask in own])
     widths = [int(width[0]) for width in known]
     most = max(widths)

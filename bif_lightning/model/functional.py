@@ -1,15 +1,16 @@
-"""Where the weights of a chain live: beside the module, never in it.
+"""The backend of chains that keeps their weights beside the module and never writes to it.
 
-A chain owns a flat vector (`weights`), and the module computes with views of it. Two ways to make it do so, with one
-contract: a function given to `BoundModule.call` sees the module with those weights, and runs its backward pass inside,
-where activation checkpointing recomputes with the same weights. (A model in shards has its own backend, `sharded`.)
+A chain owns a flat vector (`weights`), and the module computes with views of it. A function passed to
+`BoundModule.call` sees the module with those weights, and runs its backward pass inside, where activation
+checkpointing recomputes with the same weights. Two implementations:
 
-- a *twin*: a second module tree that shares everything but its tensors. Many may run at once, on threads.
-- the module itself, its fields exchanged for the time of a call, one at a time: for modules that a twin does not
-  reproduce (compiled ones, or those that hold references to their own parts). `workers` compares both before the
-  first chain and falls back to this one. (`torch.func.functional_call` does less: it misses the lists of weights
-  that recurrent layers keep, leaves a module that stands under two names with the wrong weights, and keeps what a
-  forward pass stores.)
+- a *twin*: a second module tree that shares everything but its tensors. Many twins may run at once, on threads.
+- the module itself, with its fields exchanged during the call, one call at a time: for modules that a twin does not
+  reproduce, such as compiled ones and those that hold references to their own parts. `preflight` compares both before
+  the first chain and falls back to this one.
+
+`torch.func.functional_call` does not suffice: it misses the lists of weights in recurrent layers, leaves a module that
+is registered under two names with the wrong weights, and keeps what a forward pass stores.
 """
 
 import copy
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 class _ShadowModule:
-    """A module tree of its own, with its own tensors; everything else is shared with the original."""
+    """A second module tree with its own tensors; it shares everything else with the original."""
 
     def __init__(self, module: nn.Module, weights: Weights, tensors: dict[int, Tensor]) -> None:
         self.weights = weights
@@ -40,9 +41,9 @@ class _ShadowModule:
 
 
 class _SwappedModule:
-    """The original module, which wears the fields of a twin for the time of each call.
+    """The original module, with the fields of a twin during each call.
 
-    Whole `__dict__` objects are exchanged, so that nothing that a forward pass stores in a module stays there.
+    It exchanges whole `__dict__` objects, so that nothing that a forward pass stores in a module remains.
     """
 
     def __init__(self, module: nn.Module, weights: Weights, tensors: dict[int, Tensor]) -> None:
@@ -65,7 +66,7 @@ class _SwappedModule:
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
         self.weights.cast_weights()
-        worn = [(part, part.__dict__) for part, _ in self.fields]
+        originals = [(part, part.__dict__) for part, _ in self.fields]
         held = [(owner, name, owner[name]) for owner, name, _ in self.slots]
         try:
             for part, fields in self.fields:
@@ -74,7 +75,7 @@ class _SwappedModule:
                 owner[name] = tensor
             result = function(self.module)
         finally:
-            for part, fields in worn:
+            for part, fields in originals:
                 object.__setattr__(part, "__dict__", fields)
             for owner, name, tensor in held:
                 owner[name] = tensor
@@ -83,17 +84,17 @@ class _SwappedModule:
 
 
 class FunctionalBackend:
-    """Runs chains around the present weights of a module without ever writing to it.
+    """Runs chains around the current weights of a module without ever writing to it.
 
-    Buffers are copied for every chain; parameters that are not sampled are shared, detached, so that no gradient
-    reaches the module's own. The module should be in evaluation mode while chains run: then every example has a
-    loss of its own, and U(w) is a function of the weights alone.
+    Buffers are copied for every chain. Parameters that are not sampled are shared, detached, so that no gradient
+    reaches those of the module. The module should be in evaluation mode while chains run, so that the loss of an
+    example does not depend on others, and U(w) is a function of the weights alone.
 
     Args:
-        module: whose present weights are the snapshot w*.
+        module: its current weights are the snapshot w*.
         params: name patterns of the parameters to sample; None for all trainable ones.
-        twins: run chains on twins of the module, as many at once as there are threads.
-        from_first: makes the buffers those of rank 0, where several ranks estimate together (running statistics
+        twins: run chains on twins of the module, one on each thread.
+        from_first: broadcasts the buffers of rank 0, where several ranks estimate together (running statistics
             differ between the ranks of DDP).
     """
 
@@ -170,7 +171,7 @@ def _own(module: nn.Module | None, made: dict[int, nn.Module]) -> nn.Module | No
     """A copy of a metric, since a forward pass may update it; any other module itself."""
     if not isinstance(module, Metric):
         return module
-    # Its methods are bound to itself at construction; deepcopy knows how to rebind them.
+    # Its methods are bound to it at construction, and deepcopy rebinds them.
     return made.setdefault(id(module), copy.deepcopy(module))
 
 

@@ -1,11 +1,11 @@
-"""Chains of a model that several ranks hold in shards (FSDP2, tensor parallel): in place, on the local shards.
+"""The backend of chains of a model that several ranks hold in shards (FSDP2, tensor parallel), in place.
 
-Such a module gathers its weights by hooks of its own, which put back the original ones, so that no twin and no
-substitute reaches its forward pass. The weights of a chain are copied into the local shards for the time of a call, and
-the snapshot's are put back, bit for bit, at its end. All ranks make the same calls.
+Hooks of such a module gather its original weights, so that neither a twin nor substitutes reach its forward pass. The
+weights of a chain are copied into the local shards for the duration of a call, and those of the snapshot are restored,
+bit for bit, at its end. All ranks make the same calls.
 
-The noise of a parameter is that of the whole parameter, of which each rank takes its shard: a chain walks the same way
-on any number of ranks, up to the rounding of sums.
+Each rank takes its shard of the noise of the whole parameter, so that a chain is the same on any number of ranks, up to
+the rounding of sums.
 """
 
 import math
@@ -34,8 +34,8 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free gathered weights, which a forward pass without a backward one leaves behind, so that `parameters()` are
-    the shards again; forget a pass that an exception cut short."""
+    """Free the gathered weights that a forward pass without a backward pass leaves behind, so that `parameters()` are
+    the shards again, and reset the state of a pass that an exception interrupted."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             if cast(Any, part)._get_fsdp_state()._is_root:
@@ -45,15 +45,15 @@ def reshard(module: nn.Module) -> None:
 
 
 class ShardedBackend:
-    """Runs chains around the present weights of a module in shards; the module is as it was after every call.
+    """Runs chains around the current weights of a sharded module, which every call leaves unchanged.
 
     Args:
-        module: whose present weights are the snapshot w*.
+        module: its current weights are the snapshot w*.
         params: name patterns of the parameters to sample; None for all trainable ones.
-        split: how batches are divided among data-parallel ranks, whose gradients are averaged.
+        split: how data-parallel ranks, which average their gradients, divide a batch.
 
     Raises:
-        RuntimeError: gradients wait in the module without having been reduced over the ranks.
+        RuntimeError: the module holds gradients that were not reduced over the ranks.
     """
 
     twins = False
@@ -110,7 +110,7 @@ class ShardedBackend:
         """Inner product of two flat vectors, over the whole model. Collective."""
         pieces = zip(self.layout.pieces(left), self.layout.pieces(right), self._copies, strict=True)
         own = [(a.double() * b.double()).sum() / copies for a, b, copies in pieces]
-        # Added in the order of ranks, so that all have the same bits and take the same turns.
+        # Added in the order of ranks, so that all ranks have the same bits and take the same branches.
         return sum(float(part) for part in self._ranks.gathered(torch.stack(own).sum()))
 
     def norm(self, vector: Tensor) -> float:
@@ -122,8 +122,8 @@ class ShardedBackend:
         return self.norm(flat - self.center)
 
     @contextmanager
-    def worn(self, weights: Weights) -> Generator[None]:
-        """The module with these weights in its shards and without gradients; all is put back at the end."""
+    def with_weights(self, weights: Weights) -> Generator[None]:
+        """Put these weights into the shards of the module and set its gradients aside; restore both at exit."""
         with _stashed(self.module), torch.no_grad():
             self._put(weights.flat)
             try:
@@ -146,27 +146,27 @@ class ShardedBackend:
     def _gradient(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         if isinstance(parameter, DTensor):
             found = cast(DTensor, gradient)
-            if found.placements != parameter.placements:  # sequence parallel leaves sums over ranks undone
+            if found.placements != parameter.placements:  # with sequence parallelism they are partial sums
                 found = found.redistribute(parameter.device_mesh, parameter.placements)
             return found.to_local()
-        # What no rank shards is reduced by nobody else.
+        # Nothing else reduces the gradients of unsharded parameters.
         return torch.stack(self._split.gathered(gradient)).mean(0) if self._split.parts > 1 else gradient
 
 
 class _Placed:
-    """The module in shards, which wears the weights of a chain for the time of each call."""
+    """The sharded module, with the weights of a chain during each call."""
 
     def __init__(self, backend: ShardedBackend, weights: Weights) -> None:
         self.backend, self.weights = backend, weights
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
-        with self.backend.worn(self.weights):
+        with self.backend.with_weights(self.weights):
             return function(self.backend.module)
 
 
 @contextmanager
 def _stashed(module: nn.Module) -> Generator[None]:
-    """Gradients set aside, and buffers as they were."""
+    """Set gradients aside and copy buffers; restore both at exit."""
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     for parameter, _ in gradients:

@@ -1,7 +1,7 @@
-"""The flat vector of sampled weights: how parameters lie in it, and what a backend of chains must offer.
+"""The flat vector of sampled weights, its layout, and the protocol of a backend of chains.
 
-The sampled parameters of a module lie one after the other in one vector. A chain owns such a vector and its gradient;
-the module computes with one leaf for each parameter.
+The sampled parameters of a module are concatenated in one vector. A chain owns such a vector and its gradient; the
+module computes with one leaf for each parameter.
 """
 
 import fnmatch
@@ -17,20 +17,20 @@ T = TypeVar("T")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ALIGN = 16  # elements: views start on cache lines, as separately allocated tensors do
-_LEAST_NORM = 1e-3  # where all weights are 0
+_LEAST_NORM = 1e-3  # so that a model of zeros has a scale
 
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """Which parameters are sampled, and where each lies in the flat vector.
+    """The sampled parameters and their places in the flat vector.
 
     Attributes:
-        names: of the sampled parameters, in the module's order; a tied parameter stands once.
-        shapes: of each.
-        dtypes: of each in the module. The flat vector is float64 if any is, else float32: steps of SGLD vanish below
-            the resolution of half precision.
-        starts: first element of each in the flat vector.
-        size: length of the flat vector, padding included.
+        names: of the sampled parameters, in the module's order; a tied parameter appears once.
+        shapes: shape of each parameter.
+        dtypes: dtype of each in the module. The flat vector is float64 if any is, else float32: steps of SGLD vanish
+            below the resolution of half precision.
+        starts: index of the first element of each in the flat vector.
+        size: length of the flat vector, including padding.
         num_weights: number of sampled weights, d, without padding (of the whole model, where this is a shard of it).
     """
 
@@ -43,7 +43,7 @@ class FlatLayout:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the flat vector."""
+        """Dtype of the flat vector."""
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
 
     @property
@@ -52,7 +52,7 @@ class FlatLayout:
         return list(zip(self.starts, self.shapes, strict=True))
 
     def pieces(self, flat: Tensor) -> list[Tensor]:
-        """Views of the flat vector, one a parameter, each in its shape."""
+        """Views of the flat vector in the shapes of the parameters."""
         return [
             flat.narrow(0, start, shape.numel()).view(shape)
             for start, shape in zip(self.starts, self.shapes, strict=True)
@@ -63,23 +63,23 @@ def sampled_parameters(module: nn.Module, patterns: Sequence[str] | None) -> dic
     """The trainable parameters whose names match any pattern (shell style; None: all), in the module's order.
 
     Raises:
-        ValueError: a pattern that matches nothing, nothing to sample, or a dtype that cannot carry a chain.
+        ValueError: a pattern matches nothing, no parameter is trainable, or a dtype is not supported.
     """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     chosen = trainable if patterns is None else _matching(trainable, patterns, module)
     if not chosen:
-        raise ValueError("the module has no parameter that requires a gradient; there is nothing to sample")
+        raise ValueError("no parameter of the module requires a gradient, so that there is nothing to sample")
     strange = [name for name, parameter in chosen.items() if parameter.dtype not in _DTYPES]
     if strange:
         raise ValueError(
-            f"parameter {strange[0]} is {chosen[strange[0]].dtype}; a chain can move "
+            f"parameter {strange[0]} is {chosen[strange[0]].dtype}; chains support "
             f"{', '.join(map(str, _DTYPES))}: convert it, or leave it out of params"
         )
     return chosen
 
 
 def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) -> FlatLayout:
-    """Lay out tensors one after the other; `num_weights` where they are shards of more."""
+    """Layout of tensors one after the other; give `num_weights` where they are shards of larger ones."""
     starts, end = list[int](), 0
     for parameter in parameters.values():
         starts.append(end)
@@ -91,12 +91,12 @@ def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) 
 
 
 def norm_of_snapshot(backend: "WeightBackend") -> float:
-    """‖w*‖, or a little where all weights are 0."""
+    """‖w*‖, at least 1e-3."""
     return max(backend.norm(backend.center), _LEAST_NORM)
 
 
 def span_along(backend: "WeightBackend", lowered: Float[Tensor, "direction weight"], fraction: float) -> float:
-    """h of differences along directions of the weights: a fraction of ‖w*‖, over their root mean square length."""
+    """Step h of finite differences along directions: a fraction of ‖w*‖ over their root mean square length."""
     return fraction * norm_of_snapshot(backend) / float(lowered.norm(dim=1).square().mean().sqrt())
 
 
@@ -117,8 +117,8 @@ def _matching(
 class Weights:
     """The weights of one chain (or of the snapshot): a flat vector, its gradient, and a leaf for each parameter.
 
-    A leaf is a view of the flat vector where the parameter has its dtype, and a rounded copy, renewed by `publish`,
-    where the module computes in less.
+    A leaf is a view of the flat vector where the parameter has its dtype. Where the module computes in a lower
+    precision, a leaf is a rounded copy, which `cast_weights` updates.
     """
 
     def __init__(self, layout: FlatLayout, flat: Float[Tensor, " weight"], gradient: Tensor | None = None) -> None:
@@ -139,20 +139,20 @@ class Weights:
         self.track(True)
 
     def track(self, on: bool) -> None:
-        """Whether the module's computations record a graph for these weights."""
+        """Set whether the module's computations record a graph for these weights."""
         self.tracked = on
         for leaf, gradient in zip(self.leaves, self._leaf_gradients, strict=True):
             leaf.requires_grad_(on)
             leaf.grad = gradient if on else None
 
     def cast_weights(self) -> None:
-        """Round the present weights for the module to compute with."""
+        """Round the current weights into the leaves that the module computes with."""
         with torch.no_grad():
             for leaf, piece, _, _ in self._rounded:
                 leaf.copy_(piece)
 
     def accumulate_gradients(self) -> None:
-        """Add up, in full precision, the gradients of rounded leaves."""
+        """Add the gradients of rounded leaves to the gradient, in full precision."""
         with torch.no_grad():
             for _, _, gradient, own in self._rounded:
                 gradient.add_(own)
@@ -163,12 +163,12 @@ class BoundModule(Protocol):
     """A module that computes with given weights."""
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
-        """Run `function(module)`, forward and backward, with the module's weights replaced."""
+        """Return `function(module)`, run forward and backward with the weights of the module replaced."""
         ...
 
 
 class WeightBackend(Protocol):
-    """The snapshot, and where chains around it live. `center` is w*, flat; vectors are laid out by `layout`."""
+    """The snapshot `center`, w* as a flat vector in `layout`, and storage for the weights of chains around it."""
 
     module: nn.Module
     layout: FlatLayout
@@ -192,7 +192,7 @@ class WeightBackend(Protocol):
         ...
 
     def fill_normal(self, out: Tensor, parameter: int, generator: torch.Generator) -> None:
-        """Fill the piece of one parameter with N(0, 1) numbers, the same ones however the model is divided."""
+        """Fill the piece of one parameter with N(0, 1) numbers, the same for any division of the model over ranks."""
         ...
 
     def inner(self, left: Tensor, right: Tensor) -> float:

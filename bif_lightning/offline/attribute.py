@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 from bif_lightning.callback import BIFCallback
 from bif_lightning.config import SGLD, Chains, Pairs, Subspace
+from bif_lightning.exceptions import DiskFullError
 from bif_lightning.offline.checkpoint_source import CheckpointSource
 from bif_lightning.offline.fit_start import at_fit_start, quiet_trainer
 from bif_lightning.offline.replay import AttributionReport, OfflineRunner
-from bif_lightning.storage.atomic import DiskFullError
 from bif_lightning.trainer.checkpoints import find_checkpoints
-from bif_lightning.trainer.exceptions import is_full
+from bif_lightning.trainer.failures import is_full
 from bif_lightning.trainer.problem import is_indices
 from bif_lightning.trainer.progress import OfflineProgress, fits_bars
 from bif_lightning.trainer.snapshot_files import FOLDER, RunManifest, left_by
@@ -65,6 +65,13 @@ def attribute(
         FileNotFoundError: a path that is not there, or no checkpoint in it.
         ValueError, TypeError: arguments that cannot work, two checkpoints of one step, or a folder with dumps of other
             data or settings.
+
+    >>> from bif_lightning import attribute
+    >>> report = attribute(
+    ...     module, checkpoint, data, data[:6], loss_fn=loss_fn, sampler=sampler, chains=chains, dirpath=new_folder
+    ... )
+    >>> report.written
+    (200,)
     """
     _check_settings(settings)
     listed = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
@@ -101,6 +108,20 @@ def watch(
     Raises:
         FileNotFoundError: no training has begun in this folder.
         ValueError, TypeError: as of `attribute`.
+
+    >>> import lightning as L
+    >>> from torch.utils.data import DataLoader
+    >>> from bif_lightning import BIFCallback, watch
+    >>> bif = BIFCallback(
+    ...     [0, 1, 2], at_steps=[1], at_end=False, launch="snapshot", dirpath=new_folder, sampler=sampler, chains=chains
+    ... )
+    >>> trainer = L.Trainer(
+    ...     max_steps=2, callbacks=[bif], accelerator="cpu", logger=False, enable_checkpointing=False,
+    ...     enable_progress_bar=False, enable_model_summary=False,
+    ... )
+    >>> trainer.fit(module, DataLoader(data, batch_size=8))  # in one process
+    >>> watch(module, new_folder, data=data).written  # in another, during or after the training
+    (1,)
     """
     _check_settings(settings)
     directory = Path(directory)

@@ -19,7 +19,7 @@ from bif_lightning.calibration.pilot import EXAMPLES
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.observables import LossFn
 from bif_lightning.losses.problem import Problem
-from bif_lightning.trainer.exceptions import is_preemption
+from bif_lightning.trainer.failures import is_preemption
 from bif_lightning.trainer.problem import AttributionRequest, attribution_of
 
 T = TypeVar("T")

@@ -16,11 +16,12 @@ from bif_lightning.config import SGLD, Chains
 from bif_lightning.distributed.leases import Leases
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.forecast import Forecast
+from bif_lightning.exceptions import PreemptedError
 from bif_lightning.offline.checkpoint_source import CheckpointSource
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.checkpoints import Checkpoint, load_weights
-from bif_lightning.trainer.exceptions import PreemptedError, is_fatal, is_full, is_preemption
+from bif_lightning.trainer.failures import is_fatal, is_full, is_preemption
 from bif_lightning.trainer.interrupts import defer_interrupts
 from bif_lightning.trainer.outputs import check_unused
 from bif_lightning.trainer.problem import AttributionRequest
@@ -43,6 +44,11 @@ class AttributionReport:
         present: steps whose dumps existed or were written by other workers.
         failed: why a checkpoint has no dump, by its path.
         expected: what each was forecast to take.
+
+    >>> from pathlib import Path
+    >>> print(AttributionReport(Path("bif"), written=(100, 200), failed={"step=300.ckpt": "it is damaged"}))
+    2 dumps written, 0 were there already: bif
+    No dump of step=300.ckpt: it is damaged
     """
 
     directory: Path

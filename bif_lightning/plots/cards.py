@@ -1,4 +1,4 @@
-"""One query, and the train examples that help and hurt it most, as cards."""
+"""Cards of one query and the train examples that help and hurt it most."""
 
 import io
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from bif_lightning.plots.style import (
     with_error,
     wrap,
 )
+from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 
@@ -40,7 +41,7 @@ _COLUMN, _ROW = 3.9, 0.62
 
 @dataclass(frozen=True)
 class _Example:
-    """What a card shows of one example."""
+    """Content of the card of one example."""
 
     id: str
     label: str
@@ -62,20 +63,26 @@ def extremes(
 ) -> Figure:
     """One query beside the k train examples that help it most and the k that hurt it most.
 
-    Cards are pictures where the train examples have thumbnails, else rows of text. A value within 2 standard
-    errors of zero is grey. Only examples of the right sign are shown, so there may be fewer than k.
+    Cards are pictures where the train examples have thumbnails, else rows of text. A value within 1.96
+    standard errors of zero is grey. Only examples of the right sign are shown, possibly fewer than k.
 
     Args:
         estimate: of the loss of the queries.
         column: position of the query on its axis.
         train, query: who the rows and columns are.
         k: cards a side, 1 or more.
-        quantity: which one to rank by and to show.
-        title: in place of the usual one.
+        quantity: to rank by and to show.
+        title: replaces the default.
 
     Raises:
-        IndexError: no query at that position.
-        ValueError: k below 1, an unknown quantity, or one that the estimate does not have.
+        IndexError: the position is outside of the query axis.
+        ValueError: k below 1, an unknown quantity, or one that the estimate lacks.
+
+    >>> from bif_lightning.plots import extremes, to_png
+    >>> figure = extremes(snapshot, 0, train, query, k=3)  # an Estimate, and Samples of its axes
+    >>> png, width, height = to_png(figure)
+    >>> png[1:4]
+    b'PNG'
     """
     if not 0 <= column < len(query):
         raise IndexError(f"query {column} of {len(query)}; pass a position from 0 to {len(query) - 1}")
@@ -93,7 +100,7 @@ def extremes(
     headings(
         figure,
         title or f"What helps and what hurts {name}",
-        f"{kind.label} ± standard error of each train example; grey: within 2 standard errors of zero",
+        f"{kind.label} ± standard error of each train example; grey: within 1.96 standard errors of zero",
         kind.sentence,
     )
     return figure
@@ -102,7 +109,8 @@ def extremes(
 def _column(estimate: Estimate, column: int, kind: Quantity) -> Float[np.ndarray, " train"]:
     matrix = getattr(estimate.losses, kind.name)
     if matrix is None:
-        raise ValueError(f"the estimate has no {kind.words} (Chains(ridge=...) makes it of kept draws); show influence")
+        raise
+        ValueError(f"the estimate has no {kind.words} (Chains(ridge=...) makes it from kept draws); show influence")
     return np.asarray(matrix)[:, column]
 
 
@@ -127,12 +135,12 @@ def _describe(samples: Samples, place: int) -> _Example:
 def _scored(estimate: Estimate, column: int, train: Samples, kind: Quantity, row: int) -> _Example:
     value = float(getattr(estimate.losses, kind.name)[row, column])
     error = float(getattr(estimate.losses, f"{kind.name}_standard_error")[row, column])
-    plain = _describe(train, row)
-    return _Example(plain.id, plain.label, plain.text, plain.png, with_error(value, error), abs(value) > 2 * error)
+    plain, clear = _describe(train, row), bool(is_clear(value, error))
+    return _Example(plain.id, plain.label, plain.text, plain.png, with_error(value, error), clear)
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure and one bare pair of axes in inches over all of it: an axes a card would take ten times as long."""
+    """A figure with one pair of axes over all of it, in inches: one for each card would be ten times slower."""
     figure = new_figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1), facecolor=PAPER)
     axes.set_axis_off()
@@ -166,7 +174,7 @@ def _heading(axes: Axes, left: float, top: float, side: _Side, some: bool) -> No
 
 
 def _picture(axes: Axes, png: bytes, left: float, bottom: float, side: float, colour: str) -> None:
-    """Draw a thumbnail into a square frame, its proportions kept; an empty frame where there is none."""
+    """Draw a thumbnail into a square frame with its proportions; the frame stays empty without one."""
     if png:
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         height, width = pixels.shape[:2]

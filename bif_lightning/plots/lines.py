@@ -1,4 +1,4 @@
-"""Curves: the loss along every chain, and influence over training."""
+"""Curves of the loss along chains and of influence over training."""
 
 from collections.abc import Sequence
 
@@ -22,6 +22,7 @@ from bif_lightning.plots.style import (
     shorten,
     type_of,
 )
+from bif_lightning.results.bands import CLEAR
 from bif_lightning.results.estimate import Estimate
 
 _INCH_PER_CHAR = 0.078
@@ -30,7 +31,12 @@ _INCH_PER_CHAR = 0.078
 def chain_losses(estimate: Estimate, *, title: str | None = None) -> Figure:
     """Mean train loss at each recorded draw of every chain, against the loss at the snapshot.
 
-    Healthy chains rise above the snapshot's loss, level off soon, and level off alike.
+    Healthy chains rise above the snapshot's loss and soon level off, all at the same height.
+
+    >>> from bif_lightning.plots import chain_losses
+    >>> figure = chain_losses(snapshot, title="step 200")  # an Estimate
+    >>> figure.axes[0].get_xlabel()
+    'recorded draw'
     """
     figure = new_figure(7.0, 4.0)
     axes = axes_at(figure, 0.8, 1.0, 4.9, 2.25)
@@ -100,13 +106,19 @@ def trajectories(
         steps: global training step of each point, ascending.
         values: of the quantity at each step; NaN leaves a gap.
         errors: Monte Carlo standard error of each value.
-        names: what each line is.
-        quantity: which one is shown. Influence scales with the local curvature; correlation compares.
-        log: step axis in logarithms; None where the steps span a factor of 30 or more.
-        title: in place of the usual one.
+        names: of the lines.
+        quantity: of the values. Influence scales with the local curvature; correlation is comparable over steps.
+        log: whether the step axis is logarithmic; None decides by whether the steps span a factor of 30 or more.
+        title: replaces the default.
 
     Raises:
         ValueError: the shapes do not fit.
+
+    >>> from bif_lightning.plots import trajectories
+    >>> values, errors = np.array([[0.1, 0.4, 0.3]]), np.full((1, 3), 0.05)
+    >>> figure = trajectories([100, 200, 300], values, errors, ["cat on cat"])
+    >>> figure.axes[0].get_ylabel()
+    '← hurts     correlation     helps →'
     """
     if values.shape != (len(names), len(steps)) or errors.shape != values.shape:
         raise ValueError(
@@ -120,7 +132,7 @@ def trajectories(
     axes.axhline(0, color=MUTED, linewidth=0.8)
     for place, (line, error) in enumerate(zip(values, errors, strict=True)):
         colour, style = _line_style(place)
-        axes.fill_between(steps, line - 1.96 * error, line + 1.96 * error, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(steps, line - CLEAR * error, line + CLEAR * error, color=colour, alpha=0.16, linewidth=0)
         axes.plot(steps, line, color=colour, linestyle=style, linewidth=1.6, marker="o", markersize=2.6)
     _step_axis(axes, steps, log)
     _plain(axes)

@@ -1,9 +1,9 @@
-"""Matrices as pictures: every pair ordered by label, label by label, and how that changed over training."""
+"""Heatmaps of all pairs, of label means, and of label means over training."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -28,6 +28,7 @@ from bif_lightning.plots.style import (
     shorten,
     type_of,
 )
+from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import LabelMeans
 from bif_lightning.results.examples import Samples
 
@@ -49,16 +50,21 @@ def heatmap(
 
     Args:
         matrix: correlation, or (conditioned) influence in nat², of each train example (row) and query (column).
-        train, query: who the rows and columns are; their labels order and name the axes.
-        quantity: which of these the matrix holds.
-        title: in place of the usual one.
-        verdict: whether the snapshot can be trusted, in a word or two; stands behind the title.
+        train, query: descriptions of rows and columns; their labels order and name the axes.
+        quantity: of the matrix.
+        title: replaces the default.
+        verdict: on the snapshot, in a word or two; appended to the title.
         scale: half-width of the colour scale; None takes it from the matrix (`scale_of`).
-        pixels: cells an axis at most (or one a label, where labels are more); with more examples, each cell is
-            the mean of a block within one pair of labels.
+        pixels: largest number of cells on an axis (or one a label, where there are more labels); with more
+            examples, each cell is the mean of a block within one pair of labels.
 
     Raises:
-        ValueError: the matrix does not fit the samples, or an unknown quantity.
+        ValueError: the matrix does not fit the samples, or the quantity is unknown.
+
+    >>> from bif_lightning.plots import heatmap
+    >>> figure = heatmap(snapshot.correlation, train, query, verdict="good")
+    >>> figure.axes[0].get_xlabel()
+    'query examples'
     """
     _check_shape(matrix, train, query)
     kind = quantity_of(quantity)
@@ -100,7 +106,7 @@ def _run_names(axis: Axis, samples: Samples) -> list[str]:
 
 
 def _mark_runs(axes: Axes, rows: Axis, columns: Axis, row_names: list[str], column_names: list[str]) -> None:
-    """Name each run of one label at its middle, and part runs with hairlines."""
+    """Name each run of one label at its middle, and separate runs by hairlines."""
     axes.set_ylabel("train examples", **type_of(9))
     axes.set_xlabel("query examples", **type_of(9))
     middles = [(axis.starts[:-1] + axis.starts[1:] - 1) / 2 for axis in (rows, columns)]
@@ -120,7 +126,7 @@ def _mark_runs(axes: Axes, rows: Axis, columns: Axis, row_names: list[str], colu
 
 
 def _seams(axes: Axes, rows: Sequence[int], columns: Sequence[int], colour: str, width: float) -> None:
-    """Lines before these rows and columns of an image: one artist a direction, as each costs about a millisecond."""
+    """Draw lines before these rows and columns of an image, with one artist a direction: each takes a millisecond."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     axes.hlines([row - 0.5 for row in rows], left, right, colors=colour, linewidth=width)
     axes.vlines([column - 0.5 for column in columns], bottom, top, colors=colour, linewidth=width)
@@ -137,15 +143,20 @@ def label_means(
 ) -> Figure:
     """Mean influence of each label on each label, with its standard error, label by label.
 
-    Values stand in the cells for up to 12 labels. A cell within 2 standard errors of zero, or without a standard
+    For up to 12 labels the cells contain values. A cell within 1.96 standard errors of zero, or without a standard
     error, is grey: its sign is not established.
 
     Args:
         means: block means and their standard errors.
         names: name of each class, by class index.
-        quantity: which of the two to show.
-        title: in place of the usual one.
+        quantity: to show.
+        title: replaces the default.
         scale: half-width of the colour scale; None takes the largest cell.
+
+    >>> from bif_lightning.plots import label_means
+    >>> figure = label_means(snapshot.label_means, names=["cat", "dog"])
+    >>> figure.axes[0].get_ylabel()
+    'label of the train examples'
     """
     kind = mean_quantity_of(quantity)
     values = np.asarray(getattr(means, quantity), np.float64)
@@ -160,7 +171,7 @@ def label_means(
     figure = new_figure(max(left + width + 1.05, 5.2), below + height + 0.72)
     axes = axes_at(figure, left, below, width, height)
     used = scale or scale_of(values, 1.0)
-    sure = _outside_two_errors(values, errors)
+    sure = is_clear(values, errors)
     _cells(axes, values, sure, kind.colours, used)
     if not many:
         _write_cells(axes, values, errors, sure, used)
@@ -172,19 +183,13 @@ def label_means(
         figure,
         title or f"Mean {kind.name} by label",
         "mean over all train examples of one label and all queries of another",
-        shown + "Grey: within 2 standard errors of zero, sign not established. " + kind.sentence,
+        shown + "Grey: within 1.96 standard errors of zero, sign not established. " + kind.sentence,
     )
     return figure
 
 
-def _outside_two_errors(
-    values: Float[np.ndarray, "row column"], errors: Float[np.ndarray, "row column"]
-) -> Bool[np.ndarray, "row column"]:
-    return np.isfinite(values) & np.isfinite(errors) & (np.abs(values) > 2 * errors)
-
-
 def _cells(axes: Axes, values: np.ndarray, sure: np.ndarray, colours: Colormap, scale: float) -> None:
-    """Draw a matrix of large cells, those without an established sign in grey, with white seams."""
+    """Draw a matrix of large cells with white seams; cells without an established sign are grey."""
     shown = np.where(sure, values, np.nan)
     axes.imshow(shown, cmap=colours, vmin=-scale, vmax=scale, aspect="auto", interpolation="nearest")
     if max(values.shape) <= 40:
@@ -194,7 +199,7 @@ def _cells(axes: Axes, values: np.ndarray, sure: np.ndarray, colours: Colormap, 
 
 
 def _write_cells(axes: Axes, values: np.ndarray, errors: np.ndarray, sure: np.ndarray, scale: float) -> None:
-    """Write each value over its standard error, in units that keep two or three digits."""
+    """Write each value over its standard error, scaled to two or three digits."""
     power = 0 if 0.01 <= scale < 1000 else int(np.floor(np.log10(scale)))
     digits = 2 if scale / 10.0**power >= 0.1 else 3
     if power:
@@ -235,11 +240,16 @@ def influence_evolution(
         means: block means at each of these steps.
         names: name of each class, by class index.
         metrics: a line under each step, such as "val accuracy 0.91".
-        quantity: which of the two to show. Influence scales with the local curvature; correlation compares.
-        title: in place of the usual one.
+        quantity: to show. Influence scales with the local curvature; correlation is comparable over steps.
+        title: replaces the default.
 
     Raises:
-        ValueError: steps, means and metrics differ in number, or there are none.
+        ValueError: steps, means and metrics differ in number, or there are no steps.
+
+    >>> from bif_lightning.plots import influence_evolution
+    >>> figure = influence_evolution([100, 200], [snapshot.label_means, snapshot.label_means])
+    >>> figure.axes[1].get_title()
+    'step 200'
     """
     if not steps or len(steps) != len(means) or len(metrics or steps) != len(steps):
         raise ValueError(
@@ -259,7 +269,7 @@ def influence_evolution(
     for place, (step, mean, value) in enumerate(zip(steps, means, values, strict=True)):
         axes = axes_at(figure, left + place * (side + 0.16), below, side, side)
         errors = np.asarray(getattr(mean, f"{quantity}_standard_error"), np.float64)
-        _cells(axes, value, _outside_two_errors(value, errors), kind.colours, scale)
+        _cells(axes, value, is_clear(value, errors), kind.colours, scale)
         heading = f"step {step:,}" + (f"\n{shorten(metrics[place], 24)}" if metrics else "")
         axes.set_title(heading, pad=4, linespacing=1.25, **type_of(9))
         _name_panel(axes, row_names if place == 0 else [], column_names, turn)
@@ -270,7 +280,7 @@ def influence_evolution(
     headings(
         figure, title or f"How the {kind.name} between labels evolves in training",
         "mean over all train examples of one label and all queries of another, on one colour scale",
-        "Grey: within 2 standard errors of zero. " + kind.sentence,
+        "Grey: within 1.96 standard errors of zero. " + kind.sentence,
     )  # fmt: skip
     return figure
 

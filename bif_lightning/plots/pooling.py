@@ -1,4 +1,4 @@
-"""Order a matrix by label, and pool it to the pixels that a screen has."""
+"""Ordering of a matrix by label, and pooling to the pixels of a screen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Axis:
 
     @property
     def largest_block(self) -> int:
-        """Most examples that share a block."""
+        """Largest number of examples in a block."""
         return int(np.diff(self.edges).max(initial=1))
 
 
@@ -59,7 +59,7 @@ def _blocks_per_run(counts: Int[np.ndarray, " run"], blocks: int) -> Int[np.ndar
 def pool(
     matrix: Float[np.ndarray, "train query"], rows: Axis, columns: Axis
 ) -> Float[np.ndarray, "row_block column_block"]:
-    """Mean over each block of the ordered matrix, NaN entries left out; NaN where a block has no other."""
+    """Mean over each block of the ordered matrix without NaN entries; NaN where a block has no others."""
     total, count = (np.zeros((len(rows.edges) - 1, len(columns.edges) - 1), kind) for kind in (np.float64, np.int64))
     # A row of blocks at a time: a matrix may be larger than memory.
     for block, (start, end) in enumerate(pairwise(rows.edges.tolist())):
@@ -75,7 +75,7 @@ def _block_sums(values: np.ndarray, columns: Axis, dtype: np.dtype) -> np.ndarra
 
 
 def spaced(positions: Sequence[float], gap: float) -> list[int]:
-    """Which of some ascending positions to keep, so that no two that are kept lie closer than `gap`."""
+    """Indices of ascending positions to keep, so that no two kept ones lie closer than `gap`."""
     kept: list[int] = []
     for place, position in enumerate(positions):
         if not kept or position - positions[kept[-1]] >= gap:

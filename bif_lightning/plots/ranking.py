@@ -1,4 +1,4 @@
-"""Which train examples help a query most, and which hurt it most."""
+"""The train examples that help and hurt a query most."""
 
 from typing import Literal
 
@@ -11,12 +11,12 @@ def strongest(
 ) -> tuple[Int[np.ndarray, " helpful"], Int[np.ndarray, " harmful"]]:
     """Positions of the k most helpful and the k most harmful train examples, strongest first.
 
-    Fewer where fewer have that sign: an example that helps is never listed as harmful. NaN is neither.
+    Fewer than k where fewer have that sign: an example that helps is never listed as harmful. NaN is left out.
 
     Args:
         values: influence or correlation of every train example with one query.
-        k: how many of each at most.
-        helps: the sign with which a value helps: 1 for correlation, −1 for influence.
+        k: largest number of each.
+        helps: the sign of a value that helps: 1 for correlation, −1 for influence.
 
     >>> [list(map(int, side)) for side in strongest(np.array([0.2, -0.1, np.nan, 0.5]), 2, 1)]
     [[3, 0], [1]]

@@ -1,7 +1,7 @@
-"""What all figures share: colours, type, the colour bar, and the words for a sign.
+"""Style of all figures: colours, fonts, the colour bar, and the words for a sign.
 
-Every property is passed where it is used. Matplotlib's rcParams are global, and `rc_context` changes them for
-other threads too, so a figure drawn during training must not go near them.
+Every property is passed explicitly. Matplotlib's rcParams are global, and `rc_context` changes them for other threads
+too, so that a figure drawn during training must not depend on them.
 """
 
 import io
@@ -23,12 +23,12 @@ from PIL import Image
 
 QuantityName = Literal["correlation", "influence", "conditioned"]
 MeanName = Literal["correlation", "influence"]
-"""Of the quantities, those that have means over labels."""
+"""The quantities with means over labels."""
 
 INK, MUTED, FAINT, PAPER = "#1a1a1a", "#666666", "#d9d9d9", "#ffffff"
 HELPS, HURTS = "#1f66ad", "#c8500a"
 UNDEFINED = "#e3e3e3"
-# Okabe & Ito's colours, told apart with every common form of colour blindness; yellow is too pale on white.
+# Okabe & Ito's colours, distinct under every common form of colour blindness; yellow is too pale on white.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 FONT = "DejaVu Sans"
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -42,7 +42,7 @@ _HURTS_TO_HELPS = (
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a figure shows, and how its sign reads."""
+    """A quantity that figures show, and the meaning of its sign."""
 
     name: QuantityName
     formula: str
@@ -62,7 +62,7 @@ class Quantity:
 
     @property
     def sentence(self) -> str:
-        """One line that says what the quantity is and what its sign means."""
+        """One line on the definition of the quantity and the meaning of its sign."""
         helps, hurts = ("> 0", "< 0") if self.helps > 0 else ("< 0", "> 0")
         return (
             f"{self.words} = {self.formula}. Blue, {helps}: more weight on the train example lowers the "
@@ -94,14 +94,14 @@ def quantity_of(name: QuantityName) -> Quantity:
 
 
 def mean_quantity_of(name: MeanName) -> Quantity:
-    """The quantity of that name, of which there are means over labels.
+    """The quantity of that name, which must have means over labels.
 
     Raises:
         ValueError: a name other than "correlation" and "influence".
     """
     kind = quantity_of(name)
     if kind.name == "conditioned":
-        raise ValueError(f"quantity is {name!r}, of which no means over labels are made; show correlation or influence")
+        raise ValueError(f"quantity is {name!r}, which has no means over labels; show correlation or influence")
     return kind
 
 
@@ -147,7 +147,7 @@ def axes_at(figure: Figure, left: float, bottom: float, width: float, height: fl
 
 
 def type_of(size: float = 8, color: str = INK, **more: Any) -> dict[str, Any]:
-    """Text properties, complete: ids and label names are shown as they are, a `$` in them is no formula."""
+    """All text properties; ids and label names appear literally, without `$` formulas."""
     plain = {"parse_math": False, "usetex": False, "fontfamily": FONT, "fontsize": size, "color": color}
     return plain | {"fontweight": "normal", "fontstyle": "normal"} | more
 
@@ -158,7 +158,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def drawable(text: str) -> str:
-    """The text on one line; a box for each character that the font lacks (Matplotlib would warn at each)."""
+    """The text on one line, with a box for each character that the font lacks, as Matplotlib warns about each."""
     return "".join(char if ord(char) in _glyphs() else "□" for char in " ".join(text.split()))
 
 
@@ -178,7 +178,7 @@ def headings(figure: Figure, title: str, subtitle: str, caption: str) -> None:
 
 
 def wrap(text: str, width: float, size: float = 7.2, lines: int | None = None) -> str:
-    """The text broken into lines that fit that width in inches at that size in points, cut after so many lines."""
+    """The text wrapped to a width in inches at a size in points, cut after `lines` lines."""
     # The mean glyph of the font is 0.54 em wide; a wider line would run off the figure.
     letters = max(int(width * 72 / (0.545 * size)), 12)
     return "\n".join(textwrap.wrap(text, letters, max_lines=lines, placeholder="…"))
@@ -187,7 +187,7 @@ def wrap(text: str, width: float, size: float = 7.2, lines: int | None = None) -
 def colour_bar(figure: Figure, quantity: Quantity, scale: float, box: tuple[float, float, float, float]) -> None:
     """A vertical colour bar at that place in inches, with "helps" and "hurts" at its ends.
 
-    Drawn as an image of its own: several times faster than `Figure.colorbar`.
+    Drawn as a separate image, several times faster than `Figure.colorbar`.
     """
     axes = axes_at(figure, *box)
     ramp = np.linspace(-scale, scale, 255)[:, None]
@@ -248,7 +248,12 @@ def label_name(label: int, names: Sequence[str] | None) -> str:
 def to_png(figure: Figure) -> tuple[bytes, int, int]:
     """The figure as PNG bytes, its width and its height in pixels.
 
-    Not `savefig`, whose result depends on global rcParams (bounding box, transparency, dpi).
+    It avoids `savefig`, whose result depends on global rcParams (bounding box, transparency, dpi).
+
+    >>> from bif_lightning.plots import heatmap, to_png
+    >>> png, width, height = to_png(heatmap(snapshot.correlation, train, query))
+    >>> png[1:4], width > 100
+    (b'PNG', True)
     """
     canvas = figure.canvas
     if not isinstance(canvas, FigureCanvasAgg):

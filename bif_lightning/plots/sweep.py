@@ -1,4 +1,4 @@
-"""Loss traces over a grid of sampler settings, as a page to choose from."""
+"""A page of loss traces over a grid of sampler settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,17 +31,17 @@ _ROW = CELL_HEIGHT + 0.27  # with its line of numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One setting of the grid, and what its pilot showed.
+    """One setting of the grid, and the result of its pilot.
 
     Attributes:
         block, row, column: place in the grid: temperature, localization, step size.
         sampler: the setting.
         stiffness: c = ε·(nβ·λmax + γ).
-        rise: nβ·(mean train loss − loss at the snapshot) at each draw, nats; NaN from where a chain ran away.
-        diverged: why one did; empty if none did.
+        rise: nβ·(mean train loss − loss at the snapshot) at each draw, nats; NaN after a chain diverged.
+        diverged: why a chain did; empty if none did.
         dimension: effective dimension, NaN if diverged.
-        nonlinearity: share of the losses' variance that is not linear in the weights, likewise.
-        chosen: this is the setting that was chosen.
+        nonlinearity: share of the losses' variance that is not linear in the weights, NaN if diverged.
+        chosen: whether this setting was chosen.
     """
 
     block: int
@@ -63,7 +63,7 @@ def sweep(cells: Sequence[Cell], target: float, spacing: int, choice: str) -> Fi
         cells: a full grid.
         target: the effective dimension aimed at; traces of the right size level off at half of it.
         spacing: steps from one draw to the next.
-        choice: what was chosen, and why, in words.
+        choice: the chosen setting and the reason, in words.
     """
     places = zip(*((cell.block, cell.row, cell.column) for cell in cells), strict=True)
     blocks, rows, columns = (1 + max(values) for values in places)
@@ -96,7 +96,7 @@ def sweep(cells: Sequence[Cell], target: float, spacing: int, choice: str) -> Fi
 
 
 def _scale(cells: Sequence[Cell], target: float) -> float:
-    """So that the chosen traces fill half of their cell, and those of the target are in sight."""
+    """Height of a cell, so that the chosen traces fill half of it and the target is visible."""
     chosen = [cell.rise for cell in cells if cell.chosen and np.isfinite(cell.rise).any()]
     highest = max((float(np.nanmax(np.abs(rise))) for rise in chosen), default=target)
     return 1.6 * max(highest, target / 2)

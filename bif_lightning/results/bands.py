@@ -1,4 +1,4 @@
-"""What can be said of a curve over training within its error band: a width for all steps at once, and the changes."""
+"""Widths of error bands: of one value, and of a curve over training with its flips and peaks."""
 
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
@@ -6,14 +6,27 @@ from typing import Any
 
 import numpy as np
 
+CLEAR = 1.959963984540054
+"""Standard errors in half of a 95 % interval, the two-sided normal quantile. A value is clear of zero, and its sign
+known, where its distance from zero is larger: one rule for the tab, tables, figures, scalars and the command line."""
+
 Change = dict[str, Any]
 
 
-def simultaneous(steps: int) -> float:
-    """How many standard errors make a band that holds all of so many steps at once, with 95 %.
+def is_clear(value: Any, error: Any) -> Any:
+    """Whether zero lies outside of value ± 1.96 standard errors; False where either is NaN. Numbers or arrays alike.
 
-    Šidák: a level of 0.95^(1/steps) for each. For normal errors that is enough whatever their dependence (Šidák 1967),
-    and snapshots with common random numbers have some.
+    >>> bool(is_clear(-0.5, 0.25)), bool(is_clear(0.5, 0.26)), bool(is_clear(0.5, float("nan")))
+    (True, False, False)
+    """
+    return np.abs(value) > CLEAR * error
+
+
+def simultaneous(steps: int) -> float:
+    """Half width, in standard errors, of a band that contains the curve at all steps at once with probability 0.95.
+
+    Šidák's level for each step is 0.95^(1/steps). For normal errors the band is at least that wide whatever their
+    dependence (Šidák 1967); snapshots with common random numbers are dependent.
 
     >>> round(simultaneous(1), 2), round(simultaneous(20), 2)
     (1.96, 3.02)
@@ -22,7 +35,7 @@ def simultaneous(steps: int) -> float:
 
 
 def found_changes(steps: Sequence[int], value: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Change]:
-    """Flips, peaks and troughs of one curve within its band; steps whose band is NaN are left out."""
+    """Flips, peaks and troughs of one curve that its band supports; steps with a NaN band are left out."""
     known = np.isfinite(low) & np.isfinite(high)
     kept = [step for step, keep in zip(steps, known, strict=True) if keep]
     value, low, high = value[known], low[known], high[known]
@@ -56,8 +69,10 @@ def _tops(kind: str, steps: Sequence[int], value: np.ndarray, low: np.ndarray, h
 
 
 def _lower(side: range, at: int, value: np.ndarray, low: np.ndarray, high: np.ndarray, *, strictly: bool) -> int | None:
-    """The nearest step of one side whose band lies below that of `at`, before any that is as high; of equals, the last
-    one is the top."""
+    """The nearest step on one side whose band lies below that of `at`, None if a step as high comes first.
+
+    Of equal values the last one is the top.
+    """
     for other in side:
         if value[other] > value[at] or (strictly and value[other] == value[at]):
             return None

@@ -1,4 +1,4 @@
-"""What one snapshot gives: matrices, their errors, and what the chains looked like. NumPy only, no torch."""
+"""The result of one snapshot: matrices with their errors, traces, diagnostics and cost."""
 
 import math
 from collections.abc import Mapping
@@ -29,13 +29,17 @@ CORRELATION_SIGN = (
 class LabelMeans:
     """Mean influence of all train examples of one label on all queries of another.
 
-    Cov is bilinear, so the mean over a block is itself an influence (of the mean losses of two groups), and
-    its standard error is computed as such, from the draws: entries of a block are far from independent.
+    Cov is bilinear, so that the mean over a block is itself an influence (of the mean losses of two groups). Its
+    standard error is computed as such, from the draws, since entries of a block are far from independent.
 
     Attributes:
         train_labels, query_labels: the label of each row and column, ascending.
         influence, correlation: block means of the matrices of the same name.
         influence_standard_error, correlation_standard_error: Monte Carlo standard errors of the block means.
+
+    >>> means = snapshot.label_means  # of an Estimate whose train and query examples have labels
+    >>> means.correlation.shape == (len(means.train_labels), len(means.query_labels))
+    True
     """
 
     train_labels: Int[np.ndarray, " train_label"]
@@ -53,15 +57,15 @@ class Influence:
     Attributes:
         name: of the observable; "loss" for the losses of the query examples.
         unit: of the observable ("nat" for a loss, "1" for a fraction).
-        columns: None where the columns are the query examples themselves, else a name for each column
-            (the groups of a group mean, the one value of a metric).
+        columns: None where the columns are the query examples, else the name of each column (the groups of a group
+            mean, the value of a metric).
         influence: −Cov(l_i, phi_j), in nat x unit.
         influence_standard_error: Monte Carlo standard error of each entry, same unit.
         correlation: +Corr(l_i, phi_j) in [−1, 1]; NaN where either side never varied.
         correlation_standard_error: Monte Carlo standard error of each entry.
         mean, std: of the observable over the draws, in its unit.
         conditioned: the conditioned influence (`statistics.conditioned`), in the unit of the influence; None where
-            it was not asked for, or the draws do not serve for it.
+            it was switched off, or the draws do not allow it.
         conditioned_standard_error: Monte Carlo standard error of each entry, same unit.
     """
 
@@ -80,7 +84,7 @@ class Influence:
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """One chain that left the posterior. `draw` counts recorded draws from 0; −1 is within burn-in."""
+    """A chain that diverged. `draw` counts recorded draws from 0; −1 is within burn-in."""
 
     chain: int
     draw: int
@@ -92,26 +96,27 @@ class Divergence:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics:
-    """Did the chains do their work? All of the mean train loss, over the chains that did not diverge.
+    """Convergence, bias and noise of the chains that did not diverge.
 
     Attributes:
-        rhat: split R-hat; near 1 = the chains agree on the mean loss. Says nothing about the influence.
-        ess: effective number of independent draws behind the mean loss, of chains x draws.
+        rhat: split R-hat of the mean train loss; near 1 = the chains agree on it. It does not certify the influence.
+        ess: effective sample size of the mean train loss, out of chains x draws.
         llc: local learning coefficient estimate  nβ·(mean loss over draws − loss at w*), in nats.
-        llc_standard_error: of it, from the spread over chains (over batches of draws for one chain).
+        llc_standard_error: its standard error, from the spread over chains (over batches of draws for one chain).
         drift: second-half minus first-half mean loss of the chains, in standard errors of that difference.
         score_agreement: median over queries of the Spearman correlation between the influence columns of one
             half of the chains and the other half; of `Subspace`, between two halves of the training examples that the
-            curvature was measured on. Agreement of noise only: a bias agrees with itself.
+            curvature was measured on. It measures noise only: a bias is the same in both halves.
         group_agreement: median over queries of the correlation of these two columns, which is that of the summed
             influence of random groups of train examples by either half (`diagnostics.group_agreement`).
-        noise_ratio: variance that minibatches give a step of SGLD, in that of its own noise, in the direction where it
-            is largest; above about 1 the draws are hotter than the posterior. NaN where it was not measured.
-        llc_ratio: LLC over half the effective dimension of the loss at w*, which it is near a minimum. Below 0 = drift,
-            far above 1 = the chains left the neighbourhood that the curvature describes. Of `Subspace` it checks the
-            closed form, by draws that do not enter the matrices. NaN where not measured.
+        noise_ratio: minibatch variance of a step of SGLD divided by the variance of its injected noise, in the
+            direction where the ratio is largest; above about 1 the draws are hotter than the posterior. NaN where not
+            measured.
+        llc_ratio: LLC over half the effective dimension of the loss at w*; 1 for a quadratic loss. Below 0 = drift, far
+            above 1 = the chains left the neighbourhood that the curvature describes. For `Subspace` it checks the
+            closed form, by draws that the matrices do not use. NaN where not measured.
         control_agreement: median over queries of the Spearman correlation of the influence with that of draws of the
-            pull alone (nβ = 0): what noise without the posterior's geometry already gives. NaN where not measured.
+            pull alone (nβ = 0): the part that noise gives without the posterior's geometry. NaN where not measured.
     """
 
     rhat: float
@@ -128,12 +133,15 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a snapshot can be trusted.
+    """Whether a snapshot can be trusted; made by `judge`.
 
     Attributes:
         word: the verdict.
-        sentence: why, with the numbers.
-        advice: the knob to turn; empty where it is good.
+        sentence: the reason, with its numbers.
+        advice: the setting to change; empty for "good".
+
+    >>> print(Verdict("noisy", "chains agree at 0.41 only", "raise num_draws from 100 to about 400"))
+    noisy: chains agree at 0.41 only; raise num_draws from 100 to about 400
     """
 
     word: Literal["good", "noisy", "drifting", "not local", "diverged"]
@@ -146,7 +154,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Traces:
-    """Every recorded draw: enough to compute any other normalisation, ridge or error later."""
+    """All losses and observables at every recorded draw, for other normalisations, ridges or errors later."""
 
     train: Float32[np.ndarray, "chain draw train"]
     columns: Mapping[str, Float32[np.ndarray, "chain draw column"]]
@@ -154,7 +162,14 @@ class Traces:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What an estimate took: seconds of wall time, SGLD steps of all chains, and bytes beyond the model."""
+    """Cost of an estimate.
+
+    Attributes:
+        seconds: wall time.
+        steps: sampler steps of all chains.
+        workers: chains run at a time by each process.
+        extra_bytes: memory beyond the model.
+    """
 
     seconds: float
     steps: int
@@ -164,35 +179,40 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The Bayesian influence at one snapshot.
+    """The Bayesian influence at one snapshot; made by `estimate`, and `latest` of the callback.
 
     Attributes:
         losses: influence on the loss of every query example.
         observables: influence on every further observable, by name.
-        train_mean, train_std: loss of each train example over the draws, nats.
+        train_loss, train_std: mean and standard deviation over the draws of the loss of each train example, nats.
         snapshot_loss: mean train loss at w*, nats.
-        chain_ids: the chains behind the matrices, those that did not diverge.
+        chain_ids: numbers of the chains that did not diverge, which the matrices come from.
         loss_trace: mean train loss at each draw of those chains, nats.
         distance_trace: ‖w − w*‖ at each draw of those chains.
         label_means: block means over labels, where both sides have labels; else None.
-        traces: every draw, where they were asked for; else None.
-        ridge: r of the conditioned influence, nat²; None where there is none.
+        traces: every draw, with `store_traces`; else None.
+        ridge: r of the conditioned influence, nat²; None without it.
         effective_dimension: d_eff of the posterior, where the sampler knows it (`Subspace`); else None.
         sampler, chains: the settings that were used.
         parameters: names of the sampled parameters.
         num_weights: number of sampled weights, d.
-        notes: what a reader of the numbers should know, in sentences.
+        notes: remarks on the numbers, in sentences.
         top_stability: of each query, the share of its 10 most helpful and 10 most harmful train examples by one half of
             the draws that the other half finds too (of `Subspace`, by halves as for `score_agreement`); NaN for queries
             that were not compared (64 at most are). None where it was not computed.
-        tokens: influence token by token, where `per_token` asked for it; else None.
-        reasons: how the settings were found, in words; empty for settings that were given.
-        lasting: whether the settings are those of the run; else they were found for this snapshot alone.
+        tokens: influence token by token, with `per_token`; else None.
+        reasons: how the settings were found, in words; empty for given settings.
+        lasting: whether the settings hold for the whole run; else they were found for this snapshot alone.
+
+    >>> snapshot.influence.shape == (len(train), len(query))  # an Estimate, and Samples of its axes
+    True
+    >>> bool((np.abs(snapshot.correlation) <= 1 + 1e-6).all())
+    True
     """
 
     losses: Influence
     observables: Mapping[str, Influence]
-    train_mean: Float[np.ndarray, " train"]
+    train_loss: Float[np.ndarray, " train"]
     train_std: Float[np.ndarray, " train"]
     snapshot_loss: float
     chain_ids: tuple[int, ...]
@@ -222,7 +242,7 @@ class Estimate:
 
     @property
     def conditioned(self) -> Float32[np.ndarray, "train query"] | None:
-        """The influence after the draws have been told the training losses, nat²; negative = helps."""
+        """The influence after a Kalman update of the draws on the train losses, nat²; negative = helps."""
         return self.losses.conditioned
 
     @property

@@ -1,4 +1,4 @@
-"""Who the train and query examples are: ids, labels, texts and thumbnails, for files, plots and tables."""
+"""Descriptions of the train and query examples: ids, labels, texts and thumbnails."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,14 @@ class Samples:
         label_names: name of each class, by class index; None if unknown.
         texts: text of each example; None if there are none.
         thumbnails: PNG bytes of each example, b"" where it has none; None if there are none.
-        columns: further things to sort by, by name: a float64 array (NaN where unknown) or an object array of str, with
+        columns: further values to sort by, by name: a float64 array (NaN where unknown) or an object array of str, with
             one entry for each example; None if there are none.
-        tokens: texts of the tokens of each example, which joined are its text; None if there are none.
-        token_ids: numbers of the same tokens in their vocabulary; None if unknown.
+        tokens: texts of the tokens of each example, whose concatenation is its text; None if there are none.
+        token_ids: ids of the same tokens in their vocabulary; None if unknown.
+
+    >>> samples = Samples(ids=("a", "b"), index=np.array([0, 7]), labels=np.array([1, 0]), label_names=("cat", "dog"))
+    >>> len(samples), samples.label_names[samples.labels[0]]
+    (2, 'dog')
     """
 
     ids: tuple[str, ...]

@@ -261,7 +261,7 @@ def _stds(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> Float[n
 
 
 def _lacking(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "row column"]:
-    """What a covariance lacks, as draws are centred about means of their own (`errors.centre`)."""
+    """What a covariance lacks, as draws are centred about their own means (`standard_errors`)."""
     return law.centre_scale * (train.means.T @ query.means)
 
 

@@ -31,6 +31,11 @@ class TokenAxis:
         num_sequences: examples of the set; some may have no token with a loss.
         snapshot_loss: of each token at w*, nats.
         loss, std: mean and standard deviation of each token's loss over the draws, nats.
+
+    >>> tokens.train.position.tolist()  # `tokens` of an Estimate: three texts of three tokens, the first without a loss
+    [1, 2, 1, 2, 1, 2]
+    >>> tokens.train.rows_of(1).tolist()
+    [2, 3]
     """
 
     sequence: Int[np.ndarray, " token"]
@@ -74,6 +79,10 @@ class Tokens:
     Attributes:
         train, query: the tokens of either axis.
         blocks: the changes of losses at the draws or, of `Subspace`, slopes along its directions.
+
+    >>> block = tokens.correlation(train=1, query=0)  # `tokens` of an Estimate, with per_token=True
+    >>> block.value.shape
+    (2, 2)
     """
 
     train: TokenAxis

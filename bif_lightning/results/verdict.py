@@ -44,6 +44,10 @@ def judge(estimate: Estimate) -> Verdict:
     noisy       minibatch noise, or too few draws: Monte Carlo error; of `Subspace`, too few examples for its curvature
     not local   the loss rises far more than the curvature at w* explains
     good        none of these. A measure that could not be taken (NaN) is not held against the snapshot.
+
+    >>> from bif_lightning import judge
+    >>> judge(snapshot).word in ("good", "noisy", "drifting", "not local", "diverged")  # of an Estimate
+    True
     """
     for check in _CHECKS:
         if found := check(estimate):

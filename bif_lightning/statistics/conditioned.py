@@ -87,7 +87,7 @@ class KalmanUpdate:
 
         Args:
             train, columns: a trace for each chain, nats.
-            ridge: r in nat², or "auto" for `label_free_ridge`.
+            ridge: r in nat², or "auto" for `conditioning_ridge`.
             paired: draws are antithetic pairs.
             batches: about how many batches of increments give standard errors.
         """
@@ -157,6 +157,12 @@ def conditioned_influence(
 
     Raises:
         ValueError: too few draws, or none that varies.
+
+    >>> from bif_lightning import conditioned_influence, open_traces
+    >>> traces = open_traces(folder / "step=000000200.h5")
+    >>> found = conditioned_influence(traces.train, traces.columns["loss"])
+    >>> found.value.shape, found.ridge > 0
+    ((24, 6), True)
     """
     rows, across = ([torch.from_numpy(np.asarray(trace)) for trace in side] for side in (train, columns))
     found = KalmanUpdate.of(rows, across, ridge, paired=paired)

@@ -11,7 +11,7 @@ The spread of K batches of draws (`influence.weighted_mean`) is short of that in
   N_eff the number of independent draws that the entries are worth (Hall 1988, Sec. 3; the term of the squared
   skewness in the coverage of a two-sided interval). The linearized correlation is not skewed.
 - Draws are centred about the mean of their own chain, not about the long-run mean, so that a covariance lacks the
-  covariance of the chain means: a bias, estimated from their spread and added in quadrature (`Centre`).
+  covariance of the chain means: a bias, estimated from their spread and added in quadrature (`ChainMeanCovariance`).
 - For the same reason the batches spread as if the posterior were as narrow as a chain: their products of losses are too
   small by √((1 + C_ii/s_i²)(1 + C_jj/s_j²)), with C the covariance of the chain means and s² the variances within.
   Without this an estimate that is too small by chance, or by that bias, has an error that is too small as well.

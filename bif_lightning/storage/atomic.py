@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a hidden name, synced, then renamed over the final one."""
+"""Atomic writing of files: under a hidden name, synced, then renamed to the final one."""
 
 import contextlib
 import errno
@@ -13,27 +13,25 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bif_lightning.exceptions import DiskFullError
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-# Tells the temporaries of this process from those of a dead one that had the same pid, as in a container.
+# Distinguishes this process from a dead one with the same pid, as in a container.
 _PROCESS = secrets.token_hex(4)
 _TEMPORARY = re.compile(r"\..+\.h5\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<process>[0-9a-f]{8})\.[0-9a-f]{8}\.tmp")
 _KEPT = 1 << 16  # bytes of the largest write that is kept in memory after an error
 _ABANDONED_SECONDS = 24 * 3600
 
 
-class DiskFullError(OSError):
-    """There is no room for a file; the message has its path, the bytes wanted, and those that are free."""
-
-
 class FaultTolerantFile(io.RawIOBase):
-    """A file for HDF5 to write to, which remembers the first error instead of passing it on.
+    """A file for HDF5 to write to, which stores the first error instead of raising it.
 
-    HDF5 does not recover from a failed write: the half-closed file stays in its tables and the process may crash
-    at exit. So after an error the sink takes every further byte and HDF5 closes in peace; the one who opened the sink
-    raises `failure`. Meanwhile HDF5 reads back what it wrote, and follows the addresses in it: small writes, which hold
-    all of these, are kept in memory, large ones are dropped.
+    HDF5 does not recover from a failed write: the half-closed file stays in its tables, and the process may crash at
+    exit. So after an error the file accepts every further byte to let HDF5 close it, and the opener raises `failure`.
+    Until then HDF5 reads back what it wrote, and follows the addresses in it: small writes, which contain all
+    addresses, are kept in memory; large ones are dropped.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -46,7 +44,7 @@ class FaultTolerantFile(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes of the file, also of what an error kept from it."""
+        """Size of the file in bytes, including what an error kept from it."""
         return self._size
 
     def readable(self) -> bool:
@@ -66,7 +64,7 @@ class FaultTolerantFile(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         view = memoryview(buffer).cast("B")
         found = os.pread(self._descriptor, len(view), self._position)
-        # To the end, also beyond that of the file: HDF5 takes what a short answer leaves as it was for data.
+        # Filled with zeros beyond the end of the file: HDF5 takes the unchanged rest of a short read for data.
         view[:] = found + bytes(len(view) - len(found))
         for offset, data in self._kept:
             start, end = max(offset, self._position), min(offset + len(data), self._position + len(view))
@@ -105,15 +103,15 @@ class FaultTolerantFile(io.RawIOBase):
 
 @contextlib.contextmanager
 def atomic_write(path: Path, nbytes: int) -> Generator[FaultTolerantFile]:
-    """Open a sink whose content becomes `path` when the block ends, and vanishes when it raises.
+    """Open a file that becomes `path` when the block ends, and is removed when the block raises.
 
     Args:
-        path: the final name. Its folder is made where it is missing; an older file there is replaced whole.
-        nbytes: about how many bytes will be written, for the message of an error; more if more came.
+        path: the final name. Its folder is made if missing; an older file is replaced as a whole.
+        nbytes: about how many bytes will be written, for error messages.
 
     Raises:
-        OSError: of the system's own kind (PermissionError, ...), with the path, the bytes wanted and free, and
-            what to do.
+        OSError: of the system's subclass (PermissionError, ...), or DiskFullError; the message has the path, the
+            bytes needed and free, and what to do.
     """
     path = path.absolute()
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{_PROCESS}.{secrets.token_hex(4)}.tmp")
@@ -124,7 +122,7 @@ def atomic_write(path: Path, nbytes: int) -> Generator[FaultTolerantFile]:
                 try:
                     yield sink
                 finally:
-                    nbytes = max(nbytes, sink.size)  # in small files there is more around the data than data
+                    nbytes = max(nbytes, sink.size)  # small files are mostly metadata
             os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -132,10 +130,10 @@ def atomic_write(path: Path, nbytes: int) -> Generator[FaultTolerantFile]:
 
 
 def sweep_temporaries(directory: str | os.PathLike[str]) -> list[Path]:
-    """Remove what writers that are dead left in a folder, and return its paths.
+    """Remove the temporaries of dead writers from a folder, and return their paths.
 
-    Dead = of this host, with a process that is gone; or of any host, untouched for a day. A missing folder holds
-    nothing.
+    A writer is dead if its process on this host has ended, or if its file on any host is unchanged for a day. A
+    missing folder counts as empty.
     """
     removed: list[Path] = []
     folder = Path(directory)
@@ -156,7 +154,7 @@ def _written_and_synced(temporary: Path) -> Generator[FaultTolerantFile]:
         try:
             yield sink
         finally:
-            # The sink's error is the cause; what HDF5 makes of lost bytes is only its consequence.
+            # The stored error is the cause; errors that HDF5 raises about lost bytes are consequences.
             if sink.failure is not None:
                 raise sink.failure
         os.fsync(descriptor)
@@ -174,7 +172,7 @@ def _removed_on_error(temporary: Path) -> Generator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder; its rename is journalled.
+    if os.name == "nt":  # Windows cannot open a folder, and journals the rename.
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -210,7 +208,7 @@ def _is_alive(pid: int) -> bool:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where there is no room."""
+"""Error numbers of a full disk, quota or file size."""
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 

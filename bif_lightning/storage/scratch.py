@@ -1,4 +1,4 @@
-"""Arrays that are filled a block of rows at a time: in memory, or beyond a budget in a file without a name."""
+"""Arrays to fill a block of rows at a time, in memory or, beyond a budget, in an unlinked temporary file."""
 
 import errno
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 MATRIX_BYTES = 1 << 30
-"""Matrices that are larger together lie in a temporary file, unless a caller sets another budget."""
+"""Matrices larger than this together lie in a temporary file, unless a caller sets another budget."""
 
 _ALIGNMENT = 4096  # where an array starts in the file, so that any dtype may be viewed there
 _REMEDY = "Free some space, or give another folder on a disk (TMPDIR names the default); fewer examples need less."
@@ -20,7 +20,7 @@ _REMEDY = "Free some space, or give another folder on a disk (TMPDIR names the d
 
 @dataclass(frozen=True)
 class Spec:
-    """What an array is to be: rows along its first axis."""
+    """Shape and dtype of an array with rows along its first axis."""
 
     shape: tuple[int, ...]
     dtype: type[np.generic]
@@ -32,21 +32,20 @@ class Spec:
 
 
 class ScratchArrays:
-    """Some arrays, in memory where they take at most `budget` bytes together, else in one unlinked file.
+    """Arrays in memory where they take at most `budget` bytes together, else in one unlinked file.
 
-    The file has no name (or none that a crash leaves behind), and ends with the last view of its arrays. It is
-    written by system calls, since a store to a mapped page of a full disk would kill the process, and read through
-    a mapping whose pages the system may drop at any time: neither takes memory of the process's own.
+    The file has no name, so that a crash leaves nothing behind, and its space is freed with the last view of its
+    arrays. It is written by system calls, since a store to a mapped page of a full disk would kill the process, and
+    read through a mapping, whose pages the system may drop at any time.
 
     Args:
-        specs: of the arrays.
-        budget: bytes that may lie in memory.
-        directory: where the file goes, made where it is missing; None for the default of `tempfile`. A file system in
-            memory saves nothing.
-        what: the arrays are, for messages.
+        specs: shapes and dtypes.
+        budget: bytes allowed in memory.
+        directory: of the file, made if missing; None for the default of `tempfile`. It should be on a disk.
+        what: description of the arrays, for messages.
 
     Raises:
-        OSError: there is no room for the file (see `check_room`), or the folder cannot be written.
+        OSError: the disk has no room for the file (see `check_room`), or the folder cannot be written.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class ScratchArrays:
         """Set these rows of one array.
 
         Raises:
-            OSError: the disk is full, or failed.
+            OSError: the disk is full or fails.
         """
         array = self.arrays[index]
         if self._descriptor is None:
@@ -85,7 +84,7 @@ class ScratchArrays:
             raise _failed(error, self._offsets[-1], self.directory, self._what) from error
 
     def close(self) -> None:
-        """No more is written. The arrays stay, and the space of a file until the last of them is gone."""
+        """End writing. The arrays stay usable; the space of the file is freed with the last of them."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -94,7 +93,7 @@ class ScratchArrays:
         self.close()
 
     def _open(self) -> np.ndarray:
-        """The whole file, mapped."""
+        """The whole file as a mapped array."""
         size, folder = self._offsets[-1], _folder(self.directory)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, prefix="bif_lightning-") as file:
@@ -104,13 +103,13 @@ class ScratchArrays:
 
 
 def check_room(nbytes: int, directory: Path | None = None, what: str = "the matrices") -> None:
-    """Refuse a temporary file for which the disk has no room.
+    """Check that the disk has room for a temporary file.
 
     Raises:
-        OSError: with the bytes wanted and free, the folder, and what to do.
+        OSError: it does not; the message has the bytes needed and free, the folder, and what to do.
     """
     folder = _folder(directory)
-    # It may be made later: the disk is that of the nearest folder above.
+    # The folder may not exist yet: take the disk of its nearest parent.
     free = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
     if nbytes > free:
         raise OSError(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.pairs import Pairs
@@ -18,7 +19,7 @@ DESCRIPTIONS = {
     "bif/llc_standard_error": "Monte Carlo standard error of the local learning coefficient, nats.",
     "bif/rhat": "Split R-hat of the mean train loss: near 1 = the chains agree on it. Says nothing of the influence.",
     "bif/ess": "Effective number of independent draws behind the mean train loss.",
-    "bif/drift": "Second-half minus first-half mean loss of the chains, in standard errors; beyond ±2 they still move.",
+    "bif/drift": "Second-half minus first-half mean loss of the chains, in standard errors; beyond ±3 they still move.",
     "bif/score_agreement": (
         "Median over queries of the rank correlation between the influence found by one half of the chains (of "
         "Subspace: of the examples behind its curvature) and by the other, -1 to 1. A bias agrees with itself."
@@ -28,7 +29,7 @@ DESCRIPTIONS = {
         "to 1. The verdict asks for it."
     ),
     "bif/noise_ratio": (
-        "Variance that minibatches give a step of SGLD, in that of its own noise, where it is largest: above 1 the "
+        "Minibatch variance of an SGLD step over its injected-noise variance, where that ratio is largest: above 1 the "
         "draws are hotter than the posterior."
     ),
     "bif/llc_ratio": (
@@ -47,7 +48,7 @@ DESCRIPTIONS = {
     "bif/seconds": "Wall time of the estimate, seconds.",
     "bif/mean_abs_correlation": "Mean over pairs of the size of the correlation: how much influence there is.",
     "bif/resolved_fraction": (
-        "Share of pairs whose correlation lies outside 2 standard errors of zero, 0 to 1; by chance alone about 0.05."
+        "Share of pairs whose correlation is more than 1.96 standard errors from zero, 0 to 1; by chance alone 0.05."
     ),
     MEDIAN: f"Median over pairs. {_SIGN}",
     LOW: f"5 % quantile over pairs. {_SIGN}",
@@ -122,7 +123,7 @@ def _spread(pairs: Pairs) -> Iterator[tuple[str, float]]:
         values, errors = np.abs(band.correlation[defined]), band.error[defined]
         size += values.size
         total += float(values.sum(dtype=np.float64))
-        resolved += int(np.count_nonzero(values > 2 * errors))
+        resolved += int(np.count_nonzero(is_clear(values, errors)))
         known = known or bool(np.isfinite(errors).any())
     if not size:
         return

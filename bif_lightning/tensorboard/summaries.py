@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from bif_lightning import plots
+from bif_lightning.results.bands import CLEAR
 from bif_lightning.results.estimate import CORRELATION_SIGN, Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.results.verdict import judge
@@ -145,7 +146,7 @@ def layout(pairs: Sequence[tuple[str, str]], *, by_label: bool) -> dict[str, dic
         all_pairs["mean: same label, other labels"] = ["Multiline", [SAME, OTHER]]
     charts = {"bif: correlation, > 0 helps, < 0 hurts": all_pairs}
     if pairs:
-        charts["bif: correlation of named pairs ± 2 standard errors, > 0 helps, < 0 hurts"] = {
+        charts["bif: correlation of named pairs ± 1.96 standard errors, > 0 helps, < 0 hurts"] = {
             f"{tag_part(one)} on {tag_part(other)}": ["Margin", list(_pair_tags(one, other))] for one, other in pairs
         }
     return charts
@@ -153,7 +154,7 @@ def layout(pairs: Sequence[tuple[str, str]], *, by_label: bool) -> dict[str, dic
 
 def _pair_tags(one: str, other: str) -> tuple[str, str, str]:
     stem = f"bif/pair/{tag_part(one)} on {tag_part(other)}"
-    return stem, f"{stem}/minus_2se", f"{stem}/plus_2se"
+    return stem, f"{stem}/low", f"{stem}/high"
 
 
 def _curves(of: _Snapshot, views: Sequence[str]) -> Iterator[Record]:
@@ -170,8 +171,8 @@ def _pair_curves(of: _Snapshot, *, banded: bool) -> Iterator[Record]:
     for one, other in of.pairs:
         place = of.train.ids.index(one), of.query.ids.index(other)
         value, error = float(losses.correlation[place]), float(losses.correlation_standard_error[place])
-        points = (value, value - 2 * error, value + 2 * error)
-        words = ("", " minus 2 standard errors", " plus 2 standard errors")
+        points = (value, value - CLEAR * error, value + CLEAR * error)
+        words = ("", " minus 1.96 standard errors", " plus 1.96 standard errors")
         for tag, point, word in zip(_pair_tags(one, other), points, words, strict=True):
             if np.isfinite(point) and (banded or not word):
                 yield scalar(tag, point, f"Train example {one} on query {other}{word}. {CORRELATION_SIGN}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from bif_lightning.plots.ranking import strongest
 from bif_lightning.plots.style import label_name, with_error
+from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import CORRELATION_SIGN, Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.results.verdict import judge
@@ -67,7 +68,7 @@ def top_table(estimate: Estimate, column: int, train: Samples, query: Samples, k
         if rows.size:
             lines += [_table_row(heads), _table_row(["---"] * len(heads))]
             lines += [_table_row(list(_cells(estimate, int(row), column, train))) for row in rows]
-    lines += ["", f"{CORRELATION_SIGN} Unsure: within 2 standard errors of zero.", ""]
+    lines += ["", f"{CORRELATION_SIGN} Unsure: within 1.96 standard errors of zero.", ""]
     stable = None if estimate.top_stability is None else float(estimate.top_stability[column])
     if stable is not None and not math.isnan(stable):
         lines.append(
@@ -98,7 +99,7 @@ def _cells(estimate: Estimate, row: int, column: int, train: Samples) -> Iterato
     value = float(estimate.correlation[row, column])
     error = float(estimate.losses.correlation_standard_error[row, column])
     yield escape(train.ids[row])
-    yield with_error(value, error) + ("" if abs(value) > 2 * error else ", unsure")
+    yield with_error(value, error) + ("" if is_clear(value, error) else ", unsure")
     if train.labels is not None:
         yield _label(train, row)
     if train.texts is not None:

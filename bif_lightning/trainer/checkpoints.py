@@ -1,4 +1,4 @@
-"""Saved weights: which checkpoints there are, when in training they were written, and how they get into a module."""
+"""Finding checkpoints, reading their training position, and loading their weights into a module."""
 
 import pickle
 import re
@@ -14,18 +14,15 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
+from bif_lightning.exceptions import UnreadableCheckpointError
 from bif_lightning.trainer.position import TrainingPosition
 
 _STEP = re.compile(r"step=(\d+)")
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 _SHARDS, ABOUT_SHARDS = ".metadata", "meta.pt"
 _WEIGHTS = ("state_dict.", "model.", "")
-"""What the names of weights begin with in a folder of shards: of ModelParallelStrategy, of FSDPStrategy, of none. A
-module may itself have a part of such a name."""
-
-
-class UnreadableCheckpointError(ValueError):
-    """A checkpoint that is damaged, gone, or no checkpoint; others may be sound."""
+"""Prefixes of weights in a folder of shards, by ModelParallelStrategy, by FSDPStrategy and without a strategy. A module
+may also have a part of such a name."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Checkpoint:
 
     Attributes:
         path: a file, or the folder of a sharded checkpoint.
-        moment: when in training it was written.
+        moment: the training position at which it was written.
     """
 
     path: Path
@@ -47,16 +44,16 @@ class Checkpoint:
 
 
 def find_checkpoints(paths: Iterable[str | Path]) -> list[Path]:
-    """Checkpoints among files and folders (of which all that lies below), each once, in the order of their names.
+    """Checkpoints among files and, recursively, folders, each once, sorted by name.
 
     Raises:
-        FileNotFoundError: a path that is not there, or nothing that could be a checkpoint.
+        FileNotFoundError: a path does not exist, or nothing looks like a checkpoint.
     """
     paths = [Path(path) for path in paths]
     found = dict[Path, None]()
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there; give checkpoints, or folders of them")
+            raise FileNotFoundError(f"{path} does not exist; give checkpoints, or folders of them")
         inside = sorted(path.rglob("*")) if path.is_dir() and not _is_sharded(path) else [path]
         found |= {each.resolve(): None for each in inside if each == path or _may_be(each)}
     if not found:
@@ -77,10 +74,10 @@ def _is_sharded(path: Path) -> bool:
 
 
 def look_at(path: Path) -> Checkpoint:
-    """When a checkpoint was written, without its weights where they can be left on disk.
+    """The training position of a checkpoint, read without its weights where the format allows.
 
     Raises:
-        UnreadableCheckpointError: it cannot be read, or does not say its step.
+        UnreadableCheckpointError: it cannot be read, or does not contain its step.
     """
     sharded = _is_sharded(path)
     about = {} if sharded and not (path / ABOUT_SHARDS).exists() else _load(path / ABOUT_SHARDS if sharded else path)
@@ -90,7 +87,7 @@ def look_at(path: Path) -> Checkpoint:
     if not isinstance(step, int):
         raise UnreadableCheckpointError(
             f"{path} does not say at which training step it was written: it has no global_step, as Lightning's "
-            "checkpoints have; rename it so that the name holds step=1000, say"
+            "checkpoints have; rename it so that the name contains its step, as in step=1000"
         )
     scaler = about.get("MixedPrecision") or {}
     moment = TrainingPosition(
@@ -104,10 +101,10 @@ def look_at(path: Path) -> Checkpoint:
 
 
 def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """By training step.
+    """Checkpoints sorted by training step.
 
     Raises:
-        ValueError: two of one step, which a run cannot hold.
+        ValueError: two have the same step.
     """
     ordered = sorted(found, key=lambda saved: saved.step)
     for one, other in pairwise(ordered):
@@ -120,14 +117,14 @@ def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load the weights and buffers of a checkpoint of Lightning, a plain state dict, or a sharded checkpoint, which may
-    come from another number of ranks. Nothing but tensors and plain values is read (`weights_only=True`). Collective
-    where the module is sharded.
+    """Load weights and buffers of a Lightning checkpoint, a state dict, or a sharded checkpoint of any number of ranks.
+
+    Only tensors and plain values are read (`weights_only=True`). Collective where the module is sharded.
 
     Raises:
-        OSError: there is no such file.
-        UnreadableCheckpointError: it is no checkpoint.
-        ValueError: it is of another module; the message names the keys.
+        OSError: the file does not exist.
+        UnreadableCheckpointError: it is not a checkpoint.
+        ValueError: it belongs to another module; the message names the keys.
     """
     path = Path(path)
     if _is_sharded(path):
@@ -147,7 +144,7 @@ def _fill(module: nn.Module, state: Mapping[str, Any], path: Path) -> None:
         if isinstance(value, Tensor) and value.shape != own[name].shape:
             raise ValueError(
                 f"{path} does not fit {type(module).__name__}: {name} has shape {tuple(value.shape)} there and "
-                f"{tuple(own[name].shape)} in the module; give the module its arguments of then"
+                f"{tuple(own[name].shape)} in the module; construct it with the arguments that it was trained with"
             )
     module.load_state_dict(dict(state))
 
@@ -157,7 +154,7 @@ def _check_keys(module: nn.Module, own: Iterable[str], theirs: Iterable[str], pa
     if missing or surplus:
         raise ValueError(
             f"{path} does not fit {type(module).__name__}: {_some('it lacks', missing)}{_some('it has', surplus)}"
-            "give the module that wrote it"
+            "give the module that it was saved from"
         )
 
 
@@ -199,7 +196,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads what is looked at
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads only what is accessed
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Find the collectives that a training step runs: chains of different ranks must not meet in one."""
+"""Detection of collectives in a training step, in which chains of different ranks would meet."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -14,15 +14,15 @@ _LOCAL: Final = ("wait_tensor",)
 def collectives_in(call: Callable[[], object]) -> list[str]:
     """Run a call and name the operations of torch.distributed in it.
 
-    Every rank must make the same call at the same time, as it would without this function. Seen are operations
-    on process groups and functional ones (those of DTensor too), in the forward pass and in a backward pass inside the
-    call; not those of other libraries or of compiled code.
+    Every rank must make the same call at the same time, as without this function. It detects operations on process
+    groups and functional ones (also of DTensor), in the forward pass and in a backward pass inside the call, but not
+    those of other libraries or of compiled code.
 
     Args:
         call: for instance a training step on a batch.
 
     Returns:
-        Names of the operations, each once, in the order of their first use; none without a process group.
+        Names of the operations, each once, in the order of their first use; empty without a process group.
     """
     with _Collectives() as seen:
         call()
@@ -30,13 +30,13 @@ def collectives_in(call: Callable[[], object]) -> list[str]:
 
 
 def refuse_collectives(names: Sequence[str]) -> None:
-    """Refuse a training step with collectives; without any, do nothing.
+    """Refuse a training step with collectives.
 
     Args:
         names: what `collectives_in` found.
 
     Raises:
-        MisconfigurationException: there is one. The message names them, and says what to pass.
+        MisconfigurationException: there are some. The message names them, and says what to pass.
     """
     if names:
         raise MisconfigurationException(

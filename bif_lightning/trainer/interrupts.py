@@ -1,7 +1,7 @@
-"""Control-C and SIGTERM wait for a moment at which they can do no harm: between two steps, or after the snapshot.
+"""Handling of Control-C and SIGTERM during a snapshot: deferred to the next sampler step or to the snapshot's end.
 
-Python raises KeyboardInterrupt between any two instructions of the main thread: also while the guard puts the
-training back, while a module wears the weights of a chain, and inside HDF5, whose file then cannot be closed.
+Python raises KeyboardInterrupt between any two instructions of the main thread: also while the guard restores the
+training, while a module holds the weights of a chain, and inside HDF5, which then cannot close its file.
 """
 
 import signal
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from bif_lightning.distributed.threads import Progress
-from bif_lightning.trainer.exceptions import PreemptedError
+from bif_lightning.exceptions import PreemptedError
 
 _pending = threading.Event()
 
 
 @contextmanager
 def defer_interrupts() -> Generator[None]:
-    """Hold the first SIGINT back, until `end_if_asked` is called or the block ends; a second acts at once.
+    """Defer the first SIGINT until `stop_if_requested` is called or the block ends; a second one acts at once.
 
-    Does nothing where SIGINT has another handler than Python's own, in a block inside this one, and in other threads
-    than the main one, which never get a KeyboardInterrupt.
+    Does nothing where SIGINT has another handler than Python's default, in a nested block, and in threads other than
+    the main one, which never get a KeyboardInterrupt.
 
     Raises:
-        KeyboardInterrupt: at the end, if a SIGINT came and nothing was raised for it.
+        KeyboardInterrupt: at the end, if a SIGINT came and `stop_if_requested` did not raise it.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -40,7 +40,7 @@ def defer_interrupts() -> Generator[None]:
 
 
 def stop_if_requested(trainer: Any) -> None:
-    """Raise what was held back, in whichever thread asks first.
+    """Raise the exception of a deferred signal, in the first thread that calls this.
 
     Raises:
         KeyboardInterrupt: a SIGINT came.
@@ -52,7 +52,7 @@ def stop_if_requested(trainer: Any) -> None:
 
 
 def stopping_progress(trainer: Any, progress: Progress) -> Progress:
-    """This progress, every step of which may be the last: see `end_if_asked`."""
+    """The same progress function, which calls `stop_if_requested` at every step."""
 
     def watched(done: int, total: int) -> None:
         stop_if_requested(trainer)

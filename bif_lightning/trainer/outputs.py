@@ -1,4 +1,4 @@
-"""Where a snapshot's estimate goes: a dump, then the loggers."""
+"""Outputs of a snapshot: its dump, and what the loggers get."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +27,16 @@ Precision = Literal["full", "10bit"]
 
 @dataclass
 class Outputs:
-    """The folder and the loggers of one run, and who its examples are. Made inside the guard: it reads data.
+    """The folder and the loggers of one run, and the description of its examples.
+
+    Construct it inside the guard, since it reads the datasets.
 
     Attributes:
         directory: of the dumps; None writes nothing (a fast_dev_run).
-        tokenizer: makes the texts of tokens.
+        tokenizer: decodes token ids to texts.
         precision: of the matrices in the dumps.
-        views: of TensorBoard to write; none where logging is off.
-        pairs: (train id, query id) to follow as curves of their own.
+        views: of TensorBoard to write; empty where logging is off.
+        pairs: (train id, query id) to show as separate curves.
     """
 
     directory: Path | None
@@ -53,7 +55,7 @@ class Outputs:
         self.query: Samples = self.train if same else self._described(*self.attribution.query)
         problem = self.attribution.problem
         named = {"train": problem.train, "query": problem.query, "training": problem.training}
-        # Type, length and a hash of some examples. Here, inside the guard, since it reads the datasets.
+        # Type, length and a hash of some examples.
         self.fingerprints = {name: _fingerprint(examples) for name, examples in named.items()}
 
     def _described(self, dataset: Any, indices: Sequence[int]) -> Samples:
@@ -70,18 +72,18 @@ class Outputs:
         return Labels(self.train.labels, self.query.labels)
 
     def open(self) -> None:
-        """Make the folder and describe the examples in it.
+        """Make the folder and write the description of the examples.
 
         Raises:
-            ValueError: it holds another run's samples.
-            OSError: it cannot be written.
+            ValueError: the folder holds the samples of another run.
+            OSError: the folder cannot be written.
         """
         if self.directory is not None:
             write_samples(self.directory, self.train, self.query)
             sweep_temporaries(self.directory)
 
     def write(self, moment: TrainingPosition, estimate: Estimate) -> Path | None:
-        """Write the dump of the snapshot of this moment."""
+        """Write the dump of the snapshot at this position of training."""
         if self.directory is None:
             return None
         return write_dump(
@@ -98,11 +100,11 @@ class Outputs:
         )
 
     def log(self, trainer: Any, moment: TrainingPosition, estimate: Estimate) -> None:
-        """Send the numbers to every logger, and the views to those that write for TensorBoard."""
+        """Log the numbers to every logger, and the views to those that write TensorBoard events."""
         if not self.views:
             return
         for logger in trainer.loggers:
-            experiment = getattr(logger, "experiment", None)  # a logger of the user's own need not have one
+            experiment = getattr(logger, "experiment", None)  # a user's logger need not have one
             if isinstance(experiment, SummaryWriter):
                 write_summaries(
                     experiment,
@@ -120,10 +122,10 @@ class Outputs:
 
 
 def check_unused(directory: Path) -> None:
-    """Refuse a folder that holds dumps already.
+    """Refuse a folder with dumps, since steps of two runs must not mix.
 
     Raises:
-        MisconfigurationException: it does; steps of two runs must not mix.
+        MisconfigurationException: it holds some.
     """
     dumps = sorted(path.name for path in directory.glob("step=*.h5"))
     if dumps:
@@ -138,6 +140,6 @@ def _fingerprint(examples: Examples) -> str:
     own = getattr(examples.dataset, "_fingerprint", None)
     kind = f"{type(examples.dataset).__name__}[{len(examples)}]"
     found, again = (digest(examples.batch(rows)) for _ in range(2))
-    if found != again:  # augmented: it never is what it was
+    if found != again:  # augmented: it differs at every access
         return kind
     return f"{kind} {own}" if isinstance(own, str) else f"{kind} sha256:{found}"

@@ -1,4 +1,4 @@
-"""When in training a snapshot is, and what was known of the run then."""
+"""Step, epoch and logged metrics of a training run at a snapshot."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from bif_lightning.trainer.support import loss_scale_of
 
 @dataclass(frozen=True)
 class TrainingPosition:
-    """One moment of a training run.
+    """A point in a training run.
 
     Attributes:
         step: global training step.
         epoch: counted from 0.
-        metrics: what the training logged last, such as the validation loss.
+        metrics: values logged last, such as the validation loss.
         hyperparameters: of the module.
-        loss_scale: of training in float16 at that moment.
+        loss_scale: of training in float16.
     """
 
     step: int
@@ -27,10 +27,8 @@ class TrainingPosition:
 
 
 def now(trainer: Any, module: Any) -> TrainingPosition:
-    """The present moment of a fit.
-
-    `trainer.callback_metrics` would compute metrics that training has not asked for yet, and keep the results.
-    """
+    """The current position of a fit."""
+    # Reading `trainer.callback_metrics` would compute and cache metrics before training does.
     logged = trainer._logger_connector._callback_metrics
     metrics = {name: float(value) for name, value in logged.items() if value.numel() == 1}
     hyperparameters = dict(getattr(module, "hparams", {}))

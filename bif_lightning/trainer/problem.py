@@ -1,4 +1,4 @@
-"""From a Trainer to a problem: its module, its data, its way to make a batch ready and to call the training step."""
+"""The `Problem` of a fit: the Trainer's module, data, batch transfer, precision and training step."""
 
 import inspect
 from collections.abc import Callable, Generator, Sequence
@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from bif_lightning.data.dataset import Batch, Collate, Examples, MapDataset, check_map_style
 from bif_lightning.distributed.ranks import BatchShard, current_ranks
+from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.derive import DerivedLoss, PerSample, check_user_loss, derive_loss
-from bif_lightning.losses.derived.exceptions import LossRefusedError
 from bif_lightning.losses.derived.intercept import Step, scalar_loss
 from bif_lightning.losses.observables import ExampleLoss, LossFn, Observable, mean_of
 from bif_lightning.losses.problem import Problem, eval_mode
@@ -30,7 +30,7 @@ _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_a
 
 @dataclass(frozen=True, kw_only=True)
 class AttributionRequest:
-    """What the user asked the callback to attribute, as given."""
+    """The user's arguments about what to attribute, as given."""
 
     train: Any
     query: Any
@@ -46,14 +46,14 @@ class AttributionRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution:
-    """A problem, and where its examples came from.
+    """A problem, and the origin of its examples.
 
     Attributes:
         problem: for the engine.
         train, query: (dataset, positions in it) of the rows and of the columns.
-        around: a context for a whole snapshot (default dtypes, which are global, and so not a matter of a thread).
-        loss: how per-example losses are found, in words.
-        derived: the losses, where they are derived from the training step.
+        around: context of a whole snapshot, for default dtypes, which are global to all threads.
+        loss: the method of per-example losses, in words.
+        derived: the losses, where derived from the training step.
     """
 
     problem: Problem
@@ -65,7 +65,7 @@ class Attribution:
 
     @property
     def datasets(self) -> list[Any]:
-        """Every object that user code reads examples with."""
+        """The objects that user code reads examples with."""
         parts = (self.problem.train, self.problem.query, self.problem.training)
         return [obj for part in parts for obj in (part.dataset, part.collate)]
 
@@ -82,7 +82,7 @@ def is_indices(data: Any) -> bool:
 
 
 def check_request(data: Any, name: str) -> None:
-    """Refuse an empty set or a stream before the Trainer is there.
+    """Refuse an empty set or a stream, before the Trainer exists.
 
     Raises:
         ValueError: empty, or a negative index.
@@ -102,10 +102,10 @@ def check_request(data: Any, name: str) -> None:
 
 
 def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest) -> Attribution:
-    """Everything the engine needs, from a Trainer in `fit` whose training data is there.
+    """The inputs of the engine, from a Trainer in `fit` with its training data.
 
     Raises:
-        MisconfigurationException: the training data cannot serve, or no per-example loss can be had.
+        MisconfigurationException: the training data is unusable, or per-example losses cannot be derived.
         ValueError, TypeError: bad sets or indices.
     """
     loader = _loader(trainer)
@@ -173,8 +173,10 @@ def _resolve(data: Any, training: Any, name: str) -> tuple[Any, Sequence[int]]:
 
 
 def _preparer(trainer: Any) -> Callable[[Batch], Batch]:
-    """What the training loop does with a batch before the step; the hooks are called directly, since the loop's
-    own way times them with a profiler, which threads may not share."""
+    """The training loop's conversion and transfer of a batch before the step.
+
+    It calls the hooks directly, since the loop times them with a profiler, which threads must not share.
+    """
     convert, device = trainer.precision_plugin.convert_input, trainer.strategy.root_device
     selector = trainer._data_connector._datahook_selector
     before, transfer, after = (getattr(selector.get_instance(name), name) for name in _TRANSFER_HOOKS)
@@ -182,14 +184,14 @@ def _preparer(trainer: Any) -> Callable[[Batch], Batch]:
 
 
 def _precision_contexts(trainer: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """(around a whole snapshot, around each forward): autocast is a thread's own, a default dtype is everybody's."""
+    """(around a whole snapshot, around each forward): autocast is local to a thread, a default dtype global."""
     enter = trainer.precision_plugin.train_step_context
     return (nullcontext, enter) if "mixed" in str(trainer.precision) else (enter, nullcontext)
 
 
 @dataclass(frozen=True)
 class _Losses:
-    """The loss of each example, the mean loss of a batch, how they were found, and the losses of single tokens."""
+    """Loss of each example, mean loss of a batch, the method in words, and token losses."""
 
     each: ExampleLoss
     mean: Callable[[nn.Module, Batch], Tensor]
@@ -241,7 +243,7 @@ def _losses(
 
 @contextmanager
 def _refused_as_misconfiguration() -> Generator[None]:
-    """In a Trainer, a loss that cannot serve is a setting to change, as every other of the callback."""
+    """Raise Lightning's exception for a loss that is refused, as for other settings of the callback."""
     try:
         yield
     except LossRefusedError as error:
@@ -249,7 +251,7 @@ def _refused_as_misconfiguration() -> Generator[None]:
 
 
 def _check_collectives(function: Callable[[nn.Module, Batch], Any], module: nn.Module, batch: Batch) -> None:
-    """Only where ranks run different chains: in shards of one model collectives are what makes it work."""
+    """Refuse collectives where ranks run different chains; sharded models need them."""
     if current_ranks().world_size > 1 and not is_sharded(module):
         with torch.no_grad():
             refuse_collectives(collectives_in(lambda: function(module, batch)))
@@ -260,7 +262,7 @@ def _training_step(module: nn.Module) -> Step:
     parameters = list(inspect.signature(cast(Any, module).training_step).parameters)
     if "dataloader_iter" in parameters:
         raise MisconfigurationException(
-            "training_step takes a dataloader_iter, so that it cannot be asked about chosen examples; pass "
+            "training_step takes a dataloader_iter, so that it cannot run on chosen examples; pass "
             "loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
         )
     extra = (0,) if len(parameters) > 1 else ()

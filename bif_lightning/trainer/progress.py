@@ -1,5 +1,4 @@
-"""Progress of a snapshot on the Trainer's own terms: its Rich or tqdm bar, or plain lines where it has neither; and of
-many snapshots, where nothing is trained."""
+"""Progress of a snapshot in the Trainer's Rich or tqdm bar, or as lines, and of many snapshots offline."""
 
 import math
 import os
@@ -23,7 +22,7 @@ _LINE_SECONDS = 10.0
 
 @contextmanager
 def progress_of(trainer: Any, label: str) -> Generator[Progress]:
-    """A progress function for one snapshot; shows what is done, and when it will be finished."""
+    """A progress function for one snapshot that shows the steps done and the time left."""
     bar = trainer.progress_bar_callback
     if isinstance(bar, OfflineProgress):
         with bar.steps(label) as progress:
@@ -60,8 +59,8 @@ def _rich(display: Any, label: str) -> Generator[Progress]:
 
 @contextmanager
 def _tqdm(label: str) -> Generator[Progress]:
-    # Drawn here and not by `update` (a delay keeps tqdm from it at the start): where the terminal fails, tqdm leaves
-    # its lock, which every bar of the process needs, in the hands of a thread that ends.
+    # Drawn here instead of by `update`: where the terminal fails, tqdm leaves its lock, which every bar of the process
+    # needs, held by a thread that ends.
     with tqdm(desc=label, unit="step", leave=False, position=1, dynamic_ncols=True, delay=_REFRESH_SECONDS) as bar:
         shown = 0.0
 
@@ -78,7 +77,7 @@ def _tqdm(label: str) -> Generator[Progress]:
 
 
 def _lines(label: str) -> Progress:
-    """A line every ten seconds; none for what is quicker."""
+    """A line every ten seconds."""
     started = shown = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -93,7 +92,7 @@ def _lines(label: str) -> Progress:
 
 
 def fits_bars() -> bool:
-    """Whether standard error is a terminal that says how wide it is."""
+    """Whether standard error is a terminal of known width."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
@@ -102,14 +101,14 @@ def fits_bars() -> bool:
 
 @dataclass
 class Throughput:
-    """How fast dumps appear, whoever makes them. Time in which there was nothing to do does not count.
+    """Dumps per second by all workers together, without idle time.
 
     Attributes:
-        done, total: dumps that are there, of the snapshots that are known.
-        part: of the snapshot under way, from 0 to 1.
+        done, total: numbers of dumps and of known snapshots.
+        part: fraction of the current snapshot that is done.
         idle: seconds in which nothing was due.
-        first: how many dumps there were at first.
-        began: when work on the first snapshot began; None before.
+        first: number of dumps at the first count.
+        began: time at which work on the first snapshot began; None before.
     """
 
     done: int = 0
@@ -120,13 +119,13 @@ class Throughput:
     began: float | None = None
 
     def count(self, done: int, total: int) -> None:
-        """Dumps that are there, of so many."""
+        """Set the numbers of dumps and of known snapshots."""
         self.first = done if self.first is None else self.first
         self.done, self.total = done, total
 
     @property
     def left(self) -> float:
-        """Seconds until all that are known are done; infinite before anything is."""
+        """Seconds until all known snapshots are done; infinite before the first progress."""
         came = self.done + self.part - (self.first or 0)
         if self.began is None or came <= 0:
             return math.inf
@@ -134,11 +133,12 @@ class Throughput:
 
 
 class OfflineProgress(ProgressBar):
-    """Dumps that are there and when the others will be, and the steps of the present snapshot: two bars on a terminal,
-    a line every ten seconds elsewhere. A Trainer takes it for its own bar: what others print appears above it.
+    """Dumps done, time left and steps of the current snapshot: two bars on a terminal, else a line every ten seconds.
+
+    It serves as the progress bar of a Trainer, so that what others print appears above it.
 
     Args:
-        terminal: draw bars on standard error; else lines.
+        terminal: draw bars on standard error; otherwise print lines.
     """
 
     def __init__(self, *, terminal: bool) -> None:
@@ -149,19 +149,19 @@ class OfflineProgress(ProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether anything is shown: on rank 0."""
+        """Whether progress is shown, as on rank 0."""
         return self._enabled
 
     def enable(self) -> None:
-        """Show."""
+        """Show progress."""
         self._enabled = True
 
     def disable(self) -> None:
-        """Show nothing."""
+        """Stop showing progress."""
         self._enabled = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         text = str(kwargs.get("sep", " ")).join(map(str, args))
         if self._bar is None:
             rank_zero_info(text)
@@ -170,7 +170,7 @@ class OfflineProgress(ProgressBar):
 
     @contextmanager
     def shown(self) -> Generator[None]:
-        """Keep the bar over all snapshots while the block runs."""
+        """Show the bar over all snapshots while the block runs."""
         if not (self.terminal and self._enabled):
             yield
             return
@@ -188,7 +188,7 @@ class OfflineProgress(ProgressBar):
                 self._bar = None
 
     def count(self, done: int, total: int) -> None:
-        """So many dumps are there, of so many snapshots that are known."""
+        """Set the numbers of dumps and of known snapshots, and show them."""
         self.pace.count(done, total)
         self._show()
 
@@ -228,7 +228,7 @@ class OfflineProgress(ProgressBar):
 
 @contextmanager
 def _warnings_above() -> Generator[None]:
-    """Warnings on lines of their own, and the bars again below them."""
+    """Print warnings above the bars."""
     before = warnings.showwarning
 
     def show(*args: Any, **kwargs: Any) -> None:

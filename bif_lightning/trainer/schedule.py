@@ -1,4 +1,4 @@
-"""When a snapshot is due: by crossing a step, never twice at the same one."""
+"""The schedule of snapshots by steps and epochs, and when training ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from lightning.pytorch.callbacks import Timer
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When snapshots are taken. Steps are optimizer steps (`trainer.global_step`), epochs count from 1.
+    """The steps and epochs at which snapshots are due. Steps are optimizer steps (`global_step`); epochs count from 1.
 
-    With several optimizers a batch advances the step by more than one, and gradient accumulation repeats it; so a
-    snapshot is due when a step is *crossed*.
+    With several optimizers a batch advances the step by more than one, and gradient accumulation repeats it. Therefore
+    a snapshot is due when a step is *crossed*.
 
     Args:
         every_n_train_steps: at every multiple.
-        every_n_epochs: at the end of every n-th epoch; 1 where nothing else is asked for.
-        at_steps: at these steps; log-spaced lists are common.
+        every_n_epochs: at the end of every n-th epoch; 1 where no other interval is given.
+        at_steps: at these steps, often log-spaced.
         at_start: before the first batch.
         at_end: after the last one.
 
     Raises:
-        MisconfigurationException: two rhythms at once, or numbers that are none.
+        MisconfigurationException: two intervals at once, or a number out of range.
     """
 
     every_n_train_steps: int | None = None
@@ -49,7 +49,7 @@ class Schedule:
             raise MisconfigurationException(f"at_steps is {list(steps)!r}; it must hold whole numbers, 0 or above")
 
     def starts(self) -> bool:
-        """Whether a snapshot before the first batch is asked for."""
+        """Whether a snapshot is due before the first batch."""
         return self.at_start or 0 in (self.at_steps or ())
 
     def crossed(self, before: int, step: int) -> bool:
@@ -71,7 +71,7 @@ def is_extra_epoch(trainer: Any) -> bool:
 
 
 def is_last_epoch(trainer: Any) -> bool:
-    """Whether training ends with this epoch, as far as can be known at its end."""
+    """Whether training ends with this epoch, as far as is known at its end."""
     max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
     by_epochs = max_epochs not in (None, -1) and trainer.current_epoch + 1 >= max_epochs
     by_steps = max_steps not in (None, -1) and trainer.global_step >= max_steps
@@ -79,13 +79,13 @@ def is_last_epoch(trainer: Any) -> bool:
 
 
 def training_fraction(trainer: Any) -> float:
-    """How much of the training is done, 0 to 1, by that of its limits which comes first.
+    """Fraction of the training that is done, 0 to 1, by whichever limit comes first.
 
-    1 where it has none, since it may then end here. What stops training early is not foreseen.
+    1 without a limit, since training may then end here. Early stopping is not predicted.
     """
     max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
     done = list[float]()
-    if max_epochs not in (None, -1):  # of an epoch of unknown length, as if at its end
+    if max_epochs not in (None, -1):  # an epoch of unknown length counts as done
         within = min(1.0, (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches) or 1.0
         done.append((trainer.current_epoch + within) / max(max_epochs, 1))
     if max_steps not in (None, -1):
@@ -103,7 +103,7 @@ def averages_weights(trainer: Any) -> bool:
 
 
 def waits_for_the_clock(trainer: Any) -> list[str]:
-    """What acts by time, which a snapshot passes: its behaviour cannot stay as it was."""
+    """Names of the Trainer's parts that act by wall time, which a snapshot shifts."""
     by_time = getattr(trainer, "_val_check_time_interval", None) is not None
     found = ["val_check_interval"] if by_time else list[str]()
     for callback in trainer.callbacks:

@@ -13,13 +13,13 @@ from bif_lightning.calibration.find import provisional
 from bif_lightning.config import Chains, Sampler
 from bif_lightning.estimation.estimator import estimate_problem, resolve_sampler, with_reasons
 from bif_lightning.estimation.forecast import Forecast, forecast
+from bif_lightning.exceptions import TrainingDisturbedError
 from bif_lightning.model.sharded import reshard
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.results.verdict import judge
 from bif_lightning.rng import unaltered_generators
 from bif_lightning.sampling.context import ranks_of
-from bif_lightning.trainer.exceptions import TrainingDisturbedError
 from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
 from bif_lightning.trainer.guard.guard import iterators, training_guard
 from bif_lightning.trainer.interrupts import stop_if_requested, stopping_progress
@@ -167,7 +167,7 @@ class Session:
         Raises:
             TrainingDisturbedError: training is not bitwise as it was.
             PreemptedError: the job is asked to end.
-            ChainsDivergedError, ValueError, OSError: see `estimate` and `archive.write_dump`.
+            ChainsDivergedError, ValueError, OSError: see `estimate` and `archive.write.write_dump`.
             PeerFailedError: another rank raised one of these.
         """
         moment = moment or now(trainer, module)

@@ -1,4 +1,4 @@
-"""The start of a fit: look at the data and the losses, make the folder, and refuse what belongs to another run."""
+"""The start of a fit: derive the losses, describe the data, open the folder, and check them against earlier runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from bif_lightning.trainer.time_budget import TimeBudget
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotOptions:
-    """What the user asked of the snapshots, beside what is attributed."""
+    """The user's settings of the snapshots, beside the `AttributionRequest`."""
 
     chains: Chains | None
     sampler: Sampler | Literal["auto"] | None
@@ -44,10 +44,10 @@ class SnapshotOptions:
 def settings_of(
     request: AttributionRequest, sampler: Sampler | Literal["auto"] | None, chains: Chains | None, budget: float | None
 ) -> dict[str, Any]:
-    """What all snapshots of a run must have in common, as plain values.
+    """The settings that all snapshots of a run share, as plain values.
 
     Raises:
-        ValueError: the sampler is none.
+        ValueError: the sampler is not one.
     """
     check_sampler(sampler)
     return {
@@ -71,21 +71,21 @@ def open_session(
     data: Mapping[str, str],
     settled: ResolvedSettings | None,
 ) -> Session:
-    """A session for this fit. Collective.
+    """Open a session for this fit. Collective.
 
     Args:
         directory: of the dumps; None writes nothing.
         fresh: the folder must be unused.
-        data: fingerprints of the data in the run that is resumed; empty for a new run.
-        settled: sampler and chains of that run.
+        data: fingerprints of the data of a resumed run; empty for a new run.
+        settled: sampler and chains of a resumed run.
 
     Raises:
-        MisconfigurationException: a folder of another run, other data than before, or losses that cannot be had.
+        MisconfigurationException: the folder belongs to another run, the data changed, or losses cannot be derived.
         OSError: the folder cannot be written.
     """
     ranks = ranks_of(module)
     first = ranks.rank == 0
-    # On its own, since what follows may need all ranks, and the others do not look at the folder.
+    # Separately, since only rank 0 reads the folder, while what follows needs all ranks.
     with ranks.collective("looking at the folder"):
         if first and fresh and directory is not None:
             check_unused(directory)
@@ -152,20 +152,20 @@ def _rows(data: Any) -> list[int] | None:
 def _sampler(attribution: Attribution, wanted: SnapshotOptions, chains: Chains | None) -> Sampler | Literal["auto"]:
     if wanted.sampler is not None:
         return wanted.sampler
-    # The closed form knows of single tokens only what lies within the span of its directions.
+    # For single tokens the closed form covers only the span of its directions.
     return "auto" if attribution.problem.tokens else default_sampler(attribution.problem, chains)
 
 
 def _tiny(chains: Chains) -> Chains:
-    """The least that runs every line: for a fast_dev_run."""
+    """The smallest chains, for a fast_dev_run."""
     return replace(chains, num_chains=1, num_draws=2, burn_in=0, thinning=1)
 
 
 def check_same(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings or data.
+    """Check that settings or data are those of the run to continue.
 
     Raises:
-        MisconfigurationException: with each difference, then and now.
+        MisconfigurationException: they differ; the message has each old and new value.
     """
     changed = [
         f"{name}: {theirs.get(name)!r} then, {ours.get(name)!r} now"
@@ -175,7 +175,7 @@ def check_same(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) ->
     if changed:
         raise MisconfigurationException(
             f"BIFCallback has other {what} than in the run that wrote this checkpoint, and their dumps would not "
-            f"compare: {'; '.join(changed)}. Use the {what} of then, or a callback of another name"
+            f"compare: {'; '.join(changed)}. Use the {what} of that run, or a callback of another name"
         )
 
 
@@ -190,10 +190,10 @@ def check_options(
     own_loss: bool,
     limited: bool = False,
 ) -> None:
-    """Refuse options that are none, or do not go together.
+    """Check options and their combination.
 
     Raises:
-        MisconfigurationException: which, and what to give.
+        MisconfigurationException: one is unknown, or two contradict.
     """
     check_choice("on_error", on_error, ("raise", "warn"))
     check_choice("verify_restore", verify_restore, ("first", "always", "never"))
@@ -203,28 +203,28 @@ def check_options(
     check_choice("per_sample", per_sample, ("mean", "sum"))
     if per_token and not own_loss:
         raise MisconfigurationException(
-            "per_token=True needs the losses of tokens, which training_step does not give: pass a loss_fn, "
+            "per_token=True needs token losses, which training_step does not return: pass a loss_fn, "
             "(module, batch) -> losses [batch, token], or (losses, mask). For a causal language model "
             "bif_lightning.causal_lm_loss is one, or lambda module, batch: causal_lm_loss(module.model, batch) where "
-            "the module holds it by that name"
+            "the LightningModule has the model as an attribute"
         )
     if limited and launch == "snapshot":
         raise MisconfigurationException(
-            "budget is about the time that estimates take from training, and launch='snapshot' leaves them to others: "
-            "leave the budget out"
+            "budget limits the time that estimates take from training, and launch='snapshot' moves them to other "
+            "processes: leave the budget out"
         )
     if own_loss and per_sample != "mean":
         raise MisconfigurationException(
-            "per_sample='sum' is about losses derived from training_step, and a loss_fn is given: return from it the "
-            "loss that you want of each example, and leave per_sample out"
+            "per_sample='sum' applies to losses derived from training_step, and a loss_fn is given: return the "
+            "loss of each example from it, and leave per_sample out"
         )
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Refuse a setting that is none of the choices.
+    """Check that a setting is one of the choices.
 
     Raises:
-        MisconfigurationException: it is another.
+        MisconfigurationException: it is not.
     """
     if value not in choices:
         raise MisconfigurationException(

@@ -1,4 +1,4 @@
-"""Snapshots on disk, for workers off the training path: weights and buffers, and when in training they are from."""
+"""Snapshot files for offline workers: weights, buffers and training position, and the run's manifest."""
 
 import json
 import os
@@ -22,21 +22,21 @@ from bif_lightning.trainer.checkpoints import ABOUT_SHARDS
 from bif_lightning.trainer.position import TrainingPosition
 
 FOLDER = "snapshots"
-"""Of the snapshots, in the folder of the dumps."""
+"""Folder of the snapshots within that of the dumps."""
 
 END = "end.json"
-"""In that folder: training is over, and no more snapshots will come."""
+"""File in that folder that marks the end of training."""
 
 
 @dataclass(frozen=True)
 class RunManifest:
-    """What a run leaves beside its dumps, so that others go on with the same settings and data, and mix nothing.
+    """Settings and data of a run, written beside its dumps so that others continue with the same.
 
     Attributes:
-        settings: what all its snapshots have in common (`opening.settings_of`).
+        settings: those that all its snapshots share (`setup.settings_of`).
         data: fingerprints of its data.
-        train, query: rows of the training data, where they were given as such.
-        options: further settings of the callback, by their names.
+        train, query: rows of the training data, where given as indices.
+        options: further settings of the callback, by name.
     """
 
     NAME: ClassVar[str] = "attribution.json"
@@ -48,7 +48,7 @@ class RunManifest:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def write(self, directory: Path) -> None:
-        """Write it, whole.
+        """Write the manifest atomically.
 
         Raises:
             OSError: the folder cannot be written.
@@ -59,7 +59,7 @@ class RunManifest:
 
 
 def left_by(directory: Path) -> RunManifest | None:
-    """What the run in this folder left; None where there is nothing.
+    """The manifest of the run in this folder; None without one.
 
     Raises:
         ValueError: it cannot be read.
@@ -74,7 +74,7 @@ def left_by(directory: Path) -> RunManifest | None:
 
 
 def snapshot_path(directory: Path, step: int) -> Path:
-    """Where the snapshot of a step lies: a file, or a folder of shards."""
+    """Path of the snapshot of a step: a file, or a folder of shards."""
     return directory / FOLDER / f"step={step:09d}.ckpt"
 
 
@@ -109,12 +109,12 @@ def _write_whole(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
 
 
 def reopen(directory: Path) -> None:
-    """A run that was over goes on."""
+    """Remove the mark of the end of training, since the run continues."""
     (directory / FOLDER / END).unlink(missing_ok=True)
 
 
 def write_end(directory: Path, step: int) -> None:
-    """Say that training is over; warn where there is no room to say it."""
+    """Mark the end of training; warn where that cannot be written."""
     text = json.dumps({"global_step": step}).encode()
     try:
         with atomic_write(directory / FOLDER / END, len(text)) as sink:
@@ -127,7 +127,7 @@ def check_no_snapshots(directory: Path) -> None:
     """Refuse a folder with snapshots of another run.
 
     Raises:
-        MisconfigurationException: it has some; workers would mix them.
+        MisconfigurationException: it holds some, which workers would mix.
     """
     found = sorted(path.name for path in (directory / FOLDER).glob("step=*.ckpt"))
     if found or has_ended(directory / FOLDER):
@@ -138,7 +138,7 @@ def check_no_snapshots(directory: Path) -> None:
 
 
 def has_ended(folder: Path) -> bool:
-    """Whether no more snapshots will come to this folder."""
+    """Whether training has ended, so that no more snapshots will appear in this folder."""
     return (folder / END).is_file()
 
 
@@ -150,7 +150,7 @@ def _write_shards(path: Path, module: nn.Module, about: dict[str, Any], ranks: R
             temporary.mkdir(parents=True)
     try:
         save_shards({"state_dict": module.state_dict()}, checkpoint_id=temporary)
-    except CheckpointException as error:  # on every rank, and no Exception
+    except CheckpointException as error:  # on every rank, and not an Exception
         with ranks.collective("removing half a snapshot"):
             if ranks.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -173,7 +173,7 @@ def _first_of(error: CheckpointException, path: Path) -> OSError:
 
 
 def _plain(values: Any) -> Any:
-    """What `weights_only=True` reads; anything else as its text."""
+    """Values that `weights_only=True` can read; others as their text."""
     if isinstance(values, dict):
         return {str(key): _plain(value) for key, value in values.items()}
     if isinstance(values, list | tuple):

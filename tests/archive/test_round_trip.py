@@ -70,7 +70,7 @@ def test_every_part_comes_back(tmp_path, rng):
     assert run.margin_influence.dims == ("step", "train", "query")
     assert run.accuracy_influence.sel(accuracy_column="dog").dims == ("step", "train")
     np.testing.assert_array_equal(run.accuracy_mean[0], estimate.observables["accuracy"].mean)
-    np.testing.assert_array_equal(run.train_loss[0], estimate.train_mean)
+    np.testing.assert_array_equal(run.train_loss[0], estimate.train_loss)
     np.testing.assert_array_equal(run.query_std[0], estimate.losses.std)
     np.testing.assert_array_equal(run.label_influence[0], estimate.label_means.influence)
     np.testing.assert_array_equal(run.loss_trace[0], estimate.loss_trace)
@@ -272,7 +272,7 @@ def test_10bit_shrinks_the_file_and_stays_float32(tmp_path, rng):
     assert short.stat().st_size < 0.7 * full.stat().st_size
     run = open_run(tmp_path)
     assert run.influence.dtype == np.float32
-    assert run.isel(step=1).train_loss.values.tolist() == estimate.train_mean.tolist()
+    assert run.isel(step=1).train_loss.values.tolist() == estimate.train_loss.tolist()
     np.testing.assert_array_equal(run.influence[1], round_to_10_bits(estimate.influence))
     np.testing.assert_allclose(run.influence[1], estimate.influence, rtol=2.0**-11)
     assert not np.array_equal(run.influence[1], estimate.influence)

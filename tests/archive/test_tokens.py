@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import round_to_10_bits
 from bif_lightning.config import Chains, Subspace
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 from small_language import CHAINS, SAMPLER, sequences

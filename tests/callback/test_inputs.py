@@ -128,7 +128,7 @@ def returns_mean(module: Any, batch: Any) -> Tensor:
         ({"at_steps": [3, -1]}, "at_steps"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"launch": "elsewhere"}, "launch is 'elsewhere'"),
-        ({"per_token": True}, "per_token=True needs the losses of tokens"),
+        ({"per_token": True}, "per_token=True needs token losses"),
         ({"views": ["heatmaps"]}, "heatmaps"),
         ({"sampler": bl.SGLD(step_size=10.0, inverse_temperature=100.0, localization=0.1)}, "lower step_size"),
     ],

@@ -51,7 +51,7 @@ def estimate(step: int, *, labels: bool = True) -> Estimate:
     return Estimate(
         losses=losses,
         observables={"margin": _influence("margin", ("easy", "hard"), -1.0)},
-        train_mean=np.ones(5),
+        train_loss=np.ones(5),
         train_std=np.ones(5),
         snapshot_loss=2.302585,
         chain_ids=tuple(range(chains)),

@@ -137,7 +137,7 @@ def test_top_as_text_marks_doubtful_signs_and_escapes_controls(run: Path, capsys
     assert "two lines" in lines["2"]
     assert "?" in lines["1"]
     assert "?" not in lines["2"] + lines["0"] + lines["4"]
-    assert "? = within 2 standard errors of 0" in printed
+    assert "? = within 1.96 standard errors of 0" in printed
     assert "the other half finds 50% too" in printed
     assert "The snapshot is diverged: 1 of 4 chains" in printed
     assert "\x1b" not in printed

@@ -31,7 +31,7 @@ def same(one: Estimate, other: Estimate, rtol: float) -> None:
     for name in Influence.__dataclass_fields__:
         if isinstance(value := getattr(one.losses, name), np.ndarray):
             np.testing.assert_allclose(getattr(other.losses, name), value, rtol=rtol, atol=rtol, err_msg=name)
-    for name in ("train_mean", "train_std", "loss_trace", "distance_trace"):
+    for name in ("train_loss", "train_std", "loss_trace", "distance_trace"):
         np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-9, err_msg=name)
     assert one.label_means is not None
     assert other.label_means is not None

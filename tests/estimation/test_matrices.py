@@ -13,11 +13,11 @@ import torch
 import bif_lightning.tensorboard.pairs as pairs
 from bif_lightning.archive.read import open_run, top
 from bif_lightning.archive.read.index import dump_paths, read_indices
-from bif_lightning.archive.read.untrusted import SkippedDumpWarning
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.estimation import estimator
 from bif_lightning.estimation.assemble import summarize
+from bif_lightning.exceptions import SkippedDumpWarning
 from bif_lightning.losses.observables import PerExample
 from bif_lightning.plots.pooling import axis_of, pool
 from bif_lightning.results.estimate import Estimate, Influence

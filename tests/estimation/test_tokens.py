@@ -100,7 +100,7 @@ def test_sums_over_tokens_are_the_influence_of_sequences(estimated: Estimate) ->
     rows, columns = (side.sequence[:, None] == np.arange(size) for side, size in ((tokens.train, 9), (tokens.query, 4)))
     exact = -law.covariance(law.side(train @ rows), law.side(query @ columns))
     np.testing.assert_allclose(sums, exact, rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(tokens.train.loss @ rows, estimated.train_mean, rtol=1e-12)
+    np.testing.assert_allclose(tokens.train.loss @ rows, estimated.train_loss, rtol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [SAMPLER, Pairs(scale=0.05)], ids=["SGLD", "Pairs"])

@@ -114,7 +114,7 @@ def make_estimate(
     return Estimate(
         losses=make_influence(rng, n, q, conditioned=conditioned),
         observables={each.name: each for each in observables},
-        train_mean=rng.normal(size=n),
+        train_loss=rng.normal(size=n),
         train_std=abs(rng.normal(size=n)),
         snapshot_loss=0.25,
         chain_ids=tuple(chain_ids),

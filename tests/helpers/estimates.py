@@ -105,7 +105,7 @@ def estimate_from(
     return Estimate(
         losses=influence_of(correlation, 0.04),
         observables={},
-        train_mean=rng.random(len(train)),
+        train_loss=rng.random(len(train)),
         train_std=rng.random(len(train)),
         snapshot_loss=0.31,
         chain_ids=tuple(range(chains)),

@@ -134,7 +134,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(trained: Path, tmp
 
 
 def test_arguments_that_cannot_work_are_refused(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         attribute(tmp_path, checkpoints=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at_steps says when"):
         attribute(tmp_path, checkpoints=trained / "saved", at_steps=[1])

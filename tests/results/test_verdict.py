@@ -32,7 +32,7 @@ def estimate(**changes: Any) -> Estimate:
         correlation=matrix, correlation_standard_error=matrix, mean=np.ones(2), std=np.ones(2),
     )  # fmt: skip
     found = Estimate(
-        losses=losses, observables={}, train_mean=np.ones(3), train_std=np.ones(3), snapshot_loss=1.0,
+        losses=losses, observables={}, train_loss=np.ones(3), train_std=np.ones(3), snapshot_loss=1.0,
         chain_ids=(0, 1, 2, 3), loss_trace=FLAT, distance_trace=FLAT, divergences=(),
         diagnostics=replace(SOUND, **own), cost=Cost(seconds=1.0, steps=1, workers=1, extra_bytes=1), sampler=SAMPLER,
         chains=Chains(), parameters=("w",), num_weights=7,

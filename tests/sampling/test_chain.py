@@ -65,7 +65,7 @@ def test_estimate_is_that_of_chains_walked_by_hand(gradient: Gradient, precondit
     np.testing.assert_allclose(got.traces.train, train, rtol=2e-6)
     np.testing.assert_allclose(got.loss_trace, train.mean(2), rtol=1e-10)
     np.testing.assert_allclose(got.distance_trace, np.linalg.norm(w - WORLD.snapshot, axis=2), rtol=1e-10)
-    np.testing.assert_allclose(got.train_mean, train.mean((0, 1)), rtol=1e-10)
+    np.testing.assert_allclose(got.train_loss, train.mean((0, 1)), rtol=1e-10)
     np.testing.assert_allclose(got.losses.mean, query.mean((0, 1)), rtol=1e-10)
     np.testing.assert_allclose(got.train_std, np.sqrt(train.var(1, ddof=1).mean(0)), rtol=1e-10)
     blocks = [np.cov(train[c].T, query[c].T) for c in range(CHAINS.num_chains)]

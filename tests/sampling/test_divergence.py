@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Examples
-from bif_lightning.estimation.estimator import ChainsDivergedError, estimate_problem
+from bif_lightning.estimation.estimator import estimate_problem
+from bif_lightning.exceptions import ChainsDivergedError
 from bif_lightning.losses.problem import Problem
 from targets import Regression
 

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import bif_lightning as bl
 import strategy_run
-from bif_lightning.distributed.watchdog import PeerFailedError
+from bif_lightning.exceptions import PeerFailedError
 from bif_lightning.trainer.support import check_trainer
 from strategy_run import launch
 
@@ -190,7 +190,7 @@ def test_a_job_that_is_asked_to_end_gives_the_snapshot_up(tmp_path: Path, ranks:
     kind = "ddp" if ranks > 1 else "single"
     left = launch(tmp_path, ranks, strategy=kind, trouble=sigterm, options={**OFTEN, "on_error": "raise"})
     assert [path.name for path in (tmp_path / "bif").glob("step=*")] == ["step=000000000.h5"]
-    assert "snapshot at step 2 is given up, since the job is asked to end" in (tmp_path / "0.log").read_text()
+    assert "snapshot at step 2 is given up, since the job received SIGTERM" in (tmp_path / "0.log").read_text()
     assert "SIGTERM" in repr(left[0])
 
 

@@ -1,10 +1,10 @@
 from .dumps import open_run as open_run
 from .dumps import open_samples as open_samples
+from .index import SkippedDumpWarning as SkippedDumpWarning
+from .index import UnreadableFileError as UnreadableFileError
 from .queries import by_label as by_label
 from .queries import changes as changes
 from .queries import top as top
 from .queries import trajectory as trajectory
 from .tokens import open_tokens as open_tokens
 from .traces import open_traces as open_traces
-from .untrusted import SkippedDumpWarning as SkippedDumpWarning
-from .untrusted import UnreadableFileError as UnreadableFileError

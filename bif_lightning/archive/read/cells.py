@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 from jaxtyping import Float32, Int
 
-from bif_lightning.archive.read.untrusted import UnreadableFileError, open_file, require
+from bif_lightning.archive.read.untrusted import open_file, require
 from bif_lightning.archive.schema import DUMP
+from bif_lightning.exceptions import UnreadableFileError
 
 MOST_CELLS = 1 << 26
 """Cells that one reading may decompress: 256 MiB of float32."""

@@ -8,8 +8,8 @@ import xarray as xr
 from bif_lightning.archive.read.examples import read_samples, stored_digest
 from bif_lightning.archive.read.index import Index, dump_paths, read_indices, skip
 from bif_lightning.archive.read.run import assemble
-from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import SAMPLES_FILE
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.results.examples import Samples
 
 
@@ -29,7 +29,7 @@ def open_run(directory: str | os.PathLike[str]) -> xr.Dataset:
           query); what their sign means is in their attribute `sign`;
         - `train_loss`, `train_std`, `query_loss`, `query_std`: over the draws, nats;
         - `<name>_influence`, `<name>_correlation`, ..., `<name>_mean`, `<name>_std` of each further observable;
-        - `label_influence`, `label_correlation` (step, train_group, query_group), where there are label means;
+        - label_influence, label_correlation (step, train_group, query_group), where there are label means;
         - along step: rhat, ess, llc, llc_standard_error, drift, score_agreement, group_agreement, noise_ratio,
           llc_ratio, control_agreement, snapshot_loss, seconds, steps, workers, extra_bytes, num_chains,
           num_divergences, divergences, notes, settings_json, verdict, verdict_reason; ridge and effective_dimension
@@ -46,6 +46,13 @@ def open_run(directory: str | os.PathLike[str]) -> xr.Dataset:
 
     Warns:
         SkippedDumpWarning: a dump is broken, foreign, of a later version, or of other examples; the rest is read.
+
+    >>> from bif_lightning import open_run
+    >>> run = open_run(folder)
+    >>> run.correlation.sel(query=3, step=200).shape
+    (24,)
+    >>> run.sizes["step"], run.train_loss.dims
+    (2, ('step', 'train'))
     """
     folder, paths = _find_dumps(Path(directory))
     indices = _of_one_run(read_indices(paths), folder)
@@ -63,6 +70,11 @@ def open_samples(directory: str | os.PathLike[str]) -> tuple[Samples, Samples]:
     Raises:
         FileNotFoundError: the folder has no samples.h5.
         UnreadableFileError: it is broken, foreign or of a later version.
+
+    >>> from bif_lightning import open_samples
+    >>> train, query = open_samples(folder)
+    >>> len(train), query.ids[0], train.label_names
+    (24, 'query-0', ('cat', 'dog'))
     """
     path = Path(directory) / SAMPLES_FILE
     if not path.exists():

@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 
 from bif_lightning.archive.examples_file import COLUMN, SIDES, digest
-from bif_lightning.archive.read.untrusted import UnreadableFileError, attribute, find, members, open_file, require
+from bif_lightning.archive.read.untrusted import attribute, find, members, open_file, require
 from bif_lightning.archive.schema import SAMPLES
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.results.examples import Samples
 
 _Row = TypeVar("_Row", tuple[str, ...], np.ndarray)

@@ -12,16 +12,9 @@ import numpy as np
 
 from bif_lightning.archive.examples_file import SIDES
 from bif_lightning.archive.read.examples import strings
-from bif_lightning.archive.read.untrusted import (
-    SkippedDumpWarning,
-    UnreadableFileError,
-    attribute,
-    find,
-    members,
-    open_file,
-    require,
-)
+from bif_lightning.archive.read.untrusted import attribute, find, members, open_file, require
 from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, DUMP, DUMP_NAME, PARTICULARS
+from bif_lightning.exceptions import SkippedDumpWarning, UnreadableFileError
 
 _REQUIRED = ("global_step", "epoch", "samples_sha256")
 _PARTS = ("id", "index", "label")

@@ -10,8 +10,9 @@ import numpy as np
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
-from bif_lightning.archive.read.untrusted import SkippedDumpWarning, UnreadableFileError, open_file, require
+from bif_lightning.archive.read.untrusted import open_file, require
 from bif_lightning.archive.schema import DUMP
+from bif_lightning.exceptions import SkippedDumpWarning, UnreadableFileError
 
 _FAR = 1024  # rows between two that are not worth reading: 4 chunks of a large matrix
 

@@ -8,7 +8,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bif_lightning.archive.read.untrusted import UnreadableFileError, attribute, find, open_file, present
+from bif_lightning.archive.read.untrusted import attribute, find, open_file, present
+from bif_lightning.exceptions import UnreadableFileError
 
 _MOST_BYTES = 1 << 27
 

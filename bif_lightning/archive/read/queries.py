@@ -11,14 +11,12 @@ import pandas as pd
 import xarray as xr
 
 from bif_lightning.archive.read.examples import read_samples
-from bif_lightning.archive.read.untrusted import SkippedDumpWarning, UnreadableFileError
 from bif_lightning.archive.schema import LOSS, SAMPLES_FILE, class_name
-from bif_lightning.results.bands import found_changes, simultaneous
+from bif_lightning.exceptions import SkippedDumpWarning, UnreadableFileError
+from bif_lightning.results.bands import CLEAR, found_changes, simultaneous
 from bif_lightning.results.examples import Samples
 
 Quantity = Literal["influence", "correlation", "conditioned"]
-
-_BAND = 1.959963984540054  # two-sided 95 % of a normal distribution
 
 
 def top(
@@ -51,6 +49,11 @@ def top(
     Raises:
         ValueError: an unknown query, step, quantity or observable; the message lists what is near. Or the
             dump of that step cannot be read.
+
+    >>> from bif_lightning import open_run, top
+    >>> table = top(open_run(folder), query=3, k=2)
+    >>> list(table.effect), list(table.columns)[:4]
+    (['helps', 'helps', 'hurts', 'hurts'], ['rank', 'effect', 'train', 'id'])
     """
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least 1 row of each kind")
@@ -94,6 +97,11 @@ def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity
 
     Raises:
         ValueError: an unknown example or quantity; the message lists what is near.
+
+    >>> from bif_lightning import open_run, trajectory
+    >>> curve = trajectory(open_run(folder), train=0, query="query-3")
+    >>> curve.step.tolist(), bool((curve.band_low < curve.low).all())
+    ([100, 200], True)
     """
     name = _variable(run, by, LOSS)
     pair = {"train": _position(run, "train", train), "query": _position(run, "query", query)}
@@ -105,8 +113,8 @@ def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity
             "step": run["step"].values,
             "value": value,
             "standard_error": error,
-            "low": value - _BAND * error,
-            "high": value + _BAND * error,
+            "low": value - CLEAR * error,
+            "high": value + CLEAR * error,
             "band_low": value - wide * error,
             "band_high": value + wide * error,
         }
@@ -127,6 +135,11 @@ def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
 
     Raises:
         ValueError: the run holds no label means, or an unknown quantity.
+
+    >>> from bif_lightning import by_label, open_run
+    >>> means = by_label(open_run(folder))
+    >>> means["mean"].dims, means.train_label_name.values.tolist()
+    (('step', 'train_label', 'query_label'), ['cat', 'dog'])
     """
     _check_quantity(by)
     if by == "conditioned":
@@ -238,6 +251,11 @@ def changes(run: xr.Dataset, train: int | str, query: int | str, by: Quantity = 
 
     Raises:
         ValueError: an unknown example or quantity; the message lists what is near.
+
+    >>> from bif_lightning import changes, open_run
+    >>> found = changes(open_run(folder), train=0, query=3)  # of two equal dumps
+    >>> len(found), list(found.columns)
+    (0, ['kind', 'step', 'value', 'before', 'after'])
     """
     of = trajectory(run, train, query, by)
     arrays = (of[name].to_numpy(np.float64) for name in ("value", "band_low", "band_high"))

@@ -9,8 +9,8 @@ from xarray.core import indexing
 
 from bif_lightning.archive.read.index import Axes, Field, Index, read_fields, skip
 from bif_lightning.archive.read.lazy import StepArray
-from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, PARTICULARS
+from bif_lightning.exceptions import UnreadableFileError
 
 Variables = dict[str, xr.Variable]
 

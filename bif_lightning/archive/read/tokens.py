@@ -13,9 +13,10 @@ from jaxtyping import Int
 
 from bif_lightning.archive.examples_file import SIDES
 from bif_lightning.archive.read.examples import read_samples
-from bif_lightning.archive.read.untrusted import UnreadableFileError, find, open_file, require
+from bif_lightning.archive.read.untrusted import find, open_file, require
 from bif_lightning.archive.schema import DUMP, SAMPLES_FILE
 from bif_lightning.config import Centring
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.results.estimate import CORRELATION_SIGN, INFLUENCE_SIGN
 from bif_lightning.results.examples import Samples
 from bif_lightning.results.token_matrices import ErrorScales, Quantity, TokenMatrix
@@ -155,6 +156,11 @@ def open_tokens(dump: str | os.PathLike[str]) -> StoredTokens:
         ValueError: the dump has no tokens: `per_token=True` of the callback keeps them.
         UnreadableFileError: the file is broken, foreign or of a later version.
         FileNotFoundError: there is none.
+
+    >>> from bif_lightning import open_tokens
+    >>> block = open_tokens(token_dump).correlation(train=1, query=0)  # a dump of per_token=True
+    >>> block["value"].dims, block.train_position.values.tolist()
+    (('train_token', 'query_token'), [1, 2])
     """
     path = Path(dump)
     with open_file(path, DUMP) as file:

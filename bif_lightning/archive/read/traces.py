@@ -20,6 +20,11 @@ def open_traces(dump: str | os.PathLike[str]) -> Traces:
     Raises:
         ValueError: the dump has no traces: `store_traces=True` of the callback keeps them.
         UnreadableFileError: the file is broken, foreign or of a later version.
+
+    >>> from bif_lightning import open_traces
+    >>> traces = open_traces(folder / "step=000000200.h5")
+    >>> traces.train.shape, traces.columns["loss"].shape  # chain x draw x example
+    ((4, 20, 24), (4, 20, 6))
     """
     with open_file(dump, DUMP) as file:
         if find(file, "traces/train_loss") is None:

@@ -18,6 +18,7 @@ from typing import Any
 import h5py
 
 from bif_lightning.archive.schema import VERSION
+from bif_lightning.exceptions import UnreadableFileError
 
 _SIGNATURE = b"GCOL"
 _HEAD = struct.Struct("<4sB3xQ")  # signature, version, bytes of the heap
@@ -75,14 +76,6 @@ _MOST_RANK = 4
 _MOST_ATTRIBUTE_BYTES = 1 << 16
 # Deflate, shuffle and Fletcher-32, which SPEC.md allows: every further decoder is one more that a file can attack.
 _FILTERS = {1, 2, 3}
-
-
-class UnreadableFileError(ValueError):
-    """A file that is broken, foreign, of a later version, or refers to data outside of itself."""
-
-
-class SkippedDumpWarning(UserWarning):
-    """A dump, or a part of one, was left out of a run; the message says which and why."""
 
 
 @contextmanager

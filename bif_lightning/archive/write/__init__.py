@@ -42,6 +42,10 @@ def write_samples(directory: str | os.PathLike[str], train: Samples, query: Samp
     Raises:
         ValueError: the folder holds the samples of another run, or the samples do not belong together.
         OSError: the file cannot be written; nothing is left of it.
+
+    >>> from bif_lightning import write_samples
+    >>> write_samples(new_folder, train, query).name  # Samples of both axes
+    'samples.h5'
     """
     path = Path(directory) / SAMPLES_FILE
     content = samples_content(train, query, _stamp())
@@ -89,6 +93,11 @@ def write_dump(
             observable has an impossible name, or a setting is out of range.
         OSError: the file cannot be written (disk full, no permission). Nothing is left of it, and a dump of the
             same step stays as it was.
+
+    >>> from bif_lightning import open_run, write_dump
+    >>> path = write_dump(new_folder, snapshot, step=300, epoch=0, train=train, query=query, metrics={"val/loss": 0.5})
+    >>> path.name, open_run(path).metrics.sel(metric="val/loss").item()
+    ('step=000000300.h5', 0.5)
     """
     if precision not in ("full", "10bit"):
         raise ValueError(f"precision is {precision!r}; it must be 'full' or '10bit'")

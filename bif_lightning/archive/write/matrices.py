@@ -33,7 +33,7 @@ def losses(estimate: Estimate) -> Iterator[Variable]:
     """The matrices of the query losses, and mean and spread of every loss."""
     yield from _matrices("", estimate.losses, ("train", "query"), "the query's loss")
     mean, std = "mean loss of each example over the draws", "standard deviation of the loss over the draws"
-    yield float64("train_loss", estimate.train_mean, "nat", mean, ("train",))
+    yield float64("train_loss", estimate.train_loss, "nat", mean, ("train",))
     yield float64("train_std", estimate.train_std, "nat", std, ("train",))
     yield float64("query_loss", estimate.losses.mean, "nat", mean, ("query",))
     yield float64("query_std", estimate.losses.std, "nat", std, ("query",))

@@ -61,7 +61,7 @@ def _arrays(estimate: Estimate) -> Expected:
     train, query = estimate.influence.shape
     chains = len(estimate.chain_ids)
     draws = estimate.loss_trace.shape[-1]
-    yield "train_mean", estimate.train_mean, (train,)
+    yield "train_loss", estimate.train_loss, (train,)
     yield "train_std", estimate.train_std, (train,)
     yield "loss_trace", estimate.loss_trace, (chains, draws)
     yield "distance_trace", estimate.distance_trace, (chains, draws)

@@ -1,4 +1,4 @@
-"""How many examples are in a batch, seen from its tensors."""
+"""The number of examples in a batch, from the lengths of its tensors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from bif_lightning.losses.derived.intercept import NotSeparableError
 
 BatchOf = Callable[[Sequence[int]], Any]
-"""Indices of examples -> the collated batch of them, on the module's device."""
+"""Indices of examples -> their collated batch, on the module's device."""
 
 
 def examples_in(batch: Any) -> int:
@@ -29,7 +29,7 @@ def examples_in(batch: Any) -> int:
     if len(lengths) != 1:
         found = f"tensors of lengths {lengths}" if lengths else "no tensor"
         raise NotSeparableError(
-            f"the number of examples in a batch of type {type(batch).__name__} with {found} is not clear; pass "
+            f"the number of examples in a batch of type {type(batch).__name__} with {found} is ambiguous; pass "
             "size_of(batch) -> int"
         )
     return lengths[0]

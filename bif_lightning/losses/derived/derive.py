@@ -1,13 +1,13 @@
-"""Per-example losses: derived from `training_step` and proved, or given by the user and checked.
+"""Per-example losses, derived from `training_step` and checked on examples.
 
-The loss of an example is what the training step would return for a batch of that one example. There are three ways
-to get it for every example of a batch, each tried where the one before cannot be proved on examples of the data:
+The loss of an example is what the training step returns for a batch of that example alone. Three methods find it for
+every example of a batch. Each is tried where the one before fails its check on examples of the data:
 
-1. take the step's loss apart into elementwise losses, from one run on the batch (`captured`);
-2. vmap the step over the examples (`singles`);
-3. run it on each of them (`singles`).
+1. split the step's loss into elementwise losses, from one run on the batch (`separable`);
+2. vmap the step over the examples (`one_by_one`);
+3. run the step on each example (`one_by_one`).
 
-Where none can be proved, the message holds a `loss_fn` to start from.
+Where all fail, the message contains a `loss_fn` to start from.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.batch_size import BatchOf, examples_in
-from bif_lightning.losses.derived.exceptions import LossRefusedError
 from bif_lightning.losses.derived.intercept import NotSeparableError, Step
 from bif_lightning.losses.derived.one_by_one import VmappedLoss, prove_singles
 from bif_lightning.losses.derived.reduction import PerSample
@@ -30,38 +30,38 @@ from bif_lightning.model.sharded import is_sharded, reshard
 
 
 class DerivedLoss(Protocol):
-    """(module, batch) -> the loss of each example, shape [batch], as `derive_loss` proved it."""
+    """(module, batch) -> the loss of each example, shape [batch], as `derive_loss` checked it."""
 
     @property
     def rung(self) -> str:
-        """How the losses are found, in words for dumps and logs."""
+        """The method, in words for dumps and logs."""
         ...
 
     @property
     def cost(self) -> str:
-        """What the losses of a batch cost, in words."""
+        """The cost of the losses of a batch, in words."""
         ...
 
     @property
     def eval_batch_size(self) -> int | None:
-        """The number of examples that batches must have; None if that is free."""
+        """The required number of examples in a batch; None for any."""
         ...
 
     @property
     def per_sample(self) -> PerSample:
-        """Whether an example's loss is what the step returns for it, or that times its own divisor."""
+        """Whether the loss of an example is what the step returns for it ("mean"), or times its divisor ("sum")."""
         ...
 
     def __call__(self, module: nn.Module, batch: Any, /) -> Float[Tensor, " example"]:
-        """The loss of each example; without a graph. Evaluate the same batch objects at every draw.
+        """The loss of each example, without a graph. Pass the same batch objects at every draw.
 
         Raises:
-            LossChangedError: what was proved does not hold on this batch, or at these weights.
+            LossChangedError: the check fails on this batch, or at these weights.
         """
         ...
 
     def refreeze(self) -> None:
-        """Call before each snapshot: what must stay as it is between draws is that of the next evaluations."""
+        """Forget the coefficients of earlier draws. Call before each snapshot, which then fixes new ones."""
         ...
 
 
@@ -74,17 +74,17 @@ def derive_loss(
     per_sample: PerSample = "mean",
     size_of: Callable[[Any], int] = examples_in,
 ) -> DerivedLoss:
-    """Derive per-example losses from a training step, and prove them on a few examples.
+    """Derive per-example losses from a training step, and check them on a few examples.
 
-    The module is put into eval mode meanwhile, and keeps its weights; the proofs use noisy ones as well.
+    The module runs in eval mode and keeps its weights; the checks also use weights with added noise.
 
     Args:
         step: call of the training step, (module, batch) -> what it returned. It must not log.
-        module: with weights at which to prove.
+        module: its weights are used for the checks.
         batch_of: collates examples, given by index.
-        rows: at least two examples, better eight, as unlike in length, class and target as the data has them.
+        rows: at least two examples, better eight, that differ in length, class and target as the data does.
         per_sample: "mean" for what the step returns for an example alone, "sum" for the sum over the example's
-            elements that enters the training objective (`shares` has the equations).
+            elements that enters the training objective (`reduction` has the equations).
         size_of: the number of examples in a batch. The default takes the length that all its tensors share.
 
     Returns:
@@ -92,11 +92,11 @@ def derive_loss(
 
     Raises:
         ValueError: fewer than two examples in `rows`.
-        LossRefusedError: the losses cannot be derived or not proved. The message says what was tried, and
-            has a `loss_fn` to start from.
+        LossRefusedError: the losses cannot be derived, or fail the checks. The message says what was tried, and
+            contains a `loss_fn` to start from.
     """
     if len(set(rows)) < 2 or len(set(rows)) < len(rows):
-        raise ValueError(f"rows is {list(rows)}; per-example losses are proved on at least two different examples")
+        raise ValueError(f"rows is {list(rows)}; per-example losses are checked on at least two different examples")
     with eval_mode(module), _gathered_weights_freed(module):
         try:
             return prove_captured(step, module, batch_of, rows, per_sample=per_sample, size_of=size_of)

@@ -1,9 +1,8 @@
-"""The terms of a loss: which elementwise losses a training step reduced, and with which coefficients.
+"""The terms of a loss: the elementwise losses that a training step reduced, and their coefficients.
 
-A training step returns one number L for a batch. Where it gets that number from losses of
-`torch.nn.functional`, it is a weighted sum of elementwise losses,  L = Σ_k c_k r_k.  `capture` finds both:
-every such call inside the step is made without its reduction, the elements r become leaves of the autograd
-graph, the step's own arithmetic goes on from them, and c = ∂L/∂r.
+A training step returns one number L for a batch. Computed with losses of `torch.nn.functional`, it is a weighted sum of
+elementwise losses,  L = Σ_k c_k r_k.  `capture` finds both: it makes every such call without its reduction, turns the
+elements r into leaves of the autograd graph, lets the step continue from them, and takes c = ∂L/∂r.
 """
 
 import inspect
@@ -23,15 +22,11 @@ _Arguments = Mapping[str, Any]
 
 
 class NotSeparableError(ValueError):
-    """A training step whose loss is not proved to be a sum over its examples; the message says why."""
+    """The loss of a training step was not shown to be a sum over its examples; the message says why."""
 
     def __init__(self, reason: str, calls: Sequence["Call"] = ()) -> None:
         super().__init__(reason)
         self.calls = tuple(calls)
-
-
-class LossChangedError(ValueError):
-    """A derived loss that was proved at the start does not hold on a later batch or at later weights."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +35,13 @@ class Call:
 
     Attributes:
         name: the function, such as "cross_entropy".
-        reduction: what the caller asked for: "mean", "sum", "none" or "batchmean".
+        reduction: the caller's reduction: "mean", "sum", "none" or "batchmean".
         elements: r, the losses without reduction, weighted as the function weights them; a leaf.
-        weights: z, what each element adds to the divisor of the function's own mean (class weight, 0 where
-            ignored); None where that is 1 for all.
-        arguments: the arguments that the function was called with, the shape for each tensor: holding outputs of
-            the size of logits until the batch is done would cost more than all else here.
-        precision: the coarsest of the dtype of its first argument and that of autocast, where that is on.
+        weights: z, the contribution of each element to the divisor of the function's mean (class weight, 0 where
+            ignored); None where all are 1.
+        arguments: the arguments of the call, with the shape in place of each tensor: keeping tensors of the size of
+            logits for the whole batch would dominate the memory.
+        precision: the coarser of the dtype of its first argument and that of autocast, where that is on.
     """
 
     name: str
@@ -57,7 +52,7 @@ class Call:
     precision: torch.dtype
 
     def reduced(self) -> Tensor:
-        """What the caller asked for, made from `elements`; a mean over nothing is 0 and not NaN."""
+        """The reduced loss that the caller expects, from `elements`; a mean over no element is 0 instead of NaN."""
         if self.reduction == "none":
             return self.elements.clone()  # a leaf would refuse the caller's in-place masking
         total = self.elements.sum()
@@ -73,11 +68,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Term:
-    """One call and what became of it.
+    """One call and its coefficients in the loss.
 
     Attributes:
         call: the call.
-        coefficients: c = ∂L/∂r, of the shape of `call.elements`; None where the call is no part of L.
+        coefficients: c = ∂L/∂r, of the shape of `call.elements`; None where the call does not enter L.
     """
 
     call: Call
@@ -100,8 +95,8 @@ class Captured:
 def capture(step: Step, module: nn.Module, batch: Any) -> Captured:
     """Run a training step once and find the terms of its loss; `check_sum` says whether they are all.
 
-    The network's forward pass is part of no graph that is used here: pass weights that do not require
-    gradients, and none is recorded. Safe in several threads at once: function modes belong to one thread.
+    This needs no graph of the network's forward pass: pass weights that do not require gradients, and none is recorded.
+    Safe in several threads at once, since function modes belong to one thread.
 
     Args:
         step: the training step.
@@ -109,7 +104,7 @@ def capture(step: Step, module: nn.Module, batch: Any) -> Captured:
         batch: its second argument.
 
     Raises:
-        NotSeparableError: no loss of `torch.nn.functional` reaches the result, or it is no scalar.
+        NotSeparableError: no loss of `torch.nn.functional` reaches the result, or the result is not a scalar.
     """
     mode = _Intercept()
     with torch.inference_mode(False), torch.enable_grad():
@@ -127,10 +122,10 @@ def capture(step: Step, module: nn.Module, batch: Any) -> Captured:
 
 
 def scalar_loss(output: object) -> Tensor:
-    """The scalar in what a training step returned.
+    """The scalar loss in what a training step returned.
 
     Raises:
-        NotSeparableError: there is none.
+        NotSeparableError: it does not contain one.
     """
     loss = cast("Mapping[str, object]", output).get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor):
@@ -139,12 +134,12 @@ def scalar_loss(output: object) -> Tensor:
             "batches do so)"
         )
     if loss.numel() != 1:
-        raise NotSeparableError(f"training_step returned a loss of shape {tuple(loss.shape)}, which is no scalar")
+        raise NotSeparableError(f"training_step returned a loss of shape {tuple(loss.shape)}, which is not a scalar")
     return loss.reshape(())
 
 
 class _Intercept(TorchFunctionMode):
-    """Makes calls of known losses without their reduction, and keeps them."""
+    """Makes calls of known losses without their reduction, and records them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Per-example losses without taking the training step apart: the step on batches of one, vmapped or one by one.
+"""Per-example losses from the training step on batches of one, vmapped or one after the other.
 
-The loss of an example is what the step returns for a batch of it alone, whatever arithmetic is inside. That is a
-loss to attribute only if the loss of a batch is made of such losses: where it is neither their mean nor their sum, at
-the module's weights and with noise on them, the examples of a batch are coupled, and the step is refused.
+The loss of an example is what the step returns for a batch of that example alone, whatever it computes inside. It can
+be attributed only if the loss of a batch is the mean or the sum of such losses, at the module's weights and with noise
+added to them. Otherwise the loss couples the examples of a batch, and the step is refused.
 """
 
 import math
@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bif_lightning.exceptions import LossChangedError
 from bif_lightning.losses.derived.batch_size import BatchOf
-from bif_lightning.losses.derived.intercept import LossChangedError, NotSeparableError, Step, scalar_loss
+from bif_lightning.losses.derived.intercept import NotSeparableError, Step, scalar_loss
 from bif_lightning.losses.derived.proof import (
     AutocastTypes,
     at_perturbed_weights,
@@ -64,13 +65,13 @@ class VmappedLoss:
             raise _changed(reason)
         with torch.no_grad():
             try:
-                # An example that draws random numbers has no loss of its own.
+                # With random numbers, the loss of an example is not a function of the weights.
                 return _at_least_float32(torch.vmap(one, randomness="error")(batch))
             except NotSeparableError as cause:
                 raise _changed(str(cause)) from cause
 
     def refreeze(self) -> None:
-        """Nothing: no batch is compared with an earlier evaluation."""
+        """Do nothing: batches are not compared with earlier evaluations."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class SingleLoss:
 
     Attributes:
         step: the training step.
-        cost: in words, with the reason why vmap does not do.
-        differentiates: whether the step asks autograd for gradients inside, and so must record a graph.
+        cost: in words, with the reason why vmap failed.
+        differentiates: whether the step calls autograd inside, and so must record a graph.
     """
 
     rung: str = field(default="training_step on batches of one", init=False)
@@ -111,20 +112,20 @@ class SingleLoss:
                 raise _changed(str(cause)) from cause
 
     def refreeze(self) -> None:
-        """Nothing: no batch is compared with an earlier evaluation."""
+        """Do nothing: batches are not compared with earlier evaluations."""
 
 
 def prove_singles(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequence[int]) -> VmappedLoss | SingleLoss:
-    """Prove that the loss of a batch is the mean or the sum of its examples' losses alone.
+    """Check that the loss of a batch is the mean or the sum of the losses of its examples alone.
 
     Arguments as for `derive_loss`; the module in eval mode.
 
     Returns:
-        The vectorised loss where it gives the losses of the batches of one, else the one by one.
+        The vmapped loss where it agrees with the batches of one, else the loss one example at a time.
 
     Raises:
-        NotSeparableError: the step fails on a batch of one, its loss there is constant or not finite, or a batch has
-            another loss than the mean and the sum.
+        NotSeparableError: the step fails on a batch of one, its loss there is constant or not finite, or the loss of a
+            batch is neither the mean nor the sum.
     """
     noisy = at_perturbed_weights(step, module)
     given, other = (_Trial.run(s, module, batch_of, rows) for s in (step, noisy))
@@ -142,7 +143,7 @@ def prove_singles(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequen
             reason = _vmap_fails(module, batch_of, rows, trials)
     if reason is None:
         return VmappedLoss(step)
-    cost = f"one forward pass for each example, since vmap does not do ({reason}); a loss_fn saves them"
+    cost = f"one forward pass for each example, since vmap fails ({reason}); a loss_fn avoids them"
     return SingleLoss(step, cost, _differentiates(step, module, batch_of(rows[:1])))
 
 
@@ -153,7 +154,7 @@ class _Trial:
     Attributes:
         alone: losses, shape [row], float64.
         parts: (the loss of a batch, the losses alone of its examples).
-        rounding: relative difference of losses that is no difference.
+        rounding: relative rounding error of losses.
     """
 
     alone: Tensor
@@ -180,7 +181,7 @@ class _Trial:
         return losses_differ(self.alone, self.rounding * self.scale())
 
     def made_by(self, scale: float) -> set[str]:
-        """Which of "mean" and "sum" gives the losses of the batches from those alone, to rounding at this scale."""
+        """Which of "mean" and "sum" of the losses alone is the loss of each batch, up to rounding at this scale."""
 
         def near(loss: float, expected: Tensor, size: int) -> bool:
             return abs(loss - float(expected)) <= self.rounding * scale * size
@@ -190,7 +191,7 @@ class _Trial:
         return {name for name, right in (("mean", means), ("sum", sums)) if right}
 
     def coupling(self, rows: Sequence[int]) -> str:
-        """Say how the loss of a batch differs from its examples'."""
+        """A sentence about how the loss of a batch differs from the losses of its examples."""
         found = "; ".join(
             f"of a batch of {list(rows[: len(alone)])} it is {loss:.6g}, alone their losses have the mean "
             f"{float(alone.mean()):.6g} and the sum {float(alone.sum()):.6g}"
@@ -202,7 +203,7 @@ class _Trial:
         )
 
     def difference(self, found: Tensor, scale: float) -> float | None:
-        """The largest difference from the losses alone, if that is more than rounding at this scale."""
+        """Largest difference from the losses alone; None if rounding at this scale explains it."""
         largest = float((found.double() - self.alone).abs().max())
         return None if largest <= self.rounding * scale else largest
 
@@ -221,7 +222,7 @@ def _differentiates(step: Step, module: nn.Module, single: Any) -> bool:
     try:
         with torch.no_grad():
             step(module, single)
-    except Exception:  # with a graph it was run before
+    except Exception:  # with a graph it succeeded before
         return True
     return False
 
@@ -229,14 +230,14 @@ def _differentiates(step: Step, module: nn.Module, single: Any) -> bool:
 def _vmap_fails(
     module: nn.Module, batch_of: BatchOf, rows: Sequence[int], trials: Sequence[tuple[Step, _Trial, float]]
 ) -> str | None:
-    """Why vmap does not give the losses alone, in a few words; None where it does."""
+    """Why vmap does not give the losses alone, in a few words; None if it does."""
     batch = batch_of(rows)
     try:
         for step, trial, scale in trials:
             apart = trial.difference(VmappedLoss(step)(module, batch), scale)
             if apart is not None:
                 return f"it differs from them by {apart:.3g}"
-        # A tensor that the step stored while vmapped passes for one of the next vmap; without vmap it is an error.
+        # vmap accepts a tensor that the step stored under an earlier vmap; without vmap that is an error.
         with torch.no_grad():
             trials[0][0](module, batch_of(rows[:1]))
     except Exception as cause:
@@ -259,14 +260,13 @@ def _not_rows(batch: Any) -> str | None:
 
 @contextmanager
 def _fields_put_back(module: nn.Module) -> Generator[None]:
-    """Undo assignments to fields and buffers of the module's parts, and appending to their lists.
+    """Undo, at exit, assignments to fields and buffers of the module's parts, and changes of their lists.
 
-    What a step stores while it is vmapped is of no use outside: a tensor of that kind in the state of a metric fails
-    the next step.
+    Tensors that a step stores under vmap are unusable outside: in the state of a metric they make the next step fail.
     """
     tables: list[dict[str, Any]] = []
     for part in module.modules():
-        if isinstance(part, torch.jit.ScriptModule):  # its tables are no dictionaries
+        if isinstance(part, torch.jit.ScriptModule):  # its tables are not dictionaries
             continue
         tables += [part.__dict__, cast("dict[str, Any]", part._buffers)]
     before = [(table, dict(table)) for table in tables]

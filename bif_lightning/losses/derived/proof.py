@@ -1,4 +1,4 @@
-"""The oracle for per-example losses: an example in a batch of one must have the loss of its row."""
+"""The check of per-example losses: a row of a batch must have the loss of its example in a batch of one."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ _SPREAD: Final = 3.0
 
 
 def at_perturbed_weights(step: Step, module: nn.Module) -> Step:
-    """The same step at weights with noise on them, where examples that had equal losses have different ones.
+    """The same step at weights with added noise, where examples with equal losses get different ones.
 
-    The noise is the same at every call: 0.5 of a parameter's root mean square plus 0.05, so that a head of
-    zeros moves as well. The module is as it was after each call. Where ranks hold it in shards, all make the same
-    calls. Without a trainable parameter the step is at the module's own weights.
+    The noise is the same at every call. Its standard deviation is half a parameter's root mean square plus 0.05, so
+    that a head of zeros moves too. Each call leaves the module unchanged. Where ranks hold it in shards, all make the
+    same calls. Without a trainable parameter the step runs at the module's own weights.
     """
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return step
@@ -35,14 +35,14 @@ def at_perturbed_weights(step: Step, module: nn.Module) -> Step:
         for parameter, piece in enumerate(backend.layout.pieces(weights.flat)):
             noise = torch.empty_like(piece)
             backend.fill_normal(noise, parameter, generator)
-            if piece.numel():  # a rank may have no share of a small parameter
+            if piece.numel():  # a rank may hold nothing of a small parameter
                 piece.add_(noise * _noise_size(piece))
     bound = backend.bind(weights)
 
     def perturbed(other: nn.Module, batch: Any) -> object:
         if sharded:
-            reshard(other)  # what an earlier forward pass gathered would be used in place of the noise
-        return bound.call(lambda worn: step(worn, batch))
+            reshard(other)  # weights that an earlier forward pass gathered would hide the noise
+        return bound.call(lambda noisy: step(noisy, batch))
 
     return perturbed
 
@@ -52,13 +52,13 @@ def _noise_size(value: Tensor) -> Tensor:
 
 
 def rounding(dtype: torch.dtype, device: torch.device) -> float:
-    """Relative difference of losses that rounding explains in this precision on this device."""
+    """Relative rounding error of losses in this precision on this device."""
     tolerance = ROUNDING.get(dtype, ROUNDING[torch.float32])
     return max(tolerance, ROUNDING_TF32) if device.type == "cuda" and dtype != torch.float64 else tolerance
 
 
 class AutocastTypes(TorchFunctionMode):
-    """Notes the types that autocast rounds to while it is on."""
+    """Records the dtypes that autocast rounds to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,17 +78,17 @@ class AutocastTypes(TorchFunctionMode):
 
 
 def float_types(module: nn.Module) -> set[torch.dtype]:
-    """Of its weights: a network may round to them before it casts its outputs to float32."""
+    """Floating dtypes of the weights: a network may round to them before it casts its outputs to float32."""
     return {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
 
 
 def losses_differ(alone: Tensor, tolerance: float) -> bool:
-    """Whether losses differ from each other by more than a few tolerances, so that a wrong row would be seen."""
+    """Whether losses differ from each other by more than a few tolerances, so that a wrong row would show."""
     return bool(((alone - alone.mean()).abs() > _SPREAD * tolerance).any())
 
 
 def disagreement(alone: Tensor, rows: Tensor, indices: Sequence[int], tolerance: float) -> str | None:
-    """Say how rows differ from the losses of the examples alone.
+    """Describe how rows differ from the losses of the examples alone.
 
     Args:
         alone: the loss of each example in a batch of one, shape [row].
@@ -97,7 +97,7 @@ def disagreement(alone: Tensor, rows: Tensor, indices: Sequence[int], tolerance:
         tolerance: largest difference, in the losses' units, beyond 1e-4 of each loss.
 
     Returns:
-        The first difference in words; None where there is none.
+        The first difference in words; None if all agree.
     """
     for index, single, row in zip(indices, alone.tolist(), rows.tolist(), strict=True):
         if not math.isfinite(single) or not math.isfinite(row):
@@ -112,8 +112,8 @@ def disagreement(alone: Tensor, rows: Tensor, indices: Sequence[int], tolerance:
 
 
 def equal_losses(rows: Sequence[int], alone: Tensor) -> str:
-    """Say that all examples have one loss, so that nothing was proved."""
+    """A sentence that all examples have the same loss, so that the check shows nothing."""
     return (
         f"examples {list(rows)} all have the loss {alone[0].item():.6g} in a batch of one, also with noise on the "
-        "weights, so that a wrong loss could not be told from theirs (contrastive losses of one example are constant)"
+        "weights, so that a wrong loss could not be distinguished (contrastive losses of one example are constant)"
     )

@@ -1,4 +1,4 @@
-"""Each example's share of a captured loss: what the training step would return for that example alone.
+"""The loss of each example alone, from the terms of a batch's loss and the rule of its reduction.
 
 A batch loss fixes Σ_k c_k r_k, but not how c depends on the other examples of the batch: a mean divides by
 their number, a masked mean by their tokens, a sum by nothing. Four rules cover these. With S_i = Σ_{k∈i} c_k r_k
@@ -15,12 +15,12 @@ divided by when it was alone:
     mean, count     Z_i = Σ_{k∈i} z_k   over the elements with a factor c_k: class weights, tokens that count, elements
     example, sum    Z_i = 1
 
-which is the factor of the loss times the plain sum of the example's (weighted) elements. Over a batch whose loss
-is one mean these add up to its divisor times its loss, Σ_i l_i Z_i = Z·L with Z = Σ_i Z_i: an example with four times
-the tokens or the class weight of another has four times its say in the training, and here too.
+which is the factor of the loss times the sum of the example's (weighted) elements. For a batch whose loss is one mean,
+they add up to divisor times loss, Σ_i l_i Z_i = Z·L with Z = Σ_i Z_i: an example with four times the tokens or the
+class weight of another counts four times as much, as it does in training.
 
-`consistent_rules` finds which of them a training step follows by comparing the coefficients of a batch with those of
-its examples alone. That comparison contains no network, so it is sharp in every precision.
+`consistent_rules` finds the rule that a training step follows by comparing the coefficients of a batch with those of
+its examples alone. The comparison does not involve the network, so that it is sharp in every precision.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ Rule = Literal["mean", "count", "example", "sum"]
 RULES: Final[tuple[Rule, ...]] = ("mean", "count", "example", "sum")
 
 PerSample = Literal["mean", "sum"]
-"""Whether an example's loss is what the training step returns for it alone, or that times its own divisor."""
+"""Whether the loss of an example is what the training step returns for it alone, or that times its divisor."""
 
 _WEIGHT_TOLERANCE: Final = 1e-4
 _ROW_TOLERANCE: Final = 1e-3
@@ -54,12 +54,12 @@ def split(
         per_sample: "mean" for l_i, "sum" for l_i · Z_i.
 
     Returns:
-        Losses in the step's units, shape [size], float32 or float64 as the elementwise losses are. An example
-        without anything that counts (all of it ignored) has loss 0.
+        Losses in the step's units, shape [size], float32 or float64 like the elementwise losses. An example
+        whose elements are all ignored has loss 0.
 
     Raises:
-        NotSeparableError: the calls are others than `rules` has, elements cannot belong to examples, two rules
-            of a call give different losses, or (for "sum") there is no one divisor.
+        NotSeparableError: the calls do not match `rules`, elements cannot be assigned to examples, two rules of a call
+            give different losses, or (for "sum") the divisor is ambiguous.
     """
     if len(rules) != len(captured.terms):
         raise NotSeparableError(
@@ -82,11 +82,12 @@ def consistent_rules(batch: Captured, singles: Sequence[Captured]) -> tuple[tupl
         singles: the loss of each of its examples in a batch of one, in the same order.
 
     Returns:
-        One tuple for each call. A call that asked for "mean" and follows it has only that rule; elsewhere
-        several rules stay where the examples cannot tell them apart.
+        One tuple for each call. A call with the reduction "mean" that follows it has only that rule; otherwise
+        several rules remain where the examples do not distinguish them.
 
     Raises:
-        NotSeparableError: the examples make other calls than the batch, or a call follows no rule.
+        NotSeparableError: the calls of the examples differ from those of the batch, or a call does not follow any
+            rule.
     """
     called = [call.name for call in calls_of(batch)]
     for single in singles:
@@ -129,7 +130,7 @@ def _rules_of(term: Term, singles: Sequence[Term]) -> tuple[Rule, ...]:
 
 
 def _follows(rule: Rule, term: Term, singles: Sequence[Term], size: int) -> bool:
-    # A sum takes no z, but padding that is ignored comes and goes with the batch, so that only its z-weight compares.
+    # A sum does not use z, but ignored padding depends on the batch, so that only weighting by z compares.
     kinds = {"mean": (True,), "count": (False,)}.get(rule, (True, False))
     return any(_same_weights(rule, term, singles, size, own) for own in kinds)
 
@@ -139,7 +140,7 @@ def _same_weights(rule: Rule, term: Term, singles: Sequence[Term], size: int, ow
     alone = torch.stack([_weighted(single, own).sum() for single in singles]).to(weights)
     expected = weights if rule == "sum" else weights * size if rule == "example" else weights.sum().expand(size)
     close = (expected - alone).abs() <= _WEIGHT_TOLERANCE * torch.maximum(expected.abs(), alone.abs())
-    # An example with nothing that counts has no factor of its own: it fits every rule.
+    # An example whose elements are all ignored fits every rule.
     return bool((close | (weights == 0) | (alone == 0)).all())
 
 

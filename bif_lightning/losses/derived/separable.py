@@ -1,15 +1,12 @@
-"""The losses of examples out of one run of the training step on their batch, and the proof that they are.
+"""Per-example losses from one run of the training step on a batch, with the checks that justify them.
 
-The step's loss is taken apart (`capture`), must be the sum of its parts with factors that do not depend on the
-network (`coefficients`), is divided among the examples (`shares`), and each example in a batch of one must have the
-loss of its row (`oracle`). All but the last are tested again on every batch.
+`capture` finds the terms of the step's loss, `check_sum` requires that they add up to it with coefficients that do not
+depend on the network, `split` divides them among the examples, and `disagreement` requires that each example in a batch
+of one has the loss of its row. All but the last are checked again on every batch.
 
-The coefficients of a captured loss: they must account for all of it, and stay what they were at every draw.
-
-`check_sum` compares Σ_k c_k r_k with L, so that a loss with parts that are no such sum (a hand-written penalty,
-a square root) is refused and never cut short. That equality alone does not see a weight that depends on the
-network: the larger of two losses adds up whichever of them it is. So `KeptCoefficients` compares with the c
-that the same batch had before.
+`check_sum` compares Σ_k c_k r_k with L, so that a loss with other parts (a hand-written penalty, a square root) is
+refused instead of truncated. That equality does not detect a coefficient that depends on the network: the larger of two
+losses adds up whichever it is. Therefore `KeptCoefficients` compares c with that of the same batch at earlier draws.
 """
 
 import math
@@ -22,16 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bif_lightning.exceptions import LossChangedError
 from bif_lightning.losses.derived.batch_size import BatchOf
-from bif_lightning.losses.derived.intercept import (
-    Captured,
-    LossChangedError,
-    NotSeparableError,
-    Step,
-    Term,
-    capture,
-    scalar_loss,
-)
+from bif_lightning.losses.derived.intercept import Captured, NotSeparableError, Step, Term, capture, scalar_loss
 from bif_lightning.losses.derived.proof import (
     at_perturbed_weights,
     disagreement,
@@ -43,7 +33,7 @@ from bif_lightning.losses.derived.proof import (
 from bif_lightning.losses.derived.reduction import PerSample, Rule, calls_of, consistent_rules, split
 
 Coefficients = Sequence[Tensor | None]
-"""c of each term, None where it is no part of the loss."""
+"""c of each term, None where the term does not enter the loss."""
 
 _TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -56,10 +46,10 @@ def check_sum(captured: Captured, kept: Coefficients | None = None) -> bool:
         kept: coefficients of the same terms for the same batch at other weights; None for no comparison.
 
     Returns:
-        Whether the loss is finite; if not, nothing is required.
+        Whether the loss is finite; if not, nothing is checked.
 
     Raises:
-        NotSeparableError: the terms do not add up, or one has another weight in the loss than it had.
+        NotSeparableError: the terms do not add up, or a coefficient changed.
     """
     used = [term for term in captured.terms if term.coefficients is not None]
     parts = torch.cat([_products(term).flatten() for term in used])
@@ -67,15 +57,15 @@ def check_sum(captured: Captured, kept: Coefficients | None = None) -> bool:
     # One transfer, so that a GPU waits once for each batch.
     numbers = torch.stack([captured.loss.double(), parts.sum(), parts.abs().sum(), *moves]).tolist()
     loss, total, scale = numbers[:3]
-    if not (math.isfinite(loss) and math.isfinite(scale)):  # a diverged chain is found and named by the sampler
+    if not (math.isfinite(loss) and math.isfinite(scale)):  # the sampler detects and names a diverged chain
         return False
     tolerance = _TOLERANCE[captured.loss.dtype] * max(scale, abs(loss))
     if abs(total - loss) > tolerance:
         names = ", ".join(term.call.name for term in used)
         raise NotSeparableError(
             f"training_step returned {loss:.7g}, but the losses that it called ({names}) add up to {total:.7g} with "
-            "the coefficients that it gave them: a part of the loss is written by hand, or the loss is no weighted "
-            "sum of theirs",
+            "their coefficients: a part of the loss is written by hand, or the loss is not a weighted "
+            "sum of them",
             [term.call for term in used],
         )
     for k, moved in enumerate(numbers[3:]):
@@ -85,12 +75,12 @@ def check_sum(captured: Captured, kept: Coefficients | None = None) -> bool:
 
 
 class KeptCoefficients:
-    """For each batch, the coefficients that it had when it was first evaluated.
+    """The coefficients of each batch at its first evaluation.
 
-    They must belong to the batch (its classes, its tokens) and not to the network's weights: then every draw of
-    every chain finds the same ones, and what was proved of the first holds for all. Serves chains on several
-    threads. Batches are told apart by identity and are referenced, so that none can take the place of another:
-    evaluate the same batch objects at every draw, and clear between snapshots.
+    They must depend on the batch (its classes, its tokens) and not on the network's weights: then every draw of every
+    chain has the same coefficients, and the check of the first holds for all. Thread-safe. Batches are identified by
+    object identity and are kept alive, so that an id is never reused: pass the same batch objects at every draw, and
+    clear between snapshots.
     """
 
     def __init__(self) -> None:
@@ -107,7 +97,7 @@ class KeptCoefficients:
             self._kept.clear()
 
     def check(self, batch: Any, captured: Captured) -> None:
-        """`check_sum` with the coefficients kept for this batch; they are kept now if there are none.
+        """Run `check_sum` with the coefficients kept for this batch; keep the current ones if there are none.
 
         Raises:
             NotSeparableError: see `check_sum`.
@@ -120,7 +110,7 @@ class KeptCoefficients:
         own = coefficients_of(captured)
         with self._lock:
             _, first = self._kept.setdefault(id(batch), (batch, own))
-        if first is not own:  # another chain was first, after this one had looked
+        if first is not own:  # another chain stored its coefficients in between
             check_sum(captured, first)
 
 
@@ -135,7 +125,7 @@ def _products(term: Term) -> Tensor:
 
 
 def _moved(term: Term, kept: Tensor | None) -> Tensor:
-    """Σ_k |c_k − kept_k| |r_k|: how much of the loss has another weight; inf if the elements are others."""
+    """Σ_k |c_k − kept_k| |r_k|, the part of the loss with a changed coefficient; inf if the shapes differ."""
     elements = term.call.elements.detach()
     now, then = (torch.zeros_like(elements) if c is None else c for c in (term.coefficients, kept))
     if now.shape != then.shape:
@@ -147,7 +137,7 @@ def _other_weight(term: Term, moved: float, loss: float) -> NotSeparableError:
     call = term.call
     return NotSeparableError(
         f"the weight that {call.name}(reduction={call.reduction!r}) has in the loss of this batch depends on the "
-        f"network: it is not what it was at other weights, which moves {moved:.3g} of a loss of {loss:.7g}. The "
+        f"network: it differs from that at other weights, which moves {moved:.3g} of a loss of {loss:.7g}. The "
         "larger of two losses, a threshold, or a factor that is computed or learned does so",
         (call,),
     )
@@ -155,13 +145,13 @@ def _other_weight(term: Term, moved: float, loss: float) -> NotSeparableError:
 
 @dataclass(frozen=True)
 class CapturedLoss:
-    """Per-example losses out of a training step on a batch; made by `prove_captured`.
+    """Per-example losses from one run of the training step on a batch; made by `prove_captured`.
 
     Attributes:
         step: the training step.
-        rules: how each of its loss calls is divided among examples.
+        rules: the reduction of each of its loss calls.
         size_of: the number of examples in a batch.
-        per_sample: which loss of an example, see `shares`.
+        per_sample: which loss of an example, see `reduction`.
     """
 
     rung: str = field(default="captured from training_step", init=False)
@@ -185,7 +175,7 @@ class CapturedLoss:
             Losses, shape [batch], float32, or float64 where the step computes in it; without a graph.
 
         Raises:
-            LossChangedError: the step's loss on this batch is no longer the proved kind of sum.
+            LossChangedError: the step's loss on this batch fails a check that it passed before.
         """
         count = self.size_of(batch)
         try:
@@ -200,7 +190,7 @@ class CapturedLoss:
         return losses
 
     def refreeze(self) -> None:
-        """Take the coefficients of each batch's next evaluation as the ones to hold from then on."""
+        """Forget the kept coefficients, so that the next evaluation of each batch sets them."""
         self._kept.clear()
 
 
@@ -213,12 +203,12 @@ def prove_captured(
     per_sample: PerSample,
     size_of: Callable[[Any], int],
 ) -> CapturedLoss:
-    """Take the training step's loss apart, and prove the losses of the examples that this gives.
+    """Split the training step's loss into the losses of the examples, and check these.
 
     Arguments as for `derive_loss`; the module in eval mode.
 
     Raises:
-        NotSeparableError: it cannot be taken apart, or is not proved.
+        NotSeparableError: it cannot be split, or a check fails.
     """
     batch = batch_of(rows)
     _check_sizes(size_of, batch, batch_of, rows)
@@ -244,7 +234,7 @@ def _prove(
     _check_constant(given.batch, elsewhere)
     if given.unequal(rules, given.scale()) is None and given.tells_apart():
         return
-    # Small losses drown in rounding and equal ones prove nothing: other weights decide, and set the unit.
+    # Small losses drown in rounding and equal ones show nothing: then other weights decide, and set the scale.
     other = _Trial.run(perturbed, module, batch, batch_of, given.rows)
     wrong = given.unequal(rules, max(given.scale(), other.scale())) or other.unequal(rules, other.scale())
     if wrong is None and not other.tells_apart():
@@ -265,7 +255,7 @@ def _check_constant(given: Captured, elsewhere: Captured) -> None:
 
 @dataclass(frozen=True)
 class _Trial:
-    """The step on a batch and on each of its examples alone; `alone` is without capture."""
+    """The step on a batch and on each of its examples alone; `alone` is computed without `capture`."""
 
     rows: Sequence[int]
     dtypes: set[torch.dtype]
@@ -286,12 +276,12 @@ class _Trial:
         return cls(rows, float_types(module), together, tuple(singles), torch.stack(alone))
 
     def scale(self) -> float:
-        """Mean size of the losses; 0 where one is not finite."""
+        """Mean absolute loss; 0 where one is not finite."""
         mean = float(self.alone.abs().mean())
         return mean if math.isfinite(mean) else 0.0
 
     def unequal(self, rules: Sequence[Sequence[Rule]], scale: float) -> str | None:
-        """How a row differs from its example alone by more than rounding at losses of this scale, if one does."""
+        """A sentence about a row that differs from its example alone by more than rounding at this scale; else None."""
         shares = split(self.batch, len(self.rows), rules)
         return disagreement(self.alone, shares, self.rows, self._rounding() * scale)
 

@@ -1,4 +1,4 @@
-"""What to tell a user whose training step cannot be taken apart: why, and a `loss_fn` to start from."""
+"""The message for a training step that gives no per-example losses: the reasons, and a `loss_fn` to start from."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ def refusal(
     """A message that says why per-example losses cannot be derived, and shows what to pass.
 
     Args:
-        reasons: why not, for each way to find them that was tried.
-        calls: the loss calls that were seen.
+        reasons: why each method failed, by method.
+        calls: the loss calls that were recorded.
         batch: the batch that was tried.
         size: its number of examples.
-        per_sample: whether the losses of an example's elements are to be averaged or added.
+        per_sample: whether to average or to add the losses of an example's elements.
     """
     tried = "\n".join(f"- {way}: {reason}." for way, reason in reasons.items())
     return (
@@ -38,7 +38,7 @@ def refusal(
 
 
 def suggested_loss_fn(calls: Sequence[Call], batch: Any, size: int, per_sample: PerSample = "mean") -> str:
-    """Source of a `loss_fn` that makes the calls that were seen, without their reduction."""
+    """Source of a `loss_fn` that makes the recorded calls without their reduction."""
     lines = ["import torch.nn.functional as F", "", "def loss_fn(module, batch):", f"    {_unpacking(batch)}"]
     seen = {call.name: call for call in calls if "target" in call.arguments and "input" in call.arguments}
     if not seen:

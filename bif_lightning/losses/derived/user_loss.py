@@ -1,4 +1,4 @@
-"""Checks of a per-example loss that the user wrote."""
+"""Checks of a user's per-example loss function."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
@@ -7,7 +7,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from bif_lightning.losses.derived.exceptions import LossRefusedError
+from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.proof import rounding
 from bif_lightning.losses.problem import eval_mode
 from bif_lightning.model.functional import FunctionalBackend
@@ -23,20 +23,20 @@ def check_user_loss(
     batch_of: Callable[[Sequence[int]], Any],
     rows: Sequence[int],
 ) -> None:
-    """Require that a user's loss function gives the loss of each example, and can be differentiated.
+    """Check that a user's loss function returns the loss of each example, and is differentiable.
 
-    The module is put into eval mode meanwhile; its gradients are not touched. Losses in half precision are warned of.
+    The module runs in eval mode; its gradients stay unchanged. Losses in half precision cause a warning.
 
     Args:
         loss_fn: (module, batch) -> losses of shape [batch] or [batch, token].
-        module: with any weights at which the loss is finite.
+        module: with weights at which the loss is finite.
         batch_of: collates examples, given by index.
         rows: at least two examples.
 
     Raises:
         ValueError: fewer than two examples in `rows`.
-        LossRefusedError: the result is no tensor, a scalar, of a wrong length or dtype, not finite, has
-            no gradient to any weight, or an example alone has another loss than its row (all tokens summed).
+        LossRefusedError: the result is not a tensor, a scalar, of a wrong length or dtype, not finite, or without a
+            gradient to any weight; or an example alone has another loss than its row (tokens summed).
     """
     if len(rows) < 2:
         raise ValueError(f"rows is {list(rows)}; a loss function is checked on at least two examples")
@@ -71,7 +71,7 @@ def _check_form(result: object, size: int) -> None:
             f"return [{size}] or [{size}, token], for instance by .reshape(len(y), -1)",
         )
     if not result.is_floating_point():
-        _refuse(f"returned {result.dtype}", "return a loss in floating point (accuracy is no loss)")
+        _refuse(f"returned {result.dtype}", "return a loss in floating point (accuracy is not a loss)")
 
 
 def _warn_of_rounding(result: Tensor) -> None:
@@ -94,7 +94,7 @@ def _check_finite(result: Tensor, rows: Sequence[int]) -> None:
 
 def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch: Any) -> None:
     if is_sharded(module) or not any(parameter.requires_grad for parameter in module.parameters()):
-        return  # the first snapshot tries the weights of a chain, wherever they are
+        return  # the first snapshot checks the gradient
     backend = FunctionalBackend(module, twins=False)
     weights = backend.weights()
 
@@ -102,14 +102,14 @@ def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Modu
         with torch.enable_grad():
             losses = loss_fn(bound, batch)
             if losses.requires_grad:
-                # Unequal, since losses without their mean add up to 0, and have another message.
+                # Unequal weights, since centred losses add up to 0 and are refused with another message.
                 losses.backward(torch.linspace(1, 2, losses.numel()).to(losses).view_as(losses))
 
     backend.bind(weights).call(backward)
     if not bool(weights.gradient.any()):
         _refuse(
             "has no gradient to any weight of the module",
-            "leave out .detach(), .item(), numpy and torch.no_grad, and use the module that it is given",
+            "leave out .detach(), .item(), numpy and torch.no_grad, and use the module that is passed in",
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from bif_lightning.archive.read.untrusted import UnreadableFileError
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
 from bif_lightning.tensorboard.plugin.compare import compare, compare_ranks
 from bif_lightning.tensorboard.plugin.entries import cell

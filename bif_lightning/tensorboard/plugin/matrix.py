@@ -7,7 +7,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from bif_lightning.archive.read.cells import read_cells
-from bif_lightning.archive.read.untrusted import UnreadableFileError
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import RefusedError
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.run_files import QUANTITIES, RunFiles, head, token

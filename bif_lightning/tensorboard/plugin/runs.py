@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bif_lightning.archive.read.parts import Picked, read_parts
-from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import DUMP, SAMPLES
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.examples import SIDES, Examples, examples_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters

@@ -9,6 +9,7 @@ import numpy as np
 
 from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.schema import DUMP
+from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
 from bif_lightning.tensorboard.plugin.answers import Answer, as_json
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
@@ -16,7 +17,6 @@ from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.run_files import RunFiles, head
 
 SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditioned": CONDITIONED_SIGN}
-_CLEAR = 1.959963984540054
 _MOST = 1000
 
 
@@ -87,7 +87,7 @@ def _cards(rows: list[int], now: Ranked, before: Ranked | None, direction: int) 
             "row": int(row),
             "value": float(now.values[row]),
             "standard_error": float(now.errors[row]),
-            "clear": bool(abs(now.values[row]) > _CLEAR * now.errors[row]),
+            "clear": bool(is_clear(now.values[row], now.errors[row])),
             "rank": position + 1,
             **_since(row, before, direction),
         }

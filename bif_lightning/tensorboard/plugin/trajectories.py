@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from bif_lightning.archive.read.parts import read_parts
-from bif_lightning.archive.read.untrusted import UnreadableFileError
 from bif_lightning.archive.schema import DUMP
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.results.bands import found_changes, simultaneous
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.examples import SIDES

@@ -1,4 +1,4 @@
-"""Hashes, by category, of everything in a training run that a snapshot must leave as it was.
+"""Hashes, by category, of everything in a training run that a snapshot must leave unchanged.
 
 Equal bits have equal hashes in every run on the same kind of device; NaN equals itself, and −0 is not 0.
 """
@@ -25,7 +25,7 @@ from bif_lightning.trainer.guard.tensors import bits, has_values
 
 _CHUNK = 2**22
 _ODD = 0x5851F42D4C957F2D
-_CACHE_BY_ADDRESS = "._metric_attributes"  # Lightning's: its keys are the ids of metrics, and differ between runs
+_CACHE_BY_ADDRESS = "._metric_attributes"  # of Lightning: its keys are the ids of metrics, which differ between runs
 _ADDRESS = "_torchdynamo_wrapper_id"  # of what torch.compile wraps
 _UNIQUE = "__composable_api_state_key_"  # of fully_shard: a name that is new in every process
 _HOOK_NUMBER = re.compile(r"(?<=_hooks)\.\d+")
@@ -35,10 +35,10 @@ _LARGE = 2**20  # bytes; a larger array of a dataset is bulk data and not read
 
 
 def fingerprint(trainer: Any, module: nn.Module) -> dict[str, str]:
-    """Hashes of the state of training by category; equal states, of two runs too, have equal hashes.
+    """Hashes of the state of training by category; equal states have equal hashes, also in two runs.
 
-    It only reads, and no generator is drawn from. The cost is about one reading of all parameters, gradients,
-    buffers and optimizer states.
+    It only reads, and draws from no generator. The cost is about one pass over all parameters, gradients, buffers and
+    optimizer states.
 
     Args:
         trainer: the Trainer, of `lightning` or `pytorch_lightning`, inside `fit`.
@@ -99,7 +99,7 @@ def _metric(metric: Metric) -> object:
 
 
 def _shallow(nodes: Iterable[Node], largest: float = float("inf")) -> list[tuple[str, str]]:
-    """Path and content of each node; what a node refers to is a node of its own."""
+    """Path and content of each node, without the nodes that it refers to."""
     small = (node for node in nodes if not isinstance(node[1], Tensor | np.ndarray) or node[1].nbytes <= largest)
     nodes = ((path, encode(_lasting(path, obj), 1)) for path, obj in small if not _by_address(path))
     return [(_HOOK_NUMBER.sub("", path), content) for path, content in nodes]
@@ -110,7 +110,7 @@ def _by_address(path: str) -> bool:
 
 
 def _lasting(path: str, obj: object) -> object:
-    """What of an object does not differ between two equal runs."""
+    """The part of an object that is the same in two equal runs."""
     return list(obj.values()) if isinstance(obj, dict) and path.endswith(_NUMBERED) else obj
 
 
@@ -120,7 +120,7 @@ def _hash(value: object) -> str:
 
 @singledispatch
 def encode(value: object, depth: int = 64) -> str:
-    """A text that equal values share, with containers entered `depth` deep; no address of an object is in it."""
+    """A text that is equal for equal values, with containers `depth` deep and without addresses of objects."""
     return repr(value) if isinstance(value, ATOMS) else type(value).__qualname__
 
 

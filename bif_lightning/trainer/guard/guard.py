@@ -1,12 +1,12 @@
-"""Training goes on bitwise as if the snapshot had not been: everything user code can touch is put back.
+"""The guard around a snapshot, which restores all state of the training that user code can change.
 
-During a snapshot the user's `training_step`, `loss_fn` and dataset run many times, on copies of the weights. The
-copies share everything else with the live module. `training_guard` remembers that and restores it in place; each
-concern is one part of `PARTS`.
+During a snapshot the user's `training_step`, `loss_fn` and dataset run many times, on copies of the weights. The copies
+share everything else with the live module. `training_guard` saves that and restores it in place; each concern is one of
+`PARTS`.
 
 Not restored: values of the live parameters, which callers never write (`fingerprint` verifies it); iterators, which
-cannot be rewound (`iterators` finds them), and objects of extension types that do not show their state; arrays
-beyond the budgets below, and memory maps; anything outside the process.
+cannot be rewound (`iterators` finds them); objects of extension types that hide their state; arrays beyond the budgets
+below, and memory maps; anything outside the process.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ Restoring = Generator[None, None, None]
 
 @runtime_checkable
 class LogsValues(Protocol):
-    """A LightningModule, of `lightning` or of `pytorch_lightning`, as far as logging goes."""
+    """The logging methods of a LightningModule, of `lightning` or of `pytorch_lightning`."""
 
     _current_fx_name: str | None
 
@@ -50,7 +50,7 @@ class LogsValues(Protocol):
 
 @dataclass(frozen=True)
 class Scope:
-    """What one guard covers: a Trainer, its LightningModule and the datasets that the snapshot reads."""
+    """The Trainer, LightningModule and datasets that one guard covers."""
 
     trainer: Any
     module: nn.Module
@@ -58,7 +58,7 @@ class Scope:
 
     @cached_property
     def reached(self) -> list[Node]:
-        """All that is reachable from the module; not what is inside the Trainer, its optimizers and datasets."""
+        """All objects reachable from the module, except those inside the Trainer, its optimizers and datasets."""
         trainer = self.trainer
         live = {id(parameter) for parameter in self.module.parameters()}
         ids = live | {id(obj) for obj in (trainer, *trainer.loggers, *trainer.callbacks, *self.datasets)}
@@ -71,7 +71,7 @@ class Scope:
 
 
 def _hooks_of_shards(module: nn.Module) -> set[int]:
-    """The state dict hooks that FSDP registers in its first forward pass, which may be ours, and never again."""
+    """State dict hooks that FSDP registers once, in its first forward pass, which may be one of a chain."""
     if not any(isinstance(part, FSDPModule) for part in module.modules()):
         return set()
     return {id(vars(part)[name]) for part in module.modules() for name in _FSDP_HOOKS}
@@ -94,11 +94,11 @@ def _undo_all(kept: Iterable[tuple[str, Undo]]) -> None:
     for path, undo in kept:
         try:
             undo()
-        except BaseException as error:  # an interrupt too: what remains is put back first
-            error.add_note(f"bif_lightning was putting back {path} after a snapshot")
+        except BaseException as error:  # also an interrupt: the rest is restored first
+            error.add_note(f"bif_lightning was restoring {path} after a snapshot")
             failures.append(error)
     if len(failures) > 1:
-        raise BaseExceptionGroup("several things could not be put back after a snapshot", failures)
+        raise BaseExceptionGroup("several objects could not be restored after a snapshot", failures)
     if failures:
         raise failures[0]
 
@@ -122,12 +122,12 @@ def _replaced(namespace: dict[str, Any], values: Mapping[str, object]) -> Restor
 
 
 def random_numbers(scope: Scope) -> AbstractContextManager[None]:
-    """Global generators of torch (CPU and the module's own devices), NumPy and Python."""
+    """Guard the global generators of torch (CPU and the module's devices), NumPy and Python."""
     return _undone(keep_global_generators(scope.module))
 
 
 def settings(scope: Scope) -> AbstractContextManager[None]:
-    """Switches of torch for the process or the calling thread: gradients on, default dtype, threads, determinism."""
+    """Guard torch's settings for the process or the calling thread: gradients, default dtype, threads, determinism."""
 
     def undo(name: str, value: Any) -> None:
         read, write = SETTINGS[name]
@@ -152,12 +152,12 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 
 
 def attributes(scope: Scope) -> AbstractContextManager[None]:
-    """Python state of the module and all below it: attributes, buffers, metrics, train flags, private generators."""
+    """Guard the Python state of the module tree: attributes, buffers, metrics, train flags, private generators."""
     return _kept(scope.reached, CopyBudget(item=256 * _MIB, total=1024 * _MIB))
 
 
 def datasets(scope: Scope) -> AbstractContextManager[None]:
-    """Python state of the datasets: counters, caches, private generators; of bulk data, only small arrays."""
+    """Guard the Python state of the datasets: counters, caches, private generators, and small arrays."""
     found = [*scope.datasets, *(obj for _, obj in scope.reached if is_dataset(obj))]
     roots = {f"dataset {index}": obj for index, obj in enumerate(found)}
     return _kept(walk_objects(roots, elements=10_000), CopyBudget(item=_MIB, total=64 * _MIB))
@@ -165,7 +165,7 @@ def datasets(scope: Scope) -> AbstractContextManager[None]:
 
 @contextmanager
 def optimizers(scope: Scope) -> Restoring:
-    """Settings of the optimizers (learning rates) and schedulers; a `step` of an optimizer raises RuntimeError."""
+    """Guard the settings of optimizers (learning rates) and schedulers; calling `step` raises RuntimeError."""
     trainer, live = scope.trainer, {id(parameter) for parameter in scope.module.parameters()}
     roots = {f"optimizer {index}": opt.param_groups for index, opt in enumerate(trainer.optimizers)}
     roots |= {f"scheduler {index}": c.scheduler for index, c in enumerate(trainer.lr_scheduler_configs)}
@@ -190,7 +190,7 @@ def _refuse_step(*args: object, **kwargs: object) -> None:
 
 @contextmanager
 def gradients(scope: Scope) -> Restoring:
-    """Gradients of the live parameters: taken away during the snapshot, so that none can be added to them."""
+    """Set the gradients of the live parameters aside, so that a snapshot cannot add to them."""
     undos = [
         (f"gradient of {name}", partial(restore_gradient, parameter, parameter.grad, parameter.requires_grad))
         for name, parameter in scope.module.named_parameters()
@@ -202,7 +202,7 @@ def gradients(scope: Scope) -> Restoring:
 
 
 def trainer_state(scope: Scope) -> AbstractContextManager[None]:
-    """Attributes of the Trainer and its loops that user code sets, such as `should_stop`."""
+    """Guard the attributes of the Trainer and its loops that user code sets, such as `should_stop`."""
     trainer = scope.trainer
     connector = vars(trainer._logger_connector)
     tables = [value for value in connector.values() if isinstance(value, dict)]
@@ -212,14 +212,14 @@ def trainer_state(scope: Scope) -> AbstractContextManager[None]:
 
 
 def _log_nothing(*args: object, **kwargs: object) -> None:
-    """Stands for `log` and `log_dict` of every LightningModule while a snapshot runs."""
+    """Replaces `log` and `log_dict` of every LightningModule while a snapshot runs."""
 
 
 @contextmanager
 def logging(scope: Scope) -> Restoring:
-    """`self.log`, `self.log_dict` and the loggers do nothing, on every LightningModule in the tree.
+    """Disable `self.log`, `self.log_dict` and the loggers, on every LightningModule in the tree.
 
-    Copies of the module must be made inside the guard, so that they share the silent methods.
+    Copy the module inside the guard, so that copies share the disabled methods.
     """
     trainer, silent = scope.trainer, {"log": _log_nothing, "log_dict": _log_nothing}
     modules = [obj for _, obj in scope.reached if isinstance(obj, nn.Module)]
@@ -250,7 +250,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
 def iterators(trainer: Any, module: nn.Module) -> list[str]:
     """Paths of the iterators that the module's code can reach, such as an open `iter(loader)`.
 
-    Python cannot rewind them: if `training_step` advances one, a snapshot changes the training. For a warning.
+    Python cannot rewind them: if `training_step` advances one, a snapshot changes the training. The session warns.
     """
     return [path for path, obj in Scope(trainer, module).reached if isinstance(obj, Iterator)]
 
@@ -259,20 +259,20 @@ def iterators(trainer: Any, module: nn.Module) -> list[str]:
 def training_guard(
     trainer: Any, module: nn.Module, datasets: Sequence[object] = (), *, parts: Mapping[str, Part] = PARTS
 ) -> Restoring:
-    """Put back, at exit, whatever user code run inside may have changed of the training around it.
+    """Restore, at exit, whatever user code inside may have changed of the training.
 
-    Every part restores, also after an exception or KeyboardInterrupt inside and when another part's restoring
-    raises. Containers are restored in place: references held elsewhere stay valid. Threads that run user code must
-    have ended before the exit. May be nested.
+    Every part restores, also after an exception or KeyboardInterrupt inside, and when another part fails to restore.
+    Containers are restored in place, so that references held elsewhere stay valid. Threads that run user code must end
+    before the exit. May be nested.
 
     Args:
         trainer: the Trainer, of `lightning` or `pytorch_lightning`, inside `fit`.
         module: its LightningModule, unwrapped.
-        datasets: whatever the snapshot reads examples with: datasets, and collate functions that hold state.
+        datasets: the objects that the snapshot reads examples with: datasets, and collate functions with state.
         parts: the concerns to cover, by name; entered in order.
 
     Raises:
-        RuntimeError: at exit, if a tensor too large to be kept was written in place.
+        RuntimeError: at exit, if a tensor too large to copy was written in place.
     """
     scope = Scope(trainer, module, tuple(datasets))
     with ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""Which mutable Python state can user code reach from a module or a dataset?
+"""Mutable Python state that user code can reach from a module or a dataset.
 
-`reach` walks the object graph breadth first: attributes (also slots), elements of containers, bound methods,
-closures, default arguments, and, for code that is the user's own, class attributes and the global names that
-its functions mention. It copies nothing and calls no user code.
+`walk_objects` walks the object graph breadth first: attributes (also slots), elements of containers, bound methods,
+closures, default arguments and, for the user's own code, class attributes and the global names that functions mention.
+It copies nothing and calls no user code.
 """
 
 import array
@@ -54,7 +54,7 @@ _STATE = (
     *(np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random),
 )
 _CARRIERS = (tuple, frozenset, types.CellType, GlobalName, type, Iterator)
-# Their objects hold locks, files, device handles or bulk data, and none of them is state of a training step.
+# Their objects hold locks, files, device handles or bulk data, but no state of a training step.
 _OPAQUE = frozenset(
     {"bif_lightning", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "numpy", "pandas", "polars"}
     | {"pyarrow", "h5py", "xarray", "PIL", "matplotlib", "tensorboard", "wandb", "mlflow", "comet_ml", "fsspec"}
@@ -77,7 +77,7 @@ def walk_objects(
     Yields:
         path, object: the path is that of the first way found, such as "module.blocks.0.seen".
     """
-    # The objects themselves are held: a freed one would hand its id to another, which would then be skipped.
+    # Keep the objects alive: the id of a freed one could be reused by another, which would then be skipped.
     seen: dict[int, object] = {}
     queue: deque[Node] = deque(roots.items())
     while queue:
@@ -92,7 +92,7 @@ def walk_objects(
 
 
 def _identity(obj: object) -> int:
-    if isinstance(obj, types.MethodType):  # made anew at every access
+    if isinstance(obj, types.MethodType):  # a new object at every access
         return hash((id(obj.__self__), id(obj.__func__)))
     return hash((id(obj.namespace), obj.name)) if isinstance(obj, GlobalName) else id(obj)
 
@@ -121,7 +121,7 @@ def _children(path: str, obj: object, elements: int) -> Iterator[Node]:
 
 
 def contents(name: types.CellType | GlobalName) -> object:
-    """What a closure's cell or a global name holds now; None where it holds nothing yet."""
+    """Current value of a closure's cell or a global name; None where it is unset."""
     if isinstance(name, GlobalName):
         return name.value
     try:
@@ -161,7 +161,7 @@ def _is_entered(obj: object) -> bool:
 
 @functools.cache
 def slots(cls: type) -> tuple[str, ...]:
-    """Names of the slots of a class and its bases that were written in Python, as attributes are called."""
+    """Attribute names of the slots of a class and of its bases written in Python."""
     names: list[str] = []
     for base in cls.__mro__:
         declared = vars(base).get("__slots__", ())
@@ -211,13 +211,13 @@ def _names(code: types.CodeType) -> frozenset[str]:
 
 
 def is_state(value: object) -> bool:
-    """Whether a value found in a namespace is state by its type: a container, an array or a generator."""
+    """Whether the type of a value in a namespace holds state: a container, an array or a generator."""
     return isinstance(value, _STATE)
 
 
 @functools.cache
 def is_own_module(name: str | None) -> bool:
-    """Whether a Python module is the user's own code: no built-in, not installed, and not part of this package."""
+    """Whether a Python module is the user's own code: neither built in nor installed nor part of this package."""
     if name is None or name.partition(".")[0] in _OPAQUE:
         return False
     file = getattr(sys.modules.get(name), "__file__", None)

@@ -1,4 +1,4 @@
-"""The global random number generators: those that a training step of this process can draw from."""
+"""The global random number generators that a training step can draw from."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from bif_lightning.trainer.guard.tensors import Undo
 
 
 def generator_states(module: nn.Module) -> dict[str, tuple[object, Callable[[Any], object]]]:
-    """State, and the function that sets it, of every global generator by name.
+    """State of every global generator and the function that sets it, by name.
 
     They are torch's on the CPU and on each accelerator that holds a parameter or buffer of `module`, NumPy's legacy
     one and Python's. Generators of other devices belong to other processes and are neither read nor set.
@@ -29,7 +29,7 @@ def generator_states(module: nn.Module) -> dict[str, tuple[object, Callable[[Any
 
 
 def keep_global_generators(module: nn.Module) -> list[tuple[str, Undo]]:
-    """By name, functions that set every global generator back to its state of now."""
+    """Functions that restore the current state of every global generator, by name."""
     return [(name, partial(_set, write, state)) for name, (state, write) in generator_states(module).items()]
 
 

@@ -1,8 +1,8 @@
-"""Remember one mutable object and put it back as it was, in place.
+"""Saving and restoring the state of one mutable object, in place.
 
-`keep(obj, budget)` returns a function that undoes every later change of `obj` itself (not of what it refers to:
-`reach` finds that), without replacing the object, so that other references to it stay valid. Nothing is written
-where nothing changed.
+`save_state(obj, budget)` returns a function that undoes every later change of `obj` itself (`walk_objects` finds what
+it refers to) without replacing the object, so that other references to it stay valid. It writes nothing where nothing
+changed.
 """
 
 import array
@@ -26,10 +26,10 @@ _MISSING = object()
 
 @singledispatch
 def save_state(obj: object, budget: CopyBudget) -> Undo:
-    """A function that puts `obj` back as it is now; for a type without state of its own, one that does nothing.
+    """Return a function that restores `obj` to its current state; for a stateless type, one that does nothing.
 
-    Tensors beyond the budget are watched only: the returned function raises RuntimeError if one was written.
-    Arrays beyond the budget, memory maps and read-only arrays are left alone.
+    Tensors beyond the budget are only watched: the returned function raises RuntimeError if one was written. Arrays
+    beyond the budget, memory maps and read-only arrays are not covered.
     """
     names = slots(type(obj))
     if not names:
@@ -56,7 +56,7 @@ def _(obj: dict[Any, Any], budget: CopyBudget) -> Undo:
     keys = {key for key, _ in before}
 
     def undo() -> None:
-        # One key at a time, so that an interrupt never finds an emptied `__dict__`; anew only for the order.
+        # One key at a time, so that an interrupt never finds an empty `__dict__`; all keys only to restore their order.
         for key in [key for key in base.keys(obj) if key not in keys]:
             base.__delitem__(obj, key)
         for key, value in before:
@@ -121,7 +121,7 @@ def _(obj: Any, budget: CopyBudget) -> Undo:
 def _(obj: types.CellType, budget: CopyBudget) -> Undo:
     try:
         before = obj.cell_contents
-    except ValueError:  # empty: the function that it belongs to is still being made
+    except ValueError:  # empty: its function is still being defined
         return nothing
 
     def undo() -> None:
@@ -188,7 +188,7 @@ def _(obj: np.random.RandomState, budget: CopyBudget) -> Undo:
 
 @save_state.register(random.Random)
 def _(obj: random.Random, budget: CopyBudget) -> Undo:
-    if isinstance(obj, random.SystemRandom):  # entropy of the system: no state
+    if isinstance(obj, random.SystemRandom):  # the system's entropy has no state
         return nothing
     before = obj.getstate()
     return lambda: obj.setstate(before)

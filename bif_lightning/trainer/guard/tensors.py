@@ -1,4 +1,4 @@
-"""Remember tensors and arrays, within a budget of bytes, and put their values back in place."""
+"""Saving and restoring the values of tensors and arrays, within a budget of bytes."""
 
 from collections.abc import Callable
 
@@ -14,14 +14,14 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class CopyBudget:
-    """How many bytes of tensors and arrays may be copied: at most `item` of one, and `total` of all."""
+    """Limit of the bytes of tensors and arrays to copy: at most `item` of one, and `total` of all."""
 
     def __init__(self, *, item: int, total: int) -> None:
         self._item = item
         self._left = total
 
     def spend(self, size: int) -> bool:
-        """Take `size` bytes; False, and nothing taken, where they are too many."""
+        """Take `size` bytes from the budget; return False, and take nothing, where it does not suffice."""
         if size > min(self._item, self._left):
             return False
         self._left -= size
@@ -29,16 +29,16 @@ class CopyBudget:
 
 
 def nothing() -> None:
-    """The undo of what needs none."""
+    """Undo nothing."""
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense and holds its values itself: no subclass with a dispatch of its own."""
+    """Whether a tensor is dense and not of a subclass with its own dispatch."""
     return tensor.layout is torch.strided and type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor has memory to read: it is not on the meta device and no lazy module's placeholder."""
+    """Whether a tensor has memory to read, and is neither on the meta device nor a lazy module's placeholder."""
     return not is_lazy(tensor) and not tensor.is_meta
 
 
@@ -52,7 +52,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def keep_tensor(tensor: Tensor, budget: CopyBudget) -> Undo:
-    """Remember values, gradient reference and `requires_grad`; beyond the budget, only watch for a write."""
+    """Save values, gradient reference and `requires_grad`; beyond the budget, only watch for a write."""
     if not has_values(tensor):
         return nothing
     keep_values = _copy if budget.spend(tensor.numel() * tensor.element_size()) else _watch
@@ -69,7 +69,7 @@ def keep_tensor(tensor: Tensor, budget: CopyBudget) -> Undo:
 
 
 def restore_gradient(tensor: Tensor, gradient: Tensor | None, requires_grad: bool) -> None:
-    """Give a leaf its gradient object and its flag back."""
+    """Restore the gradient object and the `requires_grad` flag of a leaf."""
     if tensor.requires_grad is not requires_grad:
         tensor.requires_grad_(requires_grad)
     if tensor.grad is not gradient:
@@ -77,7 +77,7 @@ def restore_gradient(tensor: Tensor, gradient: Tensor | None, requires_grad: boo
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # those of inference mode count no writes
+    return 0 if tensor.is_inference() else tensor._version  # tensors of inference mode do not count writes
 
 
 def _watch(tensor: Tensor) -> Undo:
@@ -86,8 +86,8 @@ def _watch(tensor: Tensor) -> Undo:
     def undo() -> None:
         if _version(tensor) != version:
             raise RuntimeError(
-                f"a tensor of shape {tuple(tensor.shape)} was written during a snapshot and is too large to be "
-                "kept and put back: register it as a buffer, of which every chain has its own copy, or do not "
+                f"a tensor of shape {tuple(tensor.shape)} was written during a snapshot and is too large to "
+                "be restored: register it as a buffer, of which every chain has its own copy, or do not "
                 "write it in training_step or the dataset"
             )
 
@@ -121,7 +121,7 @@ def _write(tensor: Tensor, before: Tensor) -> None:
 
 
 def keep_array(array: np.ndarray, budget: CopyBudget) -> Undo:
-    """Remember the elements of an array, unless it is read-only, a memory map or beyond the budget."""
+    """Save the elements of an array, unless it is read-only, a memory map or beyond the budget."""
     if isinstance(array, np.memmap) or not array.flags.writeable or not budget.spend(array.nbytes):
         return nothing
     before = array.copy()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bif_lightning.archive.read import cells
 from bif_lightning.archive.read.cells import read_cells
-from bif_lightning.archive.read.untrusted import UnreadableFileError
+from bif_lightning.exceptions import UnreadableFileError
 
 pytestmark = pytest.mark.law
 

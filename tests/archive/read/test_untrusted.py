@@ -13,9 +13,10 @@ from archive_examples import make_estimate, make_samples
 from bif_lightning.archive import read
 from bif_lightning.archive.read.index import read_index
 from bif_lightning.archive.read.parts import read_parts
-from bif_lightning.archive.read.untrusted import UnreadableFileError, attribute, find, open_file, present
+from bif_lightning.archive.read.untrusted import attribute, find, open_file, present
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.archive.write import write_dump
+from bif_lightning.exceptions import UnreadableFileError
 from hostile import HOSTILE, refill
 
 pytestmark = pytest.mark.crash

@@ -11,9 +11,10 @@ import pytest
 
 import bif_lightning as bl
 from archive_examples import make_estimate, make_samples
-from bif_lightning.archive.read.untrusted import HeapError, UnreadableFileError, WalkableFile, open_file
+from bif_lightning.archive.read.untrusted import HeapError, WalkableFile, open_file
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.archive.write import write_dump
+from bif_lightning.exceptions import UnreadableFileError
 
 pytestmark = pytest.mark.crash
 

@@ -14,9 +14,8 @@ from torch.utils.data import default_collate
 from torchmetrics import MeanMetric
 
 import small_models as models
+from bif_lightning.exceptions import LossChangedError, LossRefusedError
 from bif_lightning.losses.derived.derive import derive_loss
-from bif_lightning.losses.derived.exceptions import LossRefusedError
-from bif_lightning.losses.derived.intercept import LossChangedError
 
 pytestmark = pytest.mark.exact
 

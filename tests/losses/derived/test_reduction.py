@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.derive import check_user_loss, derive_loss
-from bif_lightning.losses.derived.exceptions import LossRefusedError
 
 pytestmark = pytest.mark.exact
 

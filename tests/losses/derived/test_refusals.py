@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from bif_lightning.exceptions import LossChangedError, LossRefusedError
 from bif_lightning.losses.derived.batch_size import examples_in
 from bif_lightning.losses.derived.derive import check_user_loss, derive_loss
-from bif_lightning.losses.derived.exceptions import LossRefusedError
-from bif_lightning.losses.derived.intercept import LossChangedError, NotSeparableError, capture
+from bif_lightning.losses.derived.intercept import NotSeparableError, capture
 from bif_lightning.losses.derived.reduction import split
 
 ROWS = [0, 3, 5, 8]
@@ -70,7 +70,7 @@ def unequal_penalty(o: Tensor, y: Tensor, module: nn.Module) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, nn.Module], Any], str, str]] = {
     "square root": (
         lambda o, y, m: F.cross_entropy(o, y).sqrt(),
-        "no weighted sum",
+        "not a weighted sum",
         "couples the examples of a batch, or divides them unequally: of a batch of [0, 3",
     ),
     "penalty by length": (unequal_penalty, "a part of the loss is written by hand", "divides them unequally"),
@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, nn.Module], Any], str, str]] 
         "divides them unequally",
     ),
     "none": (lambda o, y, m: None, "returned NoneType", "returned NoneType"),
-    "vector": (lambda o, y, m: F.cross_entropy(o, y, reduction="none"), "no scalar", "no scalar"),
+    "vector": (lambda o, y, m: F.cross_entropy(o, y, reduction="none"), "not a scalar", "not a scalar"),
     "constant": (lambda o, y, m: F.cross_entropy(0 * o, y), "all have the loss", "all have the loss"),
     "not finite": (
         lambda o, y, m: F.cross_entropy(o * torch.where(y == 0, torch.inf, 1)[:, None], y),

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bif_lightning.exceptions import LossChangedError
 from bif_lightning.losses.derived import separable
 from bif_lightning.losses.derived.derive import derive_loss
-from bif_lightning.losses.derived.intercept import LossChangedError, NotSeparableError, capture
+from bif_lightning.losses.derived.intercept import NotSeparableError, capture
 from bif_lightning.losses.derived.separable import KeptCoefficients
 
 pytestmark = pytest.mark.exact

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import small_models as models
+from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.derive import check_user_loss
-from bif_lightning.losses.derived.exceptions import LossRefusedError
 
 ROWS = [2, 4, 7]
 G = torch.Generator().manual_seed(0)

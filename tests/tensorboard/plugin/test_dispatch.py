@@ -146,7 +146,7 @@ def test_a_cell_tells_all_quantities(run):
     assert of["values"]["conditioned"]["value"] == pytest.approx(float(made[300].conditioned[7, 4]))
     error = made[300].losses.correlation_standard_error[7, 4]
     assert of["values"]["correlation"]["standard_error"] == pytest.approx(float(error))
-    assert (of["train_loss"], of["query_std"]) == (made[300].train_mean[7], made[300].losses.std[4])
+    assert (of["train_loss"], of["query_std"]) == (made[300].train_loss[7], made[300].losses.std[4])
     undefined = told(files, "cell", step=300, matrix="correlation", train=N - 1, query=Q - 1)
     assert undefined["values"]["correlation"]["value"] is None
 

@@ -139,7 +139,7 @@ def test_one_failure_inside_a_part_names_the_place_and_spares_the_rest() -> None
         with pytest.raises(RuntimeError) as caught, training_guard(trainer, module):  # noqa: PT012
             disturb(trainer, module)
             module.huge.data.as_strided((1,), (1,)).add_(1)
-        assert any("putting back module.huge after a snapshot" in note for note in caught.value.__notes__)
+        assert any("restoring module.huge after a snapshot" in note for note in caught.value.__notes__)
         assert difference(before, fingerprint(trainer, module)) == ["attributes"]
         module.huge = None
 

@@ -115,11 +115,14 @@ export function shortened(text, most) {
   return letters.length <= most ? text : `${letters.slice(0, Math.max(most - 1, 1)).join("")}…`;
 }
 
+/** Standard errors in half of a 95 % interval: a value further from zero has a known sign (`results/bands.py`). */
+export const CLEAR = 1.96;
+
 /**
- * "2.1 standard errors from zero" in words: whether the sign of a value can be told.
+ * Whether a value is clear of zero, so that its sign is known.
  * @param {number | null | undefined} value
  * @param {number | null | undefined} error
  */
 export function isClear(value, error) {
-  return isKnown(value) && isKnown(error) && Math.abs(value) > 1.96 * error;
+  return isKnown(value) && isKnown(error) && Math.abs(value) > CLEAR * error;
 }

@@ -14,7 +14,7 @@
  * @property {1 | -1} helps
  * @property {number} scale the value of full colour
  * @property {boolean} dark
- * @property {boolean} clear entries within two standard errors of zero are greyed
+ * @property {boolean} clear entries within 1.96 standard errors of zero are greyed
  * @property {Cell | null} chosen
  * @typedef {object} Events
  * @property {(window: Window) => void} [zoom]

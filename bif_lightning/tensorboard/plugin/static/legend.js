@@ -49,6 +49,6 @@ function note(picture, clear) {
     const [rows, columns] = [(r1 - r0) / picture.height, (c1 - c0) / picture.width];
     return `Each cell is the mean of about ${number(rows, 2)} × ${number(columns, 2)} pairs; zoom in for single ones.`;
   }
-  if (clear) return "Grey: within two standard errors of zero.";
+  if (clear) return "Grey: within 1.96 standard errors of zero.";
   return picture.values.some(Number.isNaN) ? "Grey: undefined." : "";
 }

@@ -51,7 +51,7 @@ export function toggles(store, state, run) {
         })
       : null,
     button({
-      label: "Grey what lies within two standard errors of zero (g); zoom in until single pairs are shown",
+      label: "Grey what lies within 1.96 standard errors of zero (g); zoom in until single pairs are shown",
       text: "Only clear",
       name: "clear",
       pressed: state.clear,

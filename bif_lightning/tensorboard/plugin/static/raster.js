@@ -1,9 +1,8 @@
 /** From numbers to pixels: one for each cell of a picture. */
 
 import { table, undefinedColour } from "./colours.js";
+import { CLEAR } from "./format.js";
 
-/** Standard errors from zero within which a value is greyed. */
-const CLEAR = 1.96;
 /** Place of the colour of what is undefined, after those of values. */
 const GREY = 511;
 

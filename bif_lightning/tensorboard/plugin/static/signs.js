@@ -12,6 +12,8 @@
  * @property {string} bad "hurts"
  */
 
+import { isClear } from "./format.js";
+
 const KINDS = {
   correlation: { name: "correlation", formula: "+Corr(train loss, φ)", unit: "", helps: 1 },
   influence: { name: "influence", formula: "−Cov(train loss, φ)", unit: "nat²", helps: -1 },
@@ -84,7 +86,7 @@ export function verdictOn(quantity, value, error) {
   if (!Number.isFinite(value)) return "undefined: one of the two losses never varied";
   const word = value * quantity.helps > 0 ? quantity.good : quantity.bad;
   if (error === null || !Number.isFinite(error)) return `${word}; its error is unknown`;
-  return Math.abs(value) > 1.96 * error ? word : `within its error of zero (${word}, if at all)`;
+  return isClear(value, error) ? word : `within its error of zero (${word}, if at all)`;
 }
 
 /**

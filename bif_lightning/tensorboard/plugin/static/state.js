@@ -15,7 +15,7 @@
  * @property {string} queryColumn which train example or which of the user's columns orders them
  * @property {Window | null} window null: everything
  * @property {boolean} grouped class by class means
- * @property {boolean} clear entries within two standard errors of zero are greyed
+ * @property {boolean} clear entries within 1.96 standard errors of zero are greyed
  * @property {boolean} table whether the window stands below as numbers
  * @property {Pin | null} chosen
  * @property {Pin[]} pins

@@ -5,7 +5,7 @@ import { tokenOfAll } from "./book.js";
 import { Chart, isEven } from "./chart.js";
 import { lineColour } from "./colours.js";
 import { el, put } from "./dom.js";
-import { isKnown, measure, number } from "./format.js";
+import { CLEAR, isKnown, measure, number } from "./format.js";
 import { saveMenu } from "./export.js";
 import { behind } from "./snapshot.js";
 import { goodBanner, verdictBanner } from "./verdict.js";
@@ -202,7 +202,7 @@ export class TrustView {
     const errors = one.error ? trust[one.error] : null;
     const edge = (/** @type {number} */ way) =>
       errors &&
-      one.values.map((value, at) => (isKnown(value) && isKnown(errors[at]) ? value + way * 1.96 * errors[at] : null));
+      one.values.map((value, at) => (isKnown(value) && isKnown(errors[at]) ? value + way * CLEAR * errors[at] : null));
     const drawing = {
       steps: trust.steps,
       curves: [
