@@ -76,7 +76,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for task in (TASKS[name] for name in chosen):
         found = lengths(task, load(task))
-        print(f"\n## {task.name}\n\n| draws | LDS | foretold by groups | by ranks | halves: groups | ranks |")
+        print(f"\n### {task.name}\n\n| draws | LDS | foretold by groups | by ranks | halves: groups | ranks |")
         print("|---|---|---|---|---|---|")
         last = found[-1]
         for one in found:

@@ -171,8 +171,8 @@ def _tempered(
 def rule_ridge(curvature: Float[Tensor, " direction"], num_train: int, share: float) -> float:
     """λ = γ/nβ for which d_eff = Σ h_k/(h_k + γ/nβ) is the smaller of n/10 and a share of the curved directions.
 
-    Both came near the best retraining scores of four networks (benchmarks/README.md). Beyond 0.7·K the directions left
-    out would matter; with a metric, 0.3·K makes γ·M about as strong as the curvature that it stands for.
+    Both came near the best retraining scores of four networks (docs/evidence/retraining.md). Beyond 0.7·K the
+    directions left out would matter; with a metric, 0.3·K makes γ·M about as strong as the curvature it stands for.
     """
     curved = int((curvature > 0).sum())
     return ridge_for(curvature, min(_OF_EXAMPLES * num_train, share * curved))
