@@ -59,5 +59,5 @@ def _table(name: str) -> str:
     made, _, rest = evidence.read(name).strip().partition("\n\n")
     lines = [f"{made}\n{{: .measured }}", "", UNIT.sub("\\1\u00a0\\2", rest)]
     if reason := evidence.stale(table):
-        lines += ["", f'!!! warning "{reason}"']
+        lines += ["", f'!!! warning "Stale. {reason}"']
     return "\n".join(lines)
