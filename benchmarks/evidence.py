@@ -99,19 +99,19 @@ TABLES = {
 
 
 def read(name: str) -> str:
-    """The table as it stands, with the line above it that says how it was made; empty where there is none."""
+    """The file of a table: the line that says how it was made, and the table. Empty if the file does not exist."""
     path = FOLDER / f"{name}.md"
     return path.read_text() if path.exists() else ""
 
 
 def measured_at(name: str) -> str | None:
-    """The commit of the table; None where there is none."""
+    """The commit at which a table was measured; None for a table that never was."""
     match = HEADER.match(read(name))
     return match["commit"] if match else None
 
 
 def stale(table: Table) -> str | None:
-    """Why the table may no longer hold; None where its code is as it was, or where there is no history to ask."""
+    """Why the table may no longer hold; None if its code has not changed since, or outside a git repository."""
     commit = measured_at(table.name)
     if commit is None:
         return "It has not been measured."
@@ -133,7 +133,7 @@ def make(table: Table, folder: Path, *, trial: bool) -> str | None:
     if "--logdir" in command and trial:
         command[command.index("--logdir") + 1] = str(folder / "large")
     if not (ROOT / command[0]).exists():
-        return f"there is no {command[0]}"
+        return f"{command[0]} does not exist"
     done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return f"exit status {done.returncode}"

@@ -11,7 +11,7 @@ from latex2mathml.converter import convert
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import evidence  # noqa: E402  it lies in benchmarks/, which is no package
+import evidence  # noqa: E402  benchmarks/ is a folder of scripts
 
 TABLE = re.compile(r"^\[[^\]]*\]\((?:[\w/.-]*/)?tables/([\w-]+)\.md\)$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # of pictures too

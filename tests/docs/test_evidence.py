@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, in a repository of its own with one piece of code and one command that measures it."""
+    """The script in a temporary repository, with three tables, of which one fails."""
     spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
     assert spec is not None
     assert spec.loader is not None
