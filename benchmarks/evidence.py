@@ -76,7 +76,7 @@ TABLES = {
             "clean-labels", "examples/clean_labels.py --seeds 4 --out runs/clean_labels", "--seeds 1",
             (*CLOSED_FORM, *SHELL), 10,
         ),
-        Table("coverage", "benchmarks/coverage.py", "--estimates 4", ("bif_lightning/statistics",), 5),
+        Table("coverage", "benchmarks/error_coverage.py", "--estimates 4", ("bif_lightning/statistics",), 5),
         Table("verdicts", "benchmarks/verdicts.py", "--steps 0", (*CLOSED_FORM, "bif_lightning/results/verdict.py"), 5),
         Table(
             "tokens", "benchmarks/tokens.py", "--sequences 8 --tokens 20 --queries 2 --draws 60",

@@ -1,6 +1,6 @@
 """How often ±1.96 standard errors hold the long-run value of an entry, in simulated chains, as markdown.
 
-    python benchmarks/coverage.py [--estimates 500] > table.md
+    python benchmarks/error_coverage.py [--estimates 500] > table.md
 
 The chains and the exact values are those of the statistical test of the same claim, which fails outside 93 to 97 %.
 """
@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 
 
 def _test_module() -> ModuleType:
-    path = next(TESTS.rglob("test_standard_error_coverage.py"))
+    path = next(TESTS.rglob("test_standard_errors_coverage.py"))
     sys.path[:0] = [str(TESTS / "helpers")]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
