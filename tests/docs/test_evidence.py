@@ -114,4 +114,7 @@ def test_code_that_tables_measure_exists() -> None:
     source = (ROOT / "benchmarks" / "evidence.py").read_text()
     paths = re.findall(r'"((?:bif_lightning|benchmarks|examples)/[\w/.]+)[ "]', source)
     assert len(paths) > 20
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    tables = {file.stem: file.read_text() for file in (ROOT / "docs" / "evidence" / "tables").glob("*.md")}
+    # A table may be announced before its benchmark is there.
+    waiting = {f"benchmarks/{name}.py" for name, text in tables.items() if text.startswith("Not measured yet")}
+    assert [path for path in paths if not (ROOT / path).exists() and path not in waiting] == []
