@@ -162,12 +162,13 @@ def test_paths_of_the_internals_exist() -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     stub = ast.parse((ROOT / "bif_lightning" / "__init__.pyi").read_text())
+    modules = {"exceptions"}  # have a page of their own
     public = {alias.asname for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     metrics = ast.parse((ROOT / "bif_lightning" / "metrics.py").read_text())
     defined = {node.name for node in metrics.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
     listed = re.findall(r"^::: bif_lightning\.(\w+)$", PAGES["docs/reference/api.md"].read_text(), flags=re.MULTILINE)
-    assert set(listed) == public
-    assert len(listed) == len(public)
+    assert set(listed) == public - modules
+    assert len(listed) == len(set(listed))
     shown = re.findall(r"^        - (\w+)$", PAGES["docs/reference/metrics.md"].read_text(), flags=re.MULTILINE)
     assert set(shown) == defined
 
