@@ -73,13 +73,13 @@ TABLES = {
         Table("retraining", "benchmarks/lds.py", "--task tabular --method gradient", (*CLOSED_FORM, *RETRAINING), 60),
         Table("reliability", "benchmarks/reliability.py", "--task tabular", (*CLOSED_FORM, *RETRAINING), 10),
         Table(
-            "clean-labels", "examples/clean_labels.py --seeds 4 --out runs/clean_labels", "--seeds 1",
+            "clean-labels", "examples/clean_labels.py --seeds 4 --out runs/clean_labels", "--seeds 2",
             (*CLOSED_FORM, *SHELL), 10,
         ),
         Table("coverage", "benchmarks/error_coverage.py", "--estimates 4", ("bif_lightning/statistics",), 5),
         Table("verdicts", "benchmarks/verdicts.py", "--steps 0", (*CLOSED_FORM, "bif_lightning/results/verdict.py"), 5),
         Table(
-            "tokens", "benchmarks/tokens.py", "--sequences 8 --tokens 20 --queries 2 --draws 60",
+            "tokens", "benchmarks/tokens.py", "--sequences 8 --tokens 20 --queries 4 --draws 60",
             (*TOKENS, "bif_lightning/archive"), 5,
         ),
         Table("language-memory", "benchmarks/language_memory.py", "", SAMPLING, 1),
