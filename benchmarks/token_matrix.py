@@ -10,6 +10,7 @@ that of a process of its own for each.
 """
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from collections.abc import Callable
 import numpy as np
 
 from against_devinterp import clocked
-from bif_lightning.results.token_matrices import ErrorScales, InMemoryTokens
+from bif_lightning.results.token_matrices import InMemoryTokens
 from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import Tokens, blocks_of
-from bif_lightning.statistics.standard_errors import centre_scale
+from bif_lightning.statistics.standard_errors import ErrorModel, ErrorScale, centre_scale
 from tokens import axis, made_up
 
 CHAINS, REPEATS = 4, 3
@@ -39,7 +40,9 @@ def correlations(size: Size) -> dict[str, Callable[[], np.ndarray]]:
     sides = [made_up(CHAINS, draws, count * length, seed) for seed, count in enumerate((train, queries), 1)]
     lengths = tuple(map(len, np.array_split(np.arange(draws), 6)))
     law = DrawCovariance(CHAINS, lengths, "chain", centre_scale(CHAINS, 6, "chain"))
-    blocks = blocks_of(law, ErrorScales(1.1, 200.0, 1.1), *map(InMemoryTokens, sides))
+    blocks = blocks_of(
+        law, ErrorModel(6, ErrorScale(1.1, 200.0), ErrorScale(1.1, math.nan)), *map(InMemoryTokens, sides)
+    )
     tokens = Tokens(train=axis(train, length), query=axis(queries, length), blocks=blocks)
     laid = [
         xr.DataArray(

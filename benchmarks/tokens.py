@@ -5,6 +5,7 @@
 """
 
 import argparse
+import math
 import resource
 import tempfile
 import time
@@ -17,10 +18,10 @@ import numpy as np
 
 import bif_lightning as bl
 from bif_lightning.results.estimate import Cost, Diagnostics, Estimate, Influence
-from bif_lightning.results.token_matrices import MOST_BYTES, ErrorScales, InMemoryTokens
+from bif_lightning.results.token_matrices import MOST_BYTES, InMemoryTokens
 from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
-from bif_lightning.statistics.standard_errors import centre_scale
+from bif_lightning.statistics.standard_errors import ErrorModel, ErrorScale, centre_scale
 from bif_lightning.storage.scratch import ScratchArrays, Spec
 
 T = TypeVar("T")
@@ -92,7 +93,9 @@ def main() -> None:
     print("| what | time | size | peak memory so far |\n|---|---|---|---|")
     sides = [made_up(given.chains, given.draws, len(each), seed) for seed, each in enumerate((train, query), 1)]
     gigabytes = sum(each.nbytes for each in sides) / 1e9
-    blocks = blocks_of(law, ErrorScales(1.1, 200.0, 1.1), *map(InMemoryTokens, sides))
+    blocks = blocks_of(
+        law, ErrorModel(6, ErrorScale(1.1, 200.0), ErrorScale(1.1, math.nan)), *map(InMemoryTokens, sides)
+    )
     tokens = timed(
         "draws made up", lambda: Tokens(train=train, query=query, blocks=blocks), lambda _: f"{gigabytes:.3g} GB"
     )

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import bif_lightning as bl
 import models
-from bif_lightning.results.verdict import judge, reliability
+from bif_lightning.results.verdict import reliability
+from bif_lightning.sampling.choice import judge
 
 TRAIN, QUERY, BATCH = 1000, 100, 32
 STEPS = (0, 16, 96, 600)

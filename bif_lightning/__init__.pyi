@@ -16,7 +16,7 @@ from .config import SGLD as SGLD
 from .config import Chains as Chains
 from .config import Pairs as Pairs
 from .config import Subspace as Subspace
-from .estimation.estimator import estimate as estimate
+from .estimation.estimate import estimate as estimate
 from .losses.causal_lm import causal_lm_loss as causal_lm_loss
 from .losses.causal_lm import token_losses as token_losses
 from .losses.observables import GroupMean as GroupMean
@@ -32,5 +32,5 @@ from .results.estimate import Verdict as Verdict
 from .results.examples import Samples as Samples
 from .results.tokens import TokenAxis as TokenAxis
 from .results.tokens import Tokens as Tokens
-from .results.verdict import judge as judge
+from .sampling.choice import judge as judge
 from .statistics.conditioned import conditioned_influence as conditioned_influence

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 Gradient = Literal["control_variate", "minibatch"]
 Preconditioner = Literal["rmsprop"]
@@ -78,6 +78,9 @@ class SGLD:
     rmsprop_decay: float = 0.99
     rmsprop_stability: float = 0.1
 
+    paired: ClassVar[bool] = False
+    """Whether draws are independent, as antithetic pairs, and no chains."""
+
     def __post_init__(self) -> None:
         _check_positive(self, "step_size", "rmsprop_stability")
         _check_non_negative(self, "inverse_temperature", "localization")
@@ -107,6 +110,10 @@ class SGLD:
                 f"{1 / self.localization:.2g} or less"
             )
 
+    def describe(self, chains: "Chains") -> str:
+        """What is run, in words."""
+        return f"{chains.num_chains} chains of {chains.num_steps} SGLD steps"
+
 
 def _check_directions(value: int | None) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -134,6 +141,8 @@ class Pairs:
 
     scale: float = 0.01
 
+    paired: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _check_positive(self, "scale")
 
@@ -146,6 +155,10 @@ class Pairs:
     def localization(self) -> float:
         """γ = 1/σ², in nats per squared weight unit."""
         return 1 / self.scale**2
+
+    def describe(self, chains: "Chains") -> str:
+        """What is run, in words."""
+        return f"{chains.num_chains * chains.num_draws} antithetic draws"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +203,8 @@ class Subspace:
     metric: PullMetric = "kronecker"
     span: float = 0.005
 
+    paired: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _check_whole(self, 1, "num_directions")
         _check_positive(self, "span")
@@ -198,6 +213,11 @@ class Subspace:
         for name in ("inverse_temperature", "localization"):
             if getattr(self, name) is not None:
                 _check_positive(self, name)
+
+    def describe(self, chains: "Chains") -> str:
+        """What is run, in words."""
+        draws = chains.num_chains * chains.num_draws
+        return f"closed form in {self.num_directions} directions, checked by {draws} draws"
 
 
 Sampler = SGLD | Pairs | Subspace
@@ -294,7 +314,7 @@ def check_together(sampler: Sampler, chains: Chains) -> None:
     Raises:
         ValueError: burn-in, thinning or an odd number of draws with antithetic pairs.
     """
-    if isinstance(sampler, SGLD):
+    if not sampler.paired:
         return
     name = type(sampler).__name__
     if chains.burn_in or chains.thinning != 1 or chains.num_draws % 2:

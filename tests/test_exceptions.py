@@ -47,7 +47,7 @@ def test_they_are_public_and_need_no_torch():
 
 def test_old_places_still_have_them():
     from bif_lightning.archive.read import SkippedDumpWarning, UnreadableFileError
-    from bif_lightning.estimation.estimator import ChainsDivergedError
+    from bif_lightning.exceptions import ChainsDivergedError
 
     assert (SkippedDumpWarning, UnreadableFileError) == (exceptions.SkippedDumpWarning, exceptions.UnreadableFileError)
     assert ChainsDivergedError is exceptions.ChainsDivergedError

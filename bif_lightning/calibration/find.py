@@ -18,19 +18,19 @@ of its gradients over any distance hold jumps, which swamp all but the largest e
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import cast
 
 from bif_lightning.calibration.pilot import Pilot, run_pilot, small_problem
 from bif_lightning.calibration.search import MOST_THINNING, WITHIN, SettingsSearch
-from bif_lightning.calibration.stability import check_stable, largest_curvature, shrink_step_size
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.curvature.spectrum import gradient_noise
 from bif_lightning.losses.problem import Problem
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.results.verdict import MOST_NOISE
-from bif_lightning.sampling.bias import noise_ratio
-from bif_lightning.sampling.chain import ChainContext
+from bif_lightning.sampling.sampler import ChainContext
+from bif_lightning.sampling.sgld import SGLDSampler
+from bif_lightning.sampling.stability import largest_curvature, shrink_step_size
 
 EXAMPLES_PER_DIMENSION, DRAWS_PER_DIMENSION = 10, 8
 """d_eff is n/10, and an eighth of the draws at most: fewer draws see a posterior that they cannot tell from noise."""
@@ -70,7 +70,8 @@ class FoundSettings:
     """The settings found, and how.
 
     Attributes:
-        settled: the settings.
+        sampler, chains: the settings.
+        lasting: whether later snapshots may keep them.
         curvature: λmax, nats per squared weight unit.
         noise: λmax(F), the scale of the gradient noise of single examples (`spectrum.GradientNoise`).
         target: the effective dimension that was aimed at.
@@ -80,7 +81,9 @@ class FoundSettings:
         minibatch_noise: noise ratio (`bias.noise_ratio`) of these settings.
     """
 
-    settled: ResolvedSettings
+    sampler: SGLD
+    chains: Chains
+    lasting: bool
     curvature: float
     noise: float
     target: float
@@ -90,16 +93,18 @@ class FoundSettings:
     minibatch_noise: float = math.nan
 
     @property
+    def resolved(self) -> ResolvedSettings:
+        """As a snapshot keeps them."""
+        return ResolvedSettings(self.sampler, self.chains, lasting=self.lasting)
+
+    @property
     def plain_noise_ratio(self) -> float:
         """ε·(nβ)²·λmax(F)/4m: above 1, plain minibatches in place of control variates would heat the chains."""
-        sampler = self.settled.sampler
-        assert isinstance(sampler, SGLD)
-        heat = sampler.step_size * sampler.inverse_temperature**2 * self.noise
-        return heat / (4 * self.settled.chains.batch_size)
+        heat = self.sampler.step_size * self.sampler.inverse_temperature**2 * self.noise
+        return heat / (4 * self.chains.batch_size)
 
     def __str__(self) -> str:
-        sampler, chains, last = self.settled.sampler, self.settled.chains, self.pilot
-        assert isinstance(sampler, SGLD)
+        sampler, chains, last = self.sampler, self.chains, self.pilot
         return (
             f"step_size {sampler.step_size:.3g}, inverse_temperature {sampler.inverse_temperature:.3g}, localization "
             f"{sampler.localization:.3g}; {chains.num_chains} chains x {chains.num_draws} draws, thinning "
@@ -147,27 +152,30 @@ def find_settings(
             "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
         )
     best = aim.best
-    heat = noise_ratio(_plan(problem, backend, best.sampler, given))
+    heat = _noise_ratio(problem, backend, best.sampler, given)
     shorter = min(heat / _COOL, MOST_COOLED) if heat > _COOL else 1.0
     sampler = replace(best.sampler, step_size=best.sampler.step_size / shorter)
     off = best.dimension / target
     return FoundSettings(
-        ResolvedSettings(sampler, chains or _chains_for(best, shorter), lasting=off >= LASTING),
-        curvature,
-        gradient_noise(problem, backend).largest,
-        target,
-        best,
-        tuple(trials),
+        sampler=sampler,
+        chains=chains or _chains_for(best, shorter),
+        lasting=off >= LASTING,
+        curvature=curvature,
+        noise=gradient_noise(problem, backend).largest,
+        target=target,
+        pilot=best,
+        trials=tuple(trials),
         sound=1 / WITHIN <= off <= WITHIN,
         minibatch_noise=heat / shorter,
     )
 
 
-def _plan(problem: Problem, backend: WeightBackend, sampler: SGLD, chains: Chains) -> ChainContext:
-    return ChainContext(
+def _noise_ratio(problem: Problem, backend: WeightBackend, settings: SGLD, chains: Chains) -> float:
+    prepared = SGLDSampler(settings).unprepared()
+    context = ChainContext(
         problem=problem,
         backend=backend,
-        sampler=sampler,
+        kernel=prepared,
         chains=chains,
         snapshot=_SNAPSHOT,
         loss=math.nan,
@@ -175,6 +183,7 @@ def _plan(problem: Problem, backend: WeightBackend, sampler: SGLD, chains: Chain
         tick=lambda: None,
         stochastic=problem.stochastic,
     )
+    return prepared.noise_ratio(context)
 
 
 def dimension_for(examples: int, draws: int) -> float:
@@ -221,32 +230,28 @@ def _checked(curvature: float) -> float:
     return curvature
 
 
-def resolve_settings(
-    sampler: SGLD | Literal["auto"],
+def found_settings(
     chains: Chains | None,
-    settled: ResolvedSettings | None,
+    earlier: ResolvedSettings | None,
     problem: Problem,
     backend: WeightBackend,
     tick: Callable[[], None] = lambda: None,
 ) -> ResolvedSettings:
-    """The settings of this snapshot.
+    """The settings of this snapshot by "auto".
+
+    They are measured until they last, then frozen, all but a step size that later proves too long.
 
     Args:
-        sampler, chains: as given; "auto" measures until it finds what lasts, and freezes it, all but a step size that
-            later proves too long.
-        settled: what an earlier snapshot settled on; None where none did.
+        chains: as given by the user.
+        earlier: what an earlier snapshot found; None where none did.
         tick: called after every step of a pilot.
 
     Raises:
-        ValueError: see `find_settings` and `check_stable` (checked while nothing is settled).
+        ValueError: see `find_settings`.
     """
     given = chains or Chains()
-    if sampler == "auto":
-        if settled is None:
-            found = find_settings(problem, backend, chains, seed=given.seed, tick=tick)
-            return replace(found.settled, reasons=str(found))
-        assert isinstance(settled.sampler, SGLD)
-        return replace(settled, sampler=shrink_step_size(settled.sampler, largest_curvature(problem, backend, given)))
-    if settled is None:
-        check_stable(sampler, problem, backend, given)
-    return settled or ResolvedSettings(sampler, given)
+    if earlier is None:
+        found = find_settings(problem, backend, chains, seed=given.seed, tick=tick)
+        return replace(found.resolved, reasons=str(found))
+    sharp = largest_curvature(problem, backend, given)
+    return replace(earlier, sampler=shrink_step_size(cast(SGLD, earlier.sampler), sharp))

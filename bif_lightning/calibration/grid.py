@@ -10,7 +10,6 @@ from torch import nn
 
 from bif_lightning.calibration.find import FoundSettings, find_settings
 from bif_lightning.calibration.pilot import CHAINS, DRAWS, Pilot, run_pilot, small_problem
-from bif_lightning.calibration.stability import stiffness
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Collate, Examples, MapDataset, check_map_style
 from bif_lightning.losses.observables import LossFn, mean_of
@@ -20,6 +19,7 @@ from bif_lightning.model.weights import WeightBackend
 from bif_lightning.plots.sweep import Cell, sweep
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.sampling.context import engine_context, ranks_of, to_device_of
+from bif_lightning.sampling.stability import stiffness
 
 STEPS = (0.25, 1.0, 4.0, 8.0)
 """Factors of the step size, in columns; SGLD is unstable from 4 on."""
@@ -56,7 +56,7 @@ class Calibration:
     @property
     def settled(self) -> ResolvedSettings:
         """The sampler and its chains."""
-        return self.found.settled
+        return self.found.resolved
 
     def plot(self) -> Figure:
         """Loss traces over the grid, cells that diverged marked, the choice framed."""

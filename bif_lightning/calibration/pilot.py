@@ -23,8 +23,9 @@ from bif_lightning.config import SGLD, Chains
 from bif_lightning.losses.problem import Problem
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import DATA, seed_global, stream_seed
-from bif_lightning.sampling.chain import ChainContext, ChainState
 from bif_lightning.sampling.divergence import left_posterior
+from bif_lightning.sampling.sampler import ChainContext, ChainState
+from bif_lightning.sampling.sgld import SGLDSampler
 from bif_lightning.statistics.diagnostics import group_agreement
 
 CHAINS, DRAWS = 2, 24
@@ -109,10 +110,10 @@ def run_pilot(
         spacing: steps from one draw to the next.
         tick: called after every step.
     """
-    plan = ChainContext(
+    context = ChainContext(
         problem=small,
         backend=backend,
-        sampler=sampler,
+        kernel=SGLDSampler(sampler).unprepared(),
         chains=replace(chains, num_chains=CHAINS, num_draws=draws, burn_in=0, thinning=spacing),
         snapshot=_SNAPSHOT,
         loss=math.nan,
@@ -120,7 +121,7 @@ def run_pilot(
         tick=tick,
         stochastic=small.stochastic,
     )
-    found = [_walk(plan, sampler, chain) for chain in range(CHAINS)]
+    found = [_walk(context, chain) for chain in range(CHAINS)]
     loss = torch.stack([chain.loss for chain in found])
     why = next((chain.diverged for chain in found if chain.diverged), "")
     snapshot_loss = float(found[0].center.mean())
@@ -150,19 +151,20 @@ class _Walk:
     diverged: str = ""
 
 
-def _walk(plan: ChainContext, sampler: SGLD, chain: int) -> _Walk:
-    walker, mirror = ChainState(plan, chain), ChainState(plan, chain)
-    center, count = walker.measure(0, 0).train.cpu().double(), plan.chains.num_draws
+def _walk(context: ChainContext, chain: int) -> _Walk:
+    kernel = context.kernel
+    state, mirror = kernel.start(context, chain), ChainState(context, chain)
+    center, count = state.measure(0, 0).train.cpu().double(), context.chains.num_draws
     odd, even = (torch.full((count, len(center)), math.nan, dtype=center.dtype) for _ in range(2))
     walk = _Walk(center, torch.full((count,), math.nan, dtype=center.dtype), odd, even)
     for draw in range(count):
-        for step in range(draw * plan.chains.thinning, (draw + 1) * plan.chains.thinning):
-            walker.step(step, sampler)
-            plan.tick()
+        for step in range(draw * context.chains.thinning, (draw + 1) * context.chains.thinning):
+            kernel.draw(state, step)
+            context.tick()
         with torch.no_grad():
-            torch.sub(plan.backend.center, walker.weights.flat - plan.backend.center, out=mirror.weights.flat)
-        there, opposite = walker.measure(draw, 0), mirror.measure(draw, 0)
-        walk.diverged = _diverged(plan, sampler, float(center.mean()), there.train, there.squared_distance) or ""
+            mirror.put(context.backend.center - state.weights.flat)
+        there, opposite = state.measure(draw, 0), mirror.measure(draw, 0)
+        walk.diverged = _diverged(context, float(center.mean()), there.train, there.squared_distance) or ""
         if walk.diverged:
             break
         one, other = there.train.cpu().double(), opposite.train.cpu().double()
@@ -171,8 +173,9 @@ def _walk(plan: ChainContext, sampler: SGLD, chain: int) -> _Walk:
     return walk
 
 
-def _diverged(plan: ChainContext, sampler: SGLD, before: float, losses: Tensor, squared_distance: float) -> str | None:
-    return left_posterior(losses, losses, squared_distance, before, plan.backend.layout.num_weights, sampler)
+def _diverged(context: ChainContext, before: float, losses: Tensor, squared_distance: float) -> str | None:
+    weights = context.backend.layout.num_weights
+    return left_posterior(losses, losses, squared_distance, before, weights, context.settings)
 
 
 def _nonlinearity(odd: Tensor, even: Tensor) -> float:

@@ -5,6 +5,7 @@ from typing import cast
 
 from bif_lightning.calibration.pilot import Pilot
 from bif_lightning.config import SGLD
+from bif_lightning.sampling.stability import STEP_FRACTION
 
 INVERSE_TEMPERATURE = 1e4
 """nβ to begin with."""
@@ -18,9 +19,6 @@ way from .24 to .06, and stayed below."""
 
 WITHIN = 1.5
 """The factor within which d_eff is met: scores change little over a factor of three in λ."""
-
-STEP_FRACTION = 1.0
-"""c: ε·λ of the fastest mode. SGLD is unstable at 4; scores were the same from 0.5 to 2."""
 
 CONDITION, MOST_CONDITION = 30.0, 300.0
 """κ = λmax/λ to begin with, and at most: the slowest mode relaxes in 2κ/c steps."""

@@ -15,6 +15,7 @@ to first order, and the standard error is that of the mean of these over groups.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -83,11 +84,12 @@ class LinearizedPosterior:
         whole = (train @ self.columns.mT).double().cpu() * pull
         whole += (along * (self.variances - pull)) @ self.columns_along.mT
         moved = along * self.variances, self.columns_along * self.variances
+        each = whole - self.normal.inverse_temperature * (moved[0] @ self.deviations @ moved[1].mT)
         return BatchCovariances(
-            torch.full((self.groups,), 1 / self.groups, dtype=torch.float64),
-            whole - self.normal.inverse_temperature * (moved[0] @ self.deviations @ moved[1].mT),
-            _variances(self.normal, train, along, self.variances, self.deviations),
-            self.column_variances,
+            np.full(self.groups, 1 / self.groups),
+            (each / self.groups).numpy(),
+            _variances(self.normal, train, along, self.variances, self.deviations).numpy(),
+            self.column_variances.numpy(),
         )
 
 

@@ -1,12 +1,11 @@
-"""What gradients at the snapshot tell before the first draw: strong directions, and the posterior of `Subspace`."""
+"""The posterior at the snapshot: strong directions of the gradients, the curvature along them, and the pull by rule."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.config import SGLD, Chains, Sampler, Subspace
+from bif_lightning.config import Subspace
 from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.curvature.gaussian import SubspaceGaussian, rotate, strongest_directions
 from bif_lightning.curvature.gradients import (
@@ -29,75 +28,33 @@ _OF_EXAMPLES = 0.1
 _OF_DIRECTIONS = {"kronecker": 0.3, "euclidean": 0.7}
 
 
-@dataclass(frozen=True)
-class PreparedSampler:
-    """What a sampler knows of the snapshot's surroundings before it draws: see `chain.ChainContext`."""
-
-    directions: Float[Tensor, "direction weight"] | None = None
-    linear: LinearizedPosterior | None = None
-
-    def settled(self, sampler: Sampler) -> Sampler:
-        """The sampler with the localization that was found for this snapshot."""
-        if self.linear is None or not isinstance(sampler, Subspace):
-            return sampler
-        found = self.linear.normal
-        return replace(sampler, inverse_temperature=found.inverse_temperature, localization=found.localization)
-
-
-def prepare(
-    problem: Problem,
-    backend: WeightBackend,
-    sampler: Sampler,
-    workers: int,
-    ranks: Ranks,
-    progress: Progress | None = None,
-) -> PreparedSampler:
-    """What this sampler needs to know, as far as it needs anything. Collective.
-
-    Args:
-        progress: told of `steps_of` steps.
-
-    Raises:
-        ValueError: the gradients cannot be held, or the loss is curved in too few directions.
-    """
-    if isinstance(sampler, Subspace):
-        return PreparedSampler(linear=linear_of(problem, backend, sampler, workers, ranks, progress))
-    if isinstance(sampler, SGLD) and sampler.num_directions is not None:
-        with ranks.collective("the gradients at the snapshot") as meeting:
-            steps = Steps(steps_of(problem, sampler, ranks), meeting.watched(progress))
-            return PreparedSampler(directions=directions_of(problem, backend, sampler.num_directions, workers, steps))
-    return PreparedSampler()
-
-
-def steps_of(problem: Problem, sampler: Sampler, ranks: Ranks) -> int:
-    """Steps of `prepare` on this rank: gradients and slopes, and products with a Hessian."""
-    if isinstance(sampler, Subspace):
-        return sum(_steps_of_subspace(problem, sampler, ranks))
-    return problem.num_train if isinstance(sampler, SGLD) and sampler.num_directions is not None else 0
-
-
-def _steps_of_subspace(problem: Problem, sampler: Subspace, ranks: Ranks) -> tuple[int, int]:
-    directions = min(sampler.num_directions, problem.num_train)
+def steps_of_linear(problem: Problem, settings: Subspace, ranks: Ranks) -> tuple[int, int]:
+    """Steps of `linear_of` on this rank: gradients and slopes, and products with a Hessian."""
+    directions = min(settings.num_directions, problem.num_train)
     slopes = directions if problem.observables else 0
     groups = range(ranks.rank, min(GROUPS, len(problem.training)), ranks.world_size)
     return problem.num_train + problem.num_further_queries + slopes, directions * len(groups)
 
 
-def seconds_for(problem: Problem, backend: WeightBackend, sampler: Sampler, workers: int, ranks: Ranks) -> float:
-    """About how long `prepare` will take. Collective."""
-    count = sampler.num_directions if isinstance(sampler, Subspace | SGLD) else None
-    if count is None:
-        return 0.0
+def seconds_for_linear(
+    problem: Problem, backend: WeightBackend, settings: Subspace, workers: int, ranks: Ranks
+) -> float:
+    """About how long `linear_of` takes, timed on parts of it. Collective."""
     with ranks.collective("timing the gradients at the snapshot"):
         _check(problem)
         found = seconds_for_gradients(problem, backend, workers)
-        if isinstance(sampler, Subspace):
-            count = min(count, problem.num_train)
-            if sampler.metric == "kronecker":
-                examples = problem.num_train + problem.num_further_queries
-                found += seconds_for_whitening(backend.layout.places, backend.center, examples, workers)
-            found += seconds_for_hessians(problem, backend, count, workers, ranks.world_size)
-        return found
+        if settings.metric == "kronecker":
+            examples = problem.num_train + problem.num_further_queries
+            found += seconds_for_whitening(backend.layout.places, backend.center, examples, workers)
+        count = min(settings.num_directions, problem.num_train)
+        return found + seconds_for_hessians(problem, backend, count, workers, ranks.world_size)
+
+
+def seconds_for_directions(problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks) -> float:
+    """About how long `directions_of` takes, timed on a few gradients. Collective."""
+    with ranks.collective("timing the gradients at the snapshot"):
+        _check(problem)
+        return seconds_for_gradients(problem, backend, workers)
 
 
 def directions_of(
@@ -128,7 +85,7 @@ def linear_of(
     Raises:
         ValueError: the gradients cannot be held, or the loss is curved in too few directions.
     """
-    gradients, products = _steps_of_subspace(problem, sampler, ranks)
+    gradients, products = steps_of_linear(problem, sampler, ranks)
     with ranks.collective("the gradients at the snapshot") as meeting:
         _check(problem)
         steps = Steps(gradients, meeting.watched(offset_progress(progress, after=products)))
@@ -176,14 +133,6 @@ def rule_ridge(curvature: Float[Tensor, " direction"], num_train: int, share: fl
     """
     curved = int((curvature > 0).sum())
     return ridge_for(curvature, min(_OF_EXAMPLES * num_train, share * curved))
-
-
-def default_sampler(problem: Problem, chains: Chains | None) -> Subspace | Literal["auto"]:
-    """`Subspace` where the gradients of all examples can be held and no chains are asked for; else "auto".
-
-    On every network tried it predicted retraining better than draws of any kind, in less time (benchmarks/lds.py).
-    """
-    return Subspace() if chains is None and why_no_gradients(problem) is None else "auto"
 
 
 def _check(problem: Problem) -> None:

@@ -1,41 +1,23 @@
-"""A block of train rows of the matrices, from the records of all chains: what one thread computes at a time.
+"""A block of train rows of the matrices, from their covariances: what one thread computes at a time.
 
 Which rows make a block depends on the sizes alone, not on threads or ranks, and so the bits do not either.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64
-from torch import Tensor
+from jaxtyping import Float32, Float64
 
-from bif_lightning.config import Centring, Ridge
-from bif_lightning.curvature.closed_form import LinearizedPosterior
-from bif_lightning.sampling.trace import ChainTrace
-from bif_lightning.statistics.conditioned import KalmanUpdate
-from bif_lightning.statistics.influence import BatchCovariances, correlation, influence, mean, products
+from bif_lightning.sampling.covariances import Covariances, RowCovariances
+from bif_lightning.statistics.influence import correlation, influence
 from bif_lightning.statistics.label_means import LabelIndex, Labels, LabelSums
-from bif_lightning.statistics.moments import Moments, merge, stack
-from bif_lightning.statistics.standard_errors import (
-    ErrorModel,
-    chain_mean_covariance,
-    correlation_bias,
-    correlation_error,
-    fit_error_model,
-    independent,
-    influence_error,
-    merge_batches,
-    no_bias,
-)
+from bif_lightning.statistics.moments import merge_means
+from bif_lightning.statistics.standard_errors import correlation_bias, correlation_error, influence_error
 
 _TILE_ENTRIES = 1 << 18  # float64 numbers of one batch-by-batch tile: 2 MB, a few of which stay in cache
 _BLOCK_ENTRIES = 1 << 19  # of each matrix: 8 MB for the four, which travel between ranks together
 _BLOCKS = 64  # at least, where there are rows enough: work for many threads and ranks
-_SAMPLED = 64  # rows, and columns, whose draws show how long chains remember
-_SAMPLE_ENTRIES = 1 << 20  # float64 numbers of all batches of those rows
 _AGREEMENT_QUERIES = 64  # ranking every query of a large set would take longer than its matrix
 
 
@@ -129,65 +111,25 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockBuilder:
-    """Makes blocks from the records of all chains.
+    """Makes blocks from covariances.
 
     Attributes:
-        records: of the chains, in their order.
+        covariances: of train losses and columns.
         layout: sizes.
-        centring: of the draws.
         grouping: by labels; None without them.
-        precision: how errors are made.
-        conditioner: makes the conditioned influence; None where there is none.
-        linear: what is known of the losses' linear parts; None where nothing is.
     """
 
-    records: Sequence[ChainTrace]
+    covariances: Covariances
     layout: MatrixShape
-    centring: Centring
     grouping: LabelIndex | None
-    precision: ErrorModel
-    conditioner: KalmanUpdate | None = None
-    linear: LinearizedPosterior | None = None
 
     @classmethod
-    def of(
-        cls,
-        records: Sequence[ChainTrace],
-        shape: tuple[int, int, int],
-        centring: Centring,
-        labels: Labels | None = None,
-        *,
-        ridge: Ridge = None,
-        paired: bool = False,
-        linear: LinearizedPosterior | None = None,
-    ) -> "BlockBuilder":
-        """Of an estimate with these train rows, columns, and query losses (the first of the columns).
-
-        Args:
-            ridge: of the conditioned influence, made where draws are kept and their linear parts are not known.
-            paired: draws are antithetic pairs.
-        """
+    def of(cls, covariances: Covariances, shape: tuple[int, int, int], labels: Labels | None = None) -> "BlockBuilder":
+        """Of an estimate with these train rows, columns, and query losses (the first of the columns)."""
         grouping = None if labels is None else LabelIndex(labels)
-        # On one thread, as blocks are: bits must not depend on how many there are.
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            precision = pool.submit(_precision, records, shape, centring).result()
-            known = ridge if linear is None and records[0].traces else None
-            conditioner = pool.submit(_conditioner, records, known, paired).result()
         cells = grouping.cells if grouping else 0
-        if linear is not None:
-            precision = independent(linear.groups)
-        batches = len(records) * precision.parts if linear is None else linear.groups
-        layout = MatrixShape(*shape, batches, cells, conditioner is not None)
-        return cls(records, layout, centring, grouping, precision, conditioner, linear)
-
-    @property
-    def share(self) -> Float64[Tensor, " batch"]:
-        """n_k/N, each batch's share of all draws."""
-        if self.linear is not None:
-            return torch.full((self.linear.groups,), 1 / self.linear.groups, dtype=torch.float64)
-        lengths = torch.tensor([list(record.lengths) for record in self.records]).double()
-        merged_lengths = torch.stack([chunk.sum(1) for chunk in lengths.tensor_split(self.precision.parts, 1)], 1)
-        return merged_lengths.flatten() / merged_lengths.sum()
+        conditioned = covariances.conditioner is not None
+        return cls(covariances, MatrixShape(*shape, len(covariances.share), cells, conditioned), grouping)
 
     def block(self, rows: slice) -> Block:
         """Compute these rows, tile by tile."""
@@ -215,66 +157,37 @@ class BlockBuilder:
             column_mean=np.empty(of.columns),
             column_std=np.empty(of.columns),
             sums=self.grouping.zero(of.batches) if self.grouping else None,
-            conditioned=matrix() if self.conditioner else None,
-            conditioned_error=matrix() if self.conditioner else None,
+            conditioned=matrix() if of.conditioned else None,
+            conditioned_error=matrix() if of.conditioned else None,
         )
 
     def _fill(self, block: Block, tile: slice) -> None:
-        parts = stack([record.moments(tile) for record in self.records])
-        if self.linear is None:
-            parts = merge_batches(parts, self.precision.parts)
-        draws, lacking = products(parts, self.centring), chain_mean_covariance(parts, self.centring)
-        if self.linear:
-            draws, lacking = self.linear.products(tile), no_bias(lacking)
-        covariance, (corr, moved) = influence(draws), correlation(draws)
-        biases = lacking.covariance, correlation_bias(corr.value, draws, lacking)
-        error = influence_error(covariance.standard_error, corr.value, self.precision.influence, biases[0])
-        corr_error = correlation_error(corr.standard_error, self.precision.correlation, biases[1])
+        found, errors = self.covariances.rows(tile), self.covariances.errors
+        draws = found.batches
+        covariance, (corr, moved) = influence(draws), correlation(draws.standardized())
+        biases = found.chain_means.covariance, correlation_bias(corr.value, draws, found.chain_means)
+        error = influence_error(covariance.standard_error, corr.value, errors.influence, biases[0])
+        corr_error = correlation_error(corr.standard_error, errors.correlation, biases[1])
         here = slice(tile.start - block.rows.start, tile.stop - block.rows.start)
-        block.influence[here] = covariance.value.float().numpy()
-        block.influence_error[here] = error.float().numpy()
-        block.correlation[here] = corr.value.float().numpy()
-        block.correlation_error[here] = corr_error.float().numpy()
-        if self.conditioner and block.conditioned is not None and block.conditioned_error is not None:
-            entries = self.conditioner.rows(tile)
-            block.conditioned[here] = entries.value.float().numpy()
-            block.conditioned_error[here] = entries.standard_error.float().numpy()
-        _fill_margins(block, here, parts, draws)
-        groups = parts.count.shape if self.linear is None else (1, self.linear.groups)
-        for scores, half in zip((block.early, block.late), _halves(*groups), strict=True):
-            share = draws.share[half] / draws.share[half].sum()
-            scores[here] = -mean(draws.covariance[half][:, :, self.layout.scored], share).numpy()
+        block.influence[here] = covariance.value
+        block.influence_error[here] = error
+        block.correlation[here] = corr.value
+        block.correlation_error[here] = corr_error
+        conditioner = self.covariances.conditioner
+        if conditioner and block.conditioned is not None and block.conditioned_error is not None:
+            entries = conditioner.rows(tile)
+            block.conditioned[here] = entries.value
+            block.conditioned_error[here] = entries.standard_error
+        _fill_margins(block, here, found)
+        for scores, half in zip((block.early, block.late), self.covariances.halves, strict=True):
+            with np.errstate(invalid="ignore"):  # a half may have no batch, and then no scores
+                scores[here] = -draws.covariance[half][:, :, self.layout.scored].sum(0) / draws.share[half].sum()
         if self.grouping and block.sums:
             self.grouping.add_rows_(block.sums, tile, draws, moved, biases)
 
 
-def _conditioner(records: Sequence[ChainTrace], ridge: Ridge, paired: bool) -> KalmanUpdate | None:
-    if ridge is None:
-        return None
-    train, columns = [record.train[0] for record in records], [record.columns[0] for record in records]
-    return KalmanUpdate.of(train, columns, ridge, paired=paired)
-
-
-def _precision(records: Sequence[ChainTrace], shape: tuple[int, int, int], centring: Centring) -> ErrorModel:
-    """How errors are made, from evenly spaced rows and columns."""
-    batches = sum(len(record.lengths) for record in records)
-    rows = max(1, min(_SAMPLED, _SAMPLE_ENTRIES // (batches * shape[1])))
-    sample = stack([record.moments(slice(0, shape[0], -(-shape[0] // rows))) for record in records])
-    columns = slice(0, shape[1], -(-shape[1] // _SAMPLED))
-    train = sample.count, sample.train_mean, sample.column_mean[..., columns], sample.train_square
-    return fit_error_model(Moments(*train, sample.column_square[..., columns], sample.comoment[..., columns]), centring)
-
-
-def _fill_margins(block: Block, here: slice, parts: Moments, draws: BatchCovariances) -> None:
-    grand = merge(merge(parts))
-    block.train_mean[here] = grand.train_mean.numpy()
-    block.train_std[here] = mean(draws.train_variance, draws.share).sqrt().numpy()
-    block.column_mean[:] = grand.column_mean.numpy()
-    block.column_std[:] = mean(draws.column_variance, draws.share).sqrt().numpy()
-
-
-def _halves(chains: int, batches: int) -> tuple[Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """Two halves of all batches: even and odd chains, or early and late batches of a single chain (maybe none)."""
-    side = torch.arange(chains) % 2 if chains > 1 else torch.arange(batches) >= (batches + 1) // 2
-    mask = side.bool().repeat_interleave(batches) if chains > 1 else side
-    return ~mask, mask
+def _fill_margins(block: Block, here: slice, found: RowCovariances) -> None:
+    chains, train_mean, column_mean = merge_means(found.moments)
+    share = chains / chains.sum()
+    block.train_mean[here], block.column_mean[:] = (np.einsum("c,cx->x", share, x) for x in (train_mean, column_mean))
+    block.train_std[here], block.column_std[:] = found.batches.stds

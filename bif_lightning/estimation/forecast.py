@@ -2,23 +2,26 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from bif_lightning.config import SGLD, Chains, Sampler
-from bif_lightning.curvature.laplace import seconds_for
+from bif_lightning import config
+from bif_lightning.config import Chains
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import on_threads
-from bif_lightning.estimation.assemble import extra_bytes, file_bytes, layout_of, matrix_threads
 from bif_lightning.estimation.blocks import BlockBuilder
-from bif_lightning.estimation.estimator import plan_chains
+from bif_lightning.estimation.estimator import at_snapshot
+from bif_lightning.estimation.matrix_cost import PieceSeconds, made_up_lengths, matrix_seconds
+from bif_lightning.estimation.memory import extra_bytes, file_bytes, layout_of, matrix_threads
 from bif_lightning.losses.problem import Problem
-from bif_lightning.sampling.chain import ChainContext, ChainState
+from bif_lightning.sampling.choice import sampler_of
 from bif_lightning.sampling.context import engine_context, ranks_of
-from bif_lightning.sampling.trace import ChainTrace, batch_lengths, is_paired
+from bif_lightning.sampling.covariances import DrawnCovariances
+from bif_lightning.sampling.sampler import ChainContext
+from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from bif_lightning.storage.scratch import MATRIX_BYTES, check_room
 
 _LEAST_CALLS = 2
@@ -54,7 +57,7 @@ class Forecast:
 
 def forecast(
     problem: Problem,
-    sampler: Sampler,
+    settings: config.Sampler,
     chains: Chains,
     *,
     store_traces: bool = False,
@@ -67,7 +70,7 @@ def forecast(
     A rank makes ceil(its chains / at once) x (steps x step + T x measurement), then its share of the tiles.
 
     Args:
-        problem, sampler, chains, store_traces: as of the snapshot.
+        problem, settings, chains, store_traces: as of the snapshot.
         ranks: the ranks that share the work; None for those of the default process group.
         matrix_bytes, scratch: see `summary.summarize`.
 
@@ -76,21 +79,22 @@ def forecast(
     """
     ranks = ranks or ranks_of(problem.module)
     with engine_context(problem, chains, ranks) as (backend, workers, threads):
-        looking = seconds_for(problem, backend, sampler, workers, ranks)
-        plan = plan_chains(problem, backend, sampler, chains, store_traces=store_traces)
+        chosen = sampler_of(settings)
+        preparing = chosen.seconds(problem, backend, workers, ranks)
+        context = at_snapshot(problem, backend, chosen.unprepared(), chains, store_traces=store_traces)
         own = chains.num_chains if ranks.lockstep else -(-chains.num_chains // ranks.world_size)
         workers = min(workers, own)
         # As many at once as there will be: chains on threads slow each other down.
-        timed = on_threads([partial(_time, plan, ranks, chain) for chain in range(workers)], workers, threads)
+        timed = on_threads([partial(_time, context, ranks, chain) for chain in range(workers)], workers, threads)
         step, measurement = map(max, zip(*timed, strict=True))
         each = -(-own // workers) * (chains.thinning * step + measurement)
         sampling = -(-own // workers) * chains.burn_in * step + chains.num_draws * each
-        in_file = file_bytes(plan, matrix_bytes)
+        in_file = file_bytes(context, matrix_bytes)
         if in_file:
             with ranks.collective("the room for the matrices"):
                 check_room(in_file, scratch)
-        seconds = looking + sampling + _matrix_seconds(plan, matrix_threads(workers), ranks)
-        held = extra_bytes(plan, workers, matrix_bytes)
+        seconds = preparing + sampling + _matrix_seconds(context, matrix_threads(workers), ranks)
+        held = extra_bytes(context, workers, matrix_bytes)
         return Forecast(seconds, held, workers, ranks.world_size, in_file)
 
 
@@ -100,43 +104,41 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 1000**exponent:.3g} {'kMG'[exponent - 1]}B"
 
 
-def _time(plan: ChainContext, ranks: Ranks, chain: int) -> tuple[float, float]:
+def _time(context: ChainContext, ranks: Ranks, chain: int) -> tuple[float, float]:
     """Seconds of a step and of a measurement."""
-    walker, sampler = ChainState(plan, chain), plan.sampler
-    move = partial(walker.step, sampler=sampler) if isinstance(sampler, SGLD) else walker.draw_gaussian
+    state = context.kernel.start(context, chain)
+    move = partial(context.kernel.draw, state)
     move(0)  # the first call of every operation pays for its set-up
-    walker.measure(0, 0)
-    return _seconds(move, ranks), _seconds(lambda index: walker.measure(index, index), ranks)
+    state.measure(0, 0)
+    return _seconds(move, ranks), _seconds(lambda index: state.measure(index, index), ranks)
 
 
-def _matrix_seconds(plan: ChainContext, threads: int, ranks: Ranks) -> float:
-    """Of one rank's share of the tiles, from one tile of made-up draws."""
-    layout = layout_of(plan)
-    tiles = layout.tiles(slice(0, layout.train))
-    maker = _made_up(plan, tiles[0].stop)
+def _matrix_seconds(context: ChainContext, threads: int, ranks: Ranks) -> float:
+    """Of one rank's share of the tiles, from a few made-up draws."""
+    layout, chains, paired = layout_of(context), context.chains, context.settings.paired
+    lengths = made_up_lengths(batch_lengths(chains, paired=paired))
+    maker = _made_up(context, layout.tiles(slice(0, layout.train))[0].stop, lengths)
 
-    def tile() -> float:
-        maker.block(tiles[0])
-        return _seconds(lambda _: maker.block(tiles[0]), ranks)
+    def measure() -> PieceSeconds:
+        maker.block(slice(0, maker.layout.train))  # the first call pays for set-up
+        return PieceSeconds.measure(maker, lambda call: _seconds(call, ranks))
 
     # One intra-op thread each, as in `matrices.compute`.
-    each = max(on_threads([tile] * threads, threads, 1))
-    return each * -(-len(tiles) // (threads * ranks.world_size))
+    pieces = PieceSeconds.slowest(on_threads([measure] * threads, threads, 1))
+    return matrix_seconds(layout, chains, sum(lengths), pieces, threads * ranks.world_size, paired=paired)
 
 
-def _made_up(plan: ChainContext, rows: int) -> BlockBuilder:
-    """Draws of the right sizes, for some rows, from a generator of their own; all chains share them."""
-    generator = torch.Generator().manual_seed(0)
-    layout, paired = layout_of(plan), is_paired(plan.sampler)
-    lengths = batch_lengths(plan.chains, paired=paired)
-    record = ChainTrace(0, lengths, plan.traces)
-    for _ in range(plan.chains.num_draws):
+def _made_up(context: ChainContext, rows: int, lengths: list[int]) -> BlockBuilder:
+    """Draws for some rows, from a generator of their own; all chains share them."""
+    generator, layout = torch.Generator().manual_seed(0), layout_of(context)
+    record = ChainTrace(0, lengths, context.traces)
+    for _ in range(sum(lengths)):
         train, columns = (torch.randn(size, generator=generator) for size in (rows, layout.columns))
         record.push(train, columns)
     record.seal()
-    shape, chains = (rows, layout.columns, layout.queries), plan.chains
+    shape, chains = (rows, layout.columns, layout.queries), replace(context.chains, ridge=None)
     # Draws of a known linear part need that of these rows, and take about as long as others.
-    return BlockBuilder.of([record] * chains.num_chains, shape, chains.centring, ridge=chains.ridge, paired=paired)
+    return BlockBuilder.of(DrawnCovariances.of([record] * chains.num_chains, shape, chains), shape)
 
 
 def _seconds(call: Callable[[int], object], ranks: Ranks) -> float:

@@ -60,6 +60,12 @@ class Matrices:
         """All blocks are in."""
         self._storage.close()
 
+    @property
+    def ridge(self) -> float | None:
+        """r of the conditioned influence, nat²; None where there is none."""
+        conditioner = self._maker.covariances.conditioner
+        return None if conditioner is None else conditioner.ridge
+
     def agreement(self) -> tuple[float, float]:
         """Of the influence from one half of the chains (or draws) with the other: on ranks, and on groups."""
         halves = torch.from_numpy(self._early), torch.from_numpy(self._late)
@@ -76,7 +82,7 @@ class Matrices:
         """Block means over labels, where labels were given."""
         if self._maker.grouping is None or self._sums is None:
             return None
-        return self._maker.grouping.means(self._sums, self._maker.share, self._maker.precision)
+        return self._maker.grouping.means(self._sums, self._maker.covariances.share, self._maker.covariances.errors)
 
 
 def compute(

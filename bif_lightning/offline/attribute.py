@@ -9,11 +9,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from bif_lightning.callback import BIFCallback
-from bif_lightning.config import SGLD, Chains, Pairs, Subspace
+from bif_lightning.config import Chains
 from bif_lightning.exceptions import DiskFullError
 from bif_lightning.offline.checkpoint_source import CheckpointSource
 from bif_lightning.offline.fit_start import at_fit_start, quiet_trainer
 from bif_lightning.offline.replay import AttributionReport, OfflineRunner
+from bif_lightning.results.settings import decode
 from bif_lightning.trainer.checkpoints import find_checkpoints
 from bif_lightning.trainer.failures import is_full
 from bif_lightning.trainer.problem import is_indices
@@ -24,7 +25,6 @@ _OF_TRAINING = (
     "every_n_train_steps", "every_n_epochs", "at_steps", "at_start", "at_end", "budget", "launch", "on_error",
     "verify_restore", "name",
 )  # fmt: skip
-_SAMPLERS = {kind.__name__: kind for kind in (SGLD, Pairs, Subspace)}
 
 
 def attribute(
@@ -176,8 +176,7 @@ def _settings_of(left: RunManifest) -> dict[str, Any]:
     """Keyword arguments of BIFCallback, from what one left."""
     sampler, chains = left.settings["sampler"], left.settings["chains"]
     if isinstance(sampler, dict):
-        ((kind, values),) = cast(dict[str, dict[str, Any]], sampler).items()
-        sampler = _SAMPLERS[kind](**values)
+        sampler = decode(cast(dict[str, Any], sampler))
     stored = {"sampler": sampler, "chains": None if chains is None else Chains(**chains)}
     return stored | dict(left.options) | {"params": left.settings["params"] or None}
 

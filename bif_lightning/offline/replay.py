@@ -12,7 +12,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bif_lightning.archive.read.index import dump_paths, read_index
 from bif_lightning.archive.schema import dump_name
-from bif_lightning.config import SGLD, Chains
 from bif_lightning.distributed.leases import Leases
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.forecast import Forecast
@@ -248,12 +247,9 @@ class OfflineRunner:
         return self._found
 
     def _settled(self) -> ResolvedSettings | None:
-        """The settings that the run's dumps record. Only "auto" finds settings, and those are of SGLD."""
+        """The settings that the run found, as its dumps have them; None where it was given them."""
         kept = self._kept() if self.wanted.sampler in (None, "auto") else None
-        if kept is None or kept["sampler"]["kind"] != SGLD.__name__:
-            return None
-        sampler = {name: value for name, value in kept["sampler"].items() if name != "kind"}
-        return ResolvedSettings(SGLD(**sampler), Chains(**kept["chains"]), kept.get("reasons", ""))
+        return ResolvedSettings.from_dict(kept) if kept is not None and kept.get("reasons") else None
 
 
 class _RefusedError(ValueError):

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32
 
 from bif_lightning.config import Chains, Sampler
+from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.results.tokens import Tokens
+from bif_lightning.statistics.label_means import LabelMeans as LabelMeans
 
 INFLUENCE_SIGN = (
     "influence = -Cov(train loss, observable) over the draws: what happens to the observable when the train "
@@ -23,31 +25,6 @@ CORRELATION_SIGN = (
     "correlation = +Corr(train loss, observable) over the draws, in [-1, 1]. Of a query's loss, positive = "
     "the train example helps, negative = it hurts."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelMeans:
-    """Mean influence of all train examples of one label on all queries of another.
-
-    Cov is bilinear, so that the mean over a block is itself an influence (of the mean losses of two groups). Its
-    standard error is computed as such, from the draws, since entries of a block are far from independent.
-
-    Attributes:
-        train_labels, query_labels: the label of each row and column, ascending.
-        influence, correlation: block means of the matrices of the same name.
-        influence_standard_error, correlation_standard_error: Monte Carlo standard errors of the block means.
-
-    >>> means = snapshot.label_means  # of an Estimate whose train and query examples have labels
-    >>> means.correlation.shape == (len(means.train_labels), len(means.query_labels))
-    True
-    """
-
-    train_labels: Int[np.ndarray, " train_label"]
-    query_labels: Int[np.ndarray, " query_label"]
-    influence: Float[np.ndarray, "train_label query_label"]
-    influence_standard_error: Float[np.ndarray, "train_label query_label"]
-    correlation: Float[np.ndarray, "train_label query_label"]
-    correlation_standard_error: Float[np.ndarray, "train_label query_label"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +77,7 @@ class Diagnostics:
 
     Attributes:
         rhat: split R-hat of the mean train loss; near 1 = the chains agree on it. It does not certify the influence.
+            NaN, like `ess` and `drift`, where draws are independent.
         ess: effective sample size of the mean train loss, out of chains x draws.
         llc: local learning coefficient estimate  nβ·(mean loss over draws − loss at w*), in nats.
         llc_standard_error: its standard error, from the spread over chains (over batches of draws for one chain).
@@ -144,12 +122,16 @@ class Verdict:
     noisy: chains agree at 0.41 only; raise num_draws from 100 to about 400
     """
 
-    word: Literal["good", "noisy", "drifting", "not local", "diverged"]
+    word: Literal["good", "noisy", "drifting", "not local", "diverged", "not judged"]
     sentence: str
     advice: str
 
     def __str__(self) -> str:
         return f"{self.word}: {self.sentence}" + (f"; {self.advice}" if self.advice else "")
+
+
+UNJUDGED = Verdict("not judged", "no check was made", "")
+"""Of an estimate that was put together by hand; `bif_lightning.judge` gives it a verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +185,7 @@ class Estimate:
         tokens: influence token by token, with `per_token`; else None.
         reasons: how the settings were found, in words; empty for given settings.
         lasting: whether the settings hold for the whole run; else they were found for this snapshot alone.
+        verdict: whether the snapshot can be trusted.
 
     >>> snapshot.influence.shape == (len(train), len(query))  # an Estimate, and Samples of its axes
     True
@@ -234,6 +217,7 @@ class Estimate:
     tokens: Tokens | None = None
     reasons: str = ""
     lasting: bool = True
+    verdict: Verdict = UNJUDGED
 
     @property
     def influence(self) -> Float32[np.ndarray, "train query"]:
@@ -252,10 +236,4 @@ class Estimate:
 
     def settings(self) -> dict[str, Any]:
         """Sampler and chain settings as plain JSON-able values."""
-        kind = {"kind": type(self.sampler).__name__}
-        return {
-            "sampler": kind | asdict(self.sampler),
-            "chains": asdict(self.chains),
-            "reasons": self.reasons,
-            "lasting": self.lasting,
-        }
+        return ResolvedSettings(self.sampler, self.chains, self.reasons, self.lasting).as_dict()

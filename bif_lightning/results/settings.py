@@ -1,10 +1,36 @@
-"""What a snapshot settles on, and later ones of its run keep: the sampler and its chains. No torch."""
+"""The settings of a snapshot, and their one form as plain values in dumps, checkpoints, manifests and answers."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from bif_lightning.config import Chains, Sampler
+
+
+def encode(sampler: Sampler) -> dict[str, Any]:
+    """A sampler's settings as plain values, with its kind by name.
+
+    >>> from bif_lightning import Pairs
+    >>> encode(Pairs(scale=0.5))
+    {'kind': 'Pairs', 'scale': 0.5}
+    """
+    return {"kind": type(sampler).__name__} | asdict(sampler)
+
+
+def decode(values: Mapping[str, Any]) -> Sampler:
+    """From `encode`.
+
+    Raises:
+        ValueError: a kind of sampler that this version does not know.
+
+    >>> decode({"kind": "Pairs", "scale": 0.5})
+    Pairs(scale=0.5)
+    """
+    kinds = {kind.__name__: kind for kind in get_args(Sampler)}
+    kind = values.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"sampler kind {kind!r} is unknown; this version has {', '.join(kinds)}")
+    return kinds[kind](**{name: value for name, value in values.items() if name != "kind"})
 
 
 @dataclass(frozen=True)
@@ -24,10 +50,13 @@ class ResolvedSettings:
     lasting: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, the kind of the sampler by name."""
-        kind, settings = type(self.sampler).__name__, asdict(self.sampler)
-        chains, words = asdict(self.chains), {"reasons": self.reasons, "lasting": self.lasting}
-        return {"kind": kind, "sampler": settings, "chains": chains} | words
+        """As plain values."""
+        return {
+            "sampler": encode(self.sampler),
+            "chains": asdict(self.chains),
+            "reasons": self.reasons,
+            "lasting": self.lasting,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ResolvedSettings":
@@ -36,8 +65,5 @@ class ResolvedSettings:
         Raises:
             ValueError: a kind of sampler that this version does not know.
         """
-        kinds = {kind.__name__: kind for kind in get_args(Sampler)}
-        if values["kind"] not in kinds:
-            raise ValueError(f"sampler kind {values['kind']!r} is unknown; this version has {', '.join(kinds)}")
-        sampler = kinds[values["kind"]](**values["sampler"])
-        return cls(sampler, Chains(**values["chains"]), values["reasons"], values.get("lasting", True))
+        reasons, lasting = values.get("reasons", ""), values.get("lasting", True)
+        return cls(decode(values["sampler"]), Chains(**values["chains"]), reasons, lasting)

@@ -1,12 +1,9 @@
-"""From products of token losses to influence and correlation with standard errors: blocks, and means over groups.
+"""Blocks of the token matrices with standard errors, and means over groups of tokens such as all digits.
 
-The equations are those of `influence` and `errors`, for NumPy arrays, so that a dump is read without torch.
-
-Means of token influence over groups of tokens, such as all digits or all brackets, with standard errors.
-
-Cov is bilinear: a mean over pairs of tokens is itself an influence, of the mean losses of two groups, and its error is
-computed as such, since entries of a block are far from independent. A mean correlation is that of the standardized
-losses, and its error that of the mean of the linearizations of all pairs (`influence.correlation`):
+The equations are those of the matrices (`statistics`). A mean over pairs of tokens is itself an influence, of the mean
+losses of two groups, as Cov is bilinear, and its error is computed as such: entries of a block are far from
+independent. A mean correlation is that of the standardized losses, and its error that of the mean of the linearizations
+of all pairs (`statistics.influence.correlation`):
 
     ψ_k = mean_k(ū·v̄) − ½·(mean_i mean_k(u_i²)·R_iB + mean_j mean_k(v_j²)·R_Aj),
 
@@ -20,7 +17,16 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from bif_lightning.results.token_products import CovarianceModel, Product, TokenBatch, Values
+from bif_lightning.results.token_products import (
+    CovarianceModel,
+    Product,
+    TokenBatch,
+    Values,
+    batch_covariances,
+    lacking,
+)
+from bif_lightning.statistics.influence import Estimates, correlation, influence, weighted_sum
+from bif_lightning.statistics.standard_errors import ErrorModel, correlation_error, influence_error
 from bif_lightning.storage.scratch import ScratchArrays, Spec
 
 Quantity = Literal["correlation", "influence"]
@@ -31,10 +37,6 @@ MOST_BYTES = 1 << 30
 _TILE_BYTES = 1 << 21  # of the products of one tile, to stay in cache while they are summed
 _VALUE_BYTES = 1 << 26  # of what is known of the tokens of one tile
 _BAND_BYTES, _LEAST_BAND = 1 << 24, 64  # of the rows that are made at a time, and how many these are at least
-_SKEWNESS, _MOST_SKEWED = 1.08, 2.0  # as in `errors.skewed`
-
-Estimates = tuple[Float[np.ndarray, "row column"], Float[np.ndarray, "row column"]]
-"""Values and their standard errors."""
 
 
 class Source(Protocol):
@@ -67,20 +69,6 @@ class InMemoryTokens:
 
 
 @dataclass(frozen=True)
-class ErrorScales:
-    """How wide errors are made, settled once for a whole estimate (`standard_errors.ErrorScale`).
-
-    Attributes:
-        influence, correlation: factors on the spread of batches; NaN where the draws are too few to tell.
-        influence_draws: independent draws that the entries are worth.
-    """
-
-    influence: float
-    influence_draws: float
-    correlation: float
-
-
-@dataclass(frozen=True)
 class TokenMatrix:
     """Entries of some train tokens (rows) and query tokens (columns).
 
@@ -100,13 +88,13 @@ class TokenBlocks:
 
     Attributes:
         law: how what is known of tokens makes covariances.
-        widths: of the errors.
+        errors: how standard errors are made.
         train, query: what is known of the tokens of either axis.
         item: bytes of what is known of one token, to choose tiles by.
     """
 
     law: CovarianceModel
-    widths: ErrorScales
+    errors: ErrorModel
     train: Source
     query: Source
     item: int
@@ -188,81 +176,33 @@ class TokenBlocks:
         for rows in _slices(len(train), side):
             some = train.part(rows)
             for columns, other in across:
-                found = entries(self.law, self.widths, some, other, quantity)
-                out[0, rows, columns], out[1, rows, columns] = found
+                found = _ENTRIES[quantity](self.law, self.errors, some, other)
+                out[0, rows, columns], out[1, rows, columns] = found.value, found.standard_error
 
 
-def entries(
-    law: CovarianceModel, widths: ErrorScales, train: TokenBatch, query: TokenBatch, quantity: Quantity
-) -> Estimates:
-    """Influence or correlation of some tokens, with standard errors."""
-    return (influence if quantity == "influence" else correlation)(law, widths, train, query)
-
-
-def influence(law: CovarianceModel, widths: ErrorScales, train: TokenBatch, query: TokenBatch) -> Estimates:
+def _influence(law: CovarianceModel, errors: ErrorModel, train: TokenBatch, query: TokenBatch) -> Estimates:
     """−Cov and its standard error."""
-    weighted = law.products(train, query)
-    value = weighted.sum(0)
-    spread = spread_of(weighted, value, law.share)
+    draws = batch_covariances(law, train, query)
+    found, (rows, columns) = influence(draws), draws.stds
     with np.errstate(divide="ignore", invalid="ignore"):
-        squared = np.nan_to_num(np.square(np.clip(value / _stds(law, train, query), -1, 1)))
-    return -value, np.hypot(spread * skewness_factor(squared, widths) * widths.influence, _lacking(law, train, query))
+        corr = np.clip(found.value / (rows[:, None] * columns), -1, 1)
+    bias = lacking(law, train, query).covariance
+    return Estimates(found.value, influence_error(found.standard_error, corr, errors.influence, bias))
 
 
-def skewness_factor(squared: Float[np.ndarray, "*entry"], widths: ErrorScales) -> Float[np.ndarray, "*entry"]:
-    """What the skewness of a product of two losses, of this squared correlation, makes of its error."""
-    excess = squared * np.square(2 * squared + 6) / (1 + squared) ** 3
-    return np.minimum(1 + _SKEWNESS / widths.influence_draws * excess, _MOST_SKEWED)
-
-
-def correlation(law: CovarianceModel, widths: ErrorScales, train: TokenBatch, query: TokenBatch) -> Estimates:
+def _correlation(law: CovarianceModel, errors: ErrorModel, train: TokenBatch, query: TokenBatch) -> Estimates:
     """+Corr of standardized losses and its standard error, that of its linearization in the draws."""
-    moved = law.products(train, query)
-    value = np.clip(moved.sum(0), -1, 1)
-    half, own = 0.5 * value, np.empty_like(value)
-    for each, rows, columns, share in zip(moved, train.variance, query.variance, law.share, strict=True):
-        # In place, here and below: memory traffic is the cost.
-        np.add((share * rows).astype(own.dtype)[:, None], (share * columns).astype(own.dtype), out=own)
-        own *= half
-        each -= own
-    lacking = [law.centre_scale * np.square(side.means).sum(0) for side in (train, query)]
-    bias = _lacking(law, train, query) - 0.5 * value * (lacking[0][:, None] + lacking[1])
-    return value, np.hypot(spread_of(moved, moved.sum(0), law.share) * widths.correlation, bias)
+    found, _ = correlation(batch_covariances(law, train, query))
+    off = lacking(law, train, query)
+    bias = off.covariance - 0.5 * found.value * (off.train_variance[:, None] + off.column_variance)
+    return Estimates(found.value, correlation_error(found.standard_error, errors.correlation, bias))
 
 
-def spread_of(
-    weighted: Float[np.ndarray, "batch row column"],
-    total: Float[np.ndarray, "row column"],
-    share: Float[np.ndarray, " batch"],
-) -> Float[np.ndarray, "row column"]:
-    """The standard error of Σ_k s_k·x_k from the spread of the batches; NaN from a single one.
-
-    Args:
-        weighted: s_k·x_k, overwritten.
-        total: their sum.
-        share: s_k.
-    """
-    count = len(share)
-    if count < 2:
-        return np.full_like(total, np.nan)
-    own = np.empty_like(total)
-    for each, part in zip(weighted, share, strict=True):
-        each -= np.multiply(total, part, out=own)
-    return np.sqrt(np.einsum("kij,kij->ij", weighted, weighted) * (count / (count - 1)))
+_ENTRIES = {"influence": _influence, "correlation": _correlation}
 
 
 def _slices(size: int, length: int) -> list[slice]:
     return [slice(start, min(start + length, size)) for start in range(0, size, length)]
-
-
-def _stds(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "row column"]:
-    rows, columns = (np.sqrt(law.share @ side.variance) for side in (train, query))
-    return rows[:, None] * columns
-
-
-def _lacking(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "row column"]:
-    """What a covariance lacks, as draws are centred about their own means (`standard_errors`)."""
-    return law.centre_scale * (train.means.T @ query.means)
 
 
 @dataclass(frozen=True)
@@ -290,19 +230,18 @@ def group_means(
     rows = _grouped(blocks, blocks.train, train, standardized=standardized)
     columns = _grouped(blocks, blocks.query, query, standardized=standardized)
     moved = law.products(rows.mean, columns.mean).astype(np.float64)
-    bias = law.centre_scale * (rows.mean.means.T @ columns.mean.means)
-    value = moved.sum(0)
+    bias = lacking(law, rows.mean, columns.mean).covariance
     if not standardized:
-        spread = spread_of(moved, value, law.share)
-        one = skewness_factor(
-            np.ones_like(value), blocks.widths
-        )  # mean losses of groups may be as correlated as can be
-        return TokenMatrix(-value, np.hypot(spread * one * blocks.widths.influence, bias))
+        found = weighted_sum(moved, law.share)
+        one = np.ones_like(found.value)  # mean losses of groups may be as correlated as can be
+        return TokenMatrix(-found.value, influence_error(found.standard_error, one, blocks.errors.influence, bias))
+    value = moved.sum(0)
     for source, of, other, flip in ((blocks.train, rows, columns, False), (blocks.query, columns, rows, True)):
-        own, lacking = _own_parts(blocks, source, of, other)
+        own, less = _own_parts(blocks, source, of, other)
         moved -= law.share[:, None, None] * 0.5 * (own.transpose(0, 2, 1) if flip else own)
-        bias = bias - 0.5 * (lacking.T if flip else lacking)
-    return TokenMatrix(value, np.hypot(spread_of(moved, moved.sum(0), law.share) * blocks.widths.correlation, bias))
+        bias = bias - 0.5 * (less.T if flip else less)
+    spread = weighted_sum(moved, law.share).standard_error
+    return TokenMatrix(value, correlation_error(spread, blocks.errors.correlation, bias))
 
 
 def _known(side: TokenBatch) -> TokenBatch:
@@ -331,13 +270,13 @@ def _own_parts(
     """mean_i mean_k(u_i²)·R_iB of every pair of groups, and the same of what the variances lack."""
     law, known = blocks.law, np.flatnonzero(of.places >= 0)
     own = np.zeros((len(law.share), len(of.sizes), len(other.sizes)))
-    lacking = np.zeros(own.shape[1:])
+    less = np.zeros(own.shape[1:])
     for here, side in blocks.sides(source, known, standardized=True):
         side = _known(side)
         member = (of.places[known[here]][:, None] == np.arange(len(of.sizes))) / of.sizes
         with_other = law.covariance(side, other.mean)
         own += np.einsum("bi,ig,io->bgo", side.variance, member, with_other, optimize=True)
-        lacking += law.centre_scale * np.einsum(
+        less += law.centre_scale * np.einsum(
             "i,ig,io->go", np.square(side.means).sum(0), member, with_other, optimize=True
         )
-    return own, lacking
+    return own, less

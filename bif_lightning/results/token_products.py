@@ -1,9 +1,9 @@
 """Products of the losses of tokens, batch by batch of draws (or group by group of a closed form). NumPy only, no torch.
 
-With l̃, φ̃ the changes of two token losses, centred as the sequences' losses are (`influence`), batch k of the draws
-has the mean product Z_k, and Cov = Σ_k s_k·Z_k. In closed form, with the slopes J = ∂l/∂q along orthonormal
+With l̃, φ̃ the changes of two token losses, centred as the sequences' losses are (`statistics.influence`), batch k of
+the draws has the mean product Z_k, and Cov = Σ_k s_k·Z_k. In closed form, with the slopes J = ∂l/∂q along orthonormal
 directions, Cov = J·V·Jᵀ, and group g of training examples, whose curvature differs by D_g, has
-Z_g = Cov − nβ·(J·V)·D_g·(J·V)ᵀ (`linear`).
+Z_g = Cov − nβ·(J·V)·D_g·(J·V)ᵀ (`curvature.closed_form`).
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from bif_lightning.config import Centring
-
-_CENTRE_PARTS = 4  # of a single chain, as in `errors.centre`
+from bif_lightning.statistics.influence import BatchCovariances
+from bif_lightning.statistics.standard_errors import CENTRE_PARTS, ChainMeanCovariance
 
 Values = np.ndarray
 """What is known of some tokens: changes of their losses [chain, draw, token], or slopes [direction, token]."""
@@ -120,7 +120,7 @@ class DrawCovariance:
         """Deviations of the chains' means from one another; in a single chain, of those of its quarters."""
         if self.chains == 1:
             edges = np.cumsum([0, *self.lengths])
-            quarters = np.array_split(np.arange(len(self.lengths)), min(_CENTRE_PARTS, len(self.lengths)))
+            quarters = np.array_split(np.arange(len(self.lengths)), min(CENTRE_PARTS, len(self.lengths)))
             spans = [slice(edges[part[0]], edges[part[-1] + 1]) for part in quarters]
             means = np.stack([values[0, span].mean(0, dtype=np.float64) for span in spans])
         return means - means.mean(0)
@@ -167,6 +167,16 @@ class GaussianCovariance:
 
 CovarianceModel = DrawCovariance | GaussianCovariance
 """How what is known of two sets of tokens makes their covariance."""
+
+
+def batch_covariances(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> BatchCovariances:
+    """Multiply two sets of tokens, batch by batch."""
+    return BatchCovariances(law.share, law.products(train, query), train.variance, query.variance)
+
+
+def lacking(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> ChainMeanCovariance:
+    """What the covariance of two sets lacks, as draws are centred about estimated means."""
+    return ChainMeanCovariance.of_means(train.means, query.means, law.centre_scale)
 
 
 def product_on(device: str) -> Product:

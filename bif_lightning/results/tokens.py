@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 
 from bif_lightning.results.token_matrices import (
     MOST_BYTES,
-    ErrorScales,
     Quantity,
     Source,
     TokenBlocks,
@@ -17,6 +16,7 @@ from bif_lightning.results.token_matrices import (
     group_means,
 )
 from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, product_on
+from bif_lightning.statistics.standard_errors import ErrorModel
 
 SideName = Literal["train", "query"]
 
@@ -172,11 +172,11 @@ class Tokens:
         return group_means(self.blocks, rows, columns, quantity), row_names, column_names
 
 
-def blocks_of(law: CovarianceModel, widths: ErrorScales, train: Source, query: Source) -> TokenBlocks:
+def blocks_of(law: CovarianceModel, errors: ErrorModel, train: Source, query: Source) -> TokenBlocks:
     """Blocks of tokens whose changes or slopes these are."""
     drawn = isinstance(law, DrawCovariance)
     item = 8 * (law.chains * sum(law.lengths) if drawn else len(law.variances))
-    return TokenBlocks(law, widths, train, query, item)
+    return TokenBlocks(law, errors, train, query, item)
 
 
 def _numbered(names: Sequence[str | None], size: int, side: str) -> tuple[Int[np.ndarray, " token"], list[str]]:

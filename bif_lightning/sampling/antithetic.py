@@ -7,26 +7,24 @@ the linear part of a loss, cancels from the mean of a pair exactly, and what is 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.model.weights import WeightBackend
-from bif_lightning.rng import Noise
+from bif_lightning.sampling.sampler import ChainState
 
 Color = Callable[[Tensor], Tensor]
-"""Makes a displacement of standard normal numbers."""
+"""Makes a displacement of standard normal numbers: Σ^½."""
 
 
-def displacement(backend: WeightBackend, noise: Noise, draw: int, color: Color) -> Float[Tensor, " weight"]:
-    """δ of one draw: of draws 2k and 2k + 1 the same number with two signs.
+def draw_antithetic(state: ChainState, draw: int, color: Color) -> None:
+    """Put a chain at one draw: draws 2k and 2k + 1 have the same number with two signs.
 
     Args:
-        noise: of the chain.
         draw: index of the recorded draw, from 0.
-        color: Σ^½.
     """
+    backend = state.context.backend
     standard = torch.zeros_like(backend.center)
     for parameter, piece in enumerate(backend.layout.pieces(standard)):
-        backend.fill_normal(piece, parameter, noise.normals(draw // 2, parameter))
-    out = color(standard)
-    return out if draw % 2 == 0 else -out
+        backend.fill_normal(piece, parameter, state.noise.normals(draw // 2, parameter))
+    with torch.no_grad():
+        out = color(standard)
+        state.put(out if draw % 2 == 0 else -out)

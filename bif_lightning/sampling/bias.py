@@ -11,13 +11,12 @@ eigenvector of C:
 With a preconditioner ε is a diagonal matrix, and λmax that of ε^½·C·ε^½. With control variates C vanishes at w*, so
 that it is measured where chains stand: after a few steps, when the stiff directions, which C is largest along, have
 relaxed.
-
-What is measured around the chains of a snapshot to judge their bias, together and on all ranks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,9 +28,9 @@ from bif_lightning.curvature.hessian import Hessian, examples_in_a_pass
 from bif_lightning.curvature.spectrum import hessian_spectrum
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.distributed.ranks import Ranks
-from bif_lightning.model.weights import norm_of_snapshot
-from bif_lightning.sampling.chain import ChainContext, ChainState
+from bif_lightning.model.weights import WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.sampling.prior_control import control_influence
+from bif_lightning.sampling.sampler import ChainContext, Prepared
 from bif_lightning.statistics.diagnostics import score_agreement
 
 _CHAIN = -2  # the key of this walk in the noise; chains count from 0
@@ -49,29 +48,51 @@ _FEW_ROWS, _MOST_ROWS = 32, 512
 _LEAST_ROWS = 8  # where already a few take more than they should
 
 
-def noise_ratio(plan: ChainContext) -> float:
-    """Variance that minibatches give a step, in that of its own noise, along the direction where it is largest.
+class Walk(Protocol):
+    """A chain whose steps follow gradients of minibatches."""
 
-    NaN for a sampler that is no SGLD, or where so many gradients do not fit into memory. Collective for a module in
-    shards.
+    @property
+    def weights(self) -> Weights:
+        """Where it stands, and the last gradient."""
+        ...
+
+    def step(self, index: int) -> None:
+        """Take a step."""
+        ...
+
+    def load_gradient(self, index: int) -> None:
+        """Write the gradient that step `index` moves by."""
+        ...
+
+    def step_sizes(self) -> Tensor | float:
+        """ε_t of the present step, for every weight or for all."""
+        ...
+
+
+def noise_ratio(context: ChainContext, settings: SGLD, start: Callable[[int], Walk]) -> float:
+    """Variance that minibatches add to a step, over that of its own noise, along the direction where it is largest.
+
+    NaN where so many gradients do not fit into memory. Collective for a module in shards.
+
+    Args:
+        start: begins a chain whose noise has this key.
     """
-    backend, sampler, chains = plan.backend, plan.sampler, plan.chains
-    if not isinstance(sampler, SGLD):
-        return math.nan
-    if not sampler.inverse_temperature or chains.batch_size >= len(plan.problem.training):
+    backend, chains = context.backend, context.chains
+    if not settings.inverse_temperature or chains.batch_size >= len(context.problem.training):
         return 0.0
     count = min(_GRADIENTS, _KEPT_BYTES // (backend.center.element_size() * backend.layout.size))
     if count < _LEAST_GRADIENTS:
         return math.nan
-    walker = ChainState(plan, _CHAIN)
+    walk = start(_CHAIN)
     try:
-        gradients = _gradients(walker, sampler, count)
+        gradients = _gradients(walk, count)
     except Exception:
         # A model may refuse weights that are no longer finite; shards of one fail together or not at all.
-        if backend.sharded or bool(walker.weights.flat.isfinite().all()):
+        if backend.sharded or bool(walk.weights.flat.isfinite().all()):
             raise
         return math.inf
-    scale = walker.preconditioner.step_sizes(sampler).sqrt() if walker.preconditioner else sampler.step_size**0.5
+    sizes = walk.step_sizes()
+    scale = sizes.sqrt() if isinstance(sizes, Tensor) else sizes**0.5
     for gradient in gradients:
         gradient.mul_(scale)
     gram = torch.tensor([[backend.inner(a, b) for b in gradients] for a in gradients], dtype=torch.float64)
@@ -81,67 +102,60 @@ def noise_ratio(plan: ChainContext) -> float:
     eigenvalues = torch.linalg.eigvalsh(gram) / (count - 1)
     # The largest eigenvalue of a sample covariance is too large by about the mean of the others.
     rest = float(eigenvalues[:-1].sum()) / (count - 2)
-    return 0.25 * sampler.inverse_temperature**2 * max(float(eigenvalues[-1]) - rest, 0.0)
+    return 0.25 * settings.inverse_temperature**2 * max(float(eigenvalues[-1]) - rest, 0.0)
 
 
-def _gradients(walker: ChainState, sampler: SGLD, count: int) -> list[torch.Tensor]:
+def _gradients(walk: Walk, count: int) -> list[Tensor]:
     """Those of `count` minibatches, where the walk stands after a few steps."""
     for index in range(_STEPS):
-        walker.step(index, sampler)
-    found = list[torch.Tensor]()
+        walk.step(index)
+    found = list[Tensor]()
     for index in range(_STEPS, _STEPS + count):
-        walker.load_gradient(index)
-        found.append(walker.weights.gradient.clone())
+        walk.load_gradient(index)
+        found.append(walk.weights.gradient.clone())
     return found
 
 
-def vectors_held(plan: ChainContext) -> int:
-    """Vectors of the size of the weights that the measurements hold at once, beyond the snapshot."""
-    if not isinstance(plan.sampler, SGLD):
-        return 0
-    walker = 4 if plan.sampler.preconditioner else 2
-    fitting = _KEPT_BYTES // (plan.backend.center.element_size() * plan.backend.layout.size)
-    return walker + 2 + min(max(_GRADIENTS, _HELD), fitting)
+def vectors_held(backend: WeightBackend, *, preconditioned: bool) -> int:
+    """Vectors of the size of the weights that these measurements hold at once, beyond the snapshot."""
+    walk = 4 if preconditioned else 2
+    fitting = _KEPT_BYTES // (backend.center.element_size() * backend.layout.size)
+    return walk + 2 + min(max(_GRADIENTS, _HELD), fitting)
 
 
-def llc_ratio(plan: ChainContext, llc: float) -> float:
+def llc_ratio(context: ChainContext, settings: SGLD, llc: float) -> float:
     """LLC over d_eff/2, d_eff = tr H(H + (γ/nβ)·I)⁻¹ with H the Hessian of the mean loss at w*.
 
-    For a quadratic loss the mean loss of the posterior lies d_eff/(2·nβ) above that at its minimum. `Subspace` knows
-    its d_eff; for SGLD it is measured here, from below where H is stiff only for examples that the measurement, of some
-    of them, left out. NaN for `Pairs`, where SGLD does not run in all weights, where γ or nβ is 0, or where H has no
-    positive part. Collective for a module in shards.
+    For a quadratic loss the mean loss of the posterior lies d_eff/(2·nβ) above that at its minimum. Here d_eff is
+    measured by Lanczos steps on some training examples: from below where H is stiff only for examples left out. NaN
+    where γ or nβ is 0, or where H has no positive part. Collective for a module in shards.
     """
-    if plan.linear is not None:
-        return _against(llc, plan.linear.normal.effective_dimension)
-    sampler = plan.sampler
-    if not isinstance(sampler, SGLD) or sampler.num_directions is not None:
+    if not settings.localization or not settings.inverse_temperature:
         return math.nan
-    if not sampler.localization or not sampler.inverse_temperature:
-        return math.nan
-    count, steps = curvature_size(plan)
-    rows = spread_rows(len(plan.problem.training), count)
-    chunk = examples_in_a_pass(plan.chains.batch_size)
-    hessian = Hessian.of_training(plan.problem, plan.backend, rows=rows, chunk=chunk, key=plan.chains.seed)
+    count, steps = curvature_size(context, settings)
+    rows = spread_rows(len(context.problem.training), count)
+    chunk = examples_in_a_pass(context.chains.batch_size)
+    hessian = Hessian.of_training(context.problem, context.backend, rows=rows, chunk=chunk, key=context.chains.seed)
     # A longer step crosses kinks of ReLUs, which enter as curvature, in each of the many flat directions.
-    hessian.step = _STEP * norm_of_snapshot(plan.backend)
+    hessian.step = _STEP * norm_of_snapshot(context.backend)
     spectrum = hessian_spectrum(hessian, probes=1, steps=steps, held=_HELD)
-    return _against(llc, spectrum.effective_dimension(sampler.localization / sampler.inverse_temperature))
+    return llc_over_dimension(llc, spectrum.effective_dimension(settings.localization / settings.inverse_temperature))
 
 
-def _against(llc: float, dimension: float) -> float:
+def llc_over_dimension(llc: float, dimension: float) -> float:
+    """LLC over d_eff/2; NaN without a dimension."""
     return llc / (0.5 * dimension) if dimension > 0 else math.nan
 
 
-def curvature_size(plan: ChainContext) -> tuple[int, int]:
+def curvature_size(context: ChainContext, settings: SGLD) -> tuple[int, int]:
     """Examples behind the curvature, and Lanczos steps: as many as take about 2 % of a snapshot's passes.
 
     24 steps on at most 512 examples, and where that leaves fewer than 32 of these, up to 5 % for them. In shorter
     snapshots first the steps become fewer, down to 8, then the examples, down to 8.
     """
-    chains, problem = plan.chains, plan.problem
+    chains, problem = context.chains, context.problem
     draws, steps = chains.num_chains * chains.num_draws, chains.num_chains * chains.num_steps
-    gradients = 1 if isinstance(plan.sampler, SGLD) and plan.sampler.gradient == "minibatch" else 2
+    gradients = 1 if settings.gradient == "minibatch" else 2
     passes = draws * (problem.num_train + problem.num_further_queries) + steps * chains.batch_size * gradients * _PASSES
     products, most = (int(share * passes) // _PRODUCT_PASSES for share in (_SHARE, _MOST_SHARE))
     rows = min(max(products // _LANCZOS, _FEW_ROWS), _MOST_ROWS)
@@ -172,11 +186,14 @@ class BiasMeasures:
         return score_agreement(torch.from_numpy(influence[:, list(self.scored)]).double(), self.control)
 
 
-def check(plan: ChainContext, llc: float, scored: Sequence[int], workers: int, ranks: Ranks) -> BiasMeasures:
-    """Measure. Collective.
+def measure_bias(
+    prepared: Prepared, context: ChainContext, llc: float, scored: Sequence[int], workers: int, ranks: Ranks
+) -> BiasMeasures:
+    """Measure, the same on every rank. Collective.
 
     Args:
-        plan: of the chains.
+        prepared: the sampler.
+        context: of the chains.
         llc: their local learning coefficient, nats.
         scored: queries whose influence is compared.
         workers: chains that this rank runs at once.
@@ -184,6 +201,6 @@ def check(plan: ChainContext, llc: float, scored: Sequence[int], workers: int, r
     """
     with ranks.collective("measuring the bias of the chains"):
         # Every rank measures the same; one that waited would save no time.
-        ratios = noise_ratio(plan), llc_ratio(plan, llc)
+        ratios = prepared.noise_ratio(context), prepared.llc_ratio(context, llc)
     ratios = ranks.broadcast(ratios)
-    return BiasMeasures(*ratios, control_influence(plan, scored, workers, ranks), scored)
+    return BiasMeasures(*ratios, control_influence(prepared, context, scored, workers, ranks), scored)

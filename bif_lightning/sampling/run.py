@@ -14,7 +14,8 @@ from bif_lightning.config import Chains
 from bif_lightning.distributed.threads import Progress, Steps, on_threads
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.results.estimate import Divergence
-from bif_lightning.sampling.chain import ChainContext, run_chain
+from bif_lightning.sampling.chain import run_chain
+from bif_lightning.sampling.sampler import ChainContext
 from bif_lightning.sampling.trace import ChainTrace
 
 
@@ -28,9 +29,9 @@ def threads_for(chains: Chains, backend: WeightBackend) -> tuple[int, int]:
 
 
 def run_chains(
-    plan: ChainContext, mine: Sequence[int], workers: int, threads: int, progress: Progress | None
+    context: ChainContext, mine: Sequence[int], workers: int, threads: int, progress: Progress | None
 ) -> list[ChainTrace | Divergence]:
     """Run these chains, `workers` at a time. An exception in any of them, or here, stops all."""
-    steps = Steps(len(mine) * plan.chains.num_steps, progress)
-    plan = replace(plan, tick=steps.tick)
-    return on_threads([partial(run_chain, plan, chain) for chain in mine], workers, threads, steps)
+    steps = Steps(len(mine) * context.chains.num_steps, progress)
+    context = replace(context, tick=steps.tick)
+    return on_threads([partial(run_chain, context, chain) for chain in mine], workers, threads, steps)

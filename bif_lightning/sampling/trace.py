@@ -7,17 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.config import SGLD, Chains, Sampler
-from bif_lightning.statistics.moments import Moments, from_draws, stack
+from bif_lightning.config import Chains
+from bif_lightning.statistics.draws import from_draws
+from bif_lightning.statistics.moments import Moments, stack
 
 _BATCHES = 24
 TRACE_BYTES = 1 << 26
 """Traces that are no larger than this are kept in any case: 64 MB."""
-
-
-def is_paired(sampler: Sampler) -> bool:
-    """Whether draws come as antithetic pairs, independent of one another."""
-    return not isinstance(sampler, SGLD)
 
 
 def batch_lengths(chains: Chains, *, paired: bool = False) -> list[int]:
@@ -93,18 +89,7 @@ class ChainTrace:
     def moments(self, rows: slice) -> Moments:
         """Moments [batch] of some rows of the train set against all columns."""
         if not self.traces:
-            return stack([_rows(part, rows) for part in self.parts])
+            return stack([part.rows(rows) for part in self.parts])
         train = self.train[0][:, rows].split(list(self.lengths))
         columns = self.columns[0].split(list(self.lengths))
         return stack([from_draws(t, c) for t, c in zip(train, columns, strict=True)])
-
-
-def _rows(moments: Moments, rows: slice) -> Moments:
-    return Moments(
-        moments.count,
-        moments.train_mean[..., rows],
-        moments.column_mean,
-        moments.train_square[..., rows],
-        moments.column_square,
-        moments.comoment[..., rows, :],
-    )

@@ -4,6 +4,7 @@ import math
 
 import torch
 from jaxtyping import Float
+from scipy.stats import rankdata
 from torch import Tensor
 
 from bif_lightning.config import Sampler
@@ -73,7 +74,7 @@ def _ess_from_autocorrelation(rho: list[float], count: int, length: int) -> floa
 def local_learning_coefficient(
     trace: Float[Tensor, "chain draw"], snapshot_loss: float, sampler: Sampler
 ) -> tuple[float, float]:
-    """λ̂ = nβ·(mean loss over draws − loss at w*), and its standard error over chains (Lau et al. 2025).
+    """Estimate λ̂ = nβ·(mean loss over draws − loss at w*), and its standard error over chains (Lau et al. 2025).
 
     The standard error comes from batches of a quarter of the draws where there is one chain only.
     """
@@ -84,9 +85,9 @@ def local_learning_coefficient(
 
 
 def drift(trace: Float[Tensor, "chain draw"]) -> float:
-    """Second-half minus first-half mean loss, in standard errors of that difference over the chains.
+    """Compare the mean losses of both halves, second less first, in standard errors of that difference over the chains.
 
-    Far from 0 = the chains had not settled. NaN with fewer than 2 chains or 2 draws.
+    Far from 0: the chains had not reached their law. NaN with fewer than 2 chains or 2 draws.
     """
     half = trace.shape[1] // 2
     if half < 1 or len(trace) < 2:
@@ -97,7 +98,7 @@ def drift(trace: Float[Tensor, "chain draw"]) -> float:
 
 
 def score_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
-    """Median over queries of the Spearman correlation of two influence estimates, from other draws each.
+    """Compute the median over queries of the Spearman correlation of two influence estimates from different draws.
 
     Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left out. NaN with fewer than
     3 train examples.
@@ -108,7 +109,7 @@ def score_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "tra
 def agreement_per_query(
     one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]
 ) -> Float[Tensor, " query"]:
-    """Spearman correlation of each column of two influence estimates; NaN with fewer than 3 train examples."""
+    """Compute the Spearman correlation of each column of two influence estimates; NaN below 3 train examples."""
     if one.shape[0] < 3:
         return one.new_full((one.shape[1],), math.nan, dtype=torch.float64)
     # A few queries at a time: ranking takes several times the memory of the scores.
@@ -117,7 +118,7 @@ def agreement_per_query(
 
 
 def group_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
-    """Median over queries of corr(a, b), a and b the columns of two influence estimates, from other draws each.
+    """Compute the median over queries of corr(a, b), a and b columns of two influence estimates from different draws.
 
     Influence on a query adds up over train examples, and over random groups S of any fixed size
 
@@ -140,19 +141,20 @@ def _correlation(one: Tensor, other: Tensor) -> Tensor:
     return (left * right).sum(0) / (left.norm(dim=0) * right.norm(dim=0))
 
 
-def standard_ranks(scores: Tensor) -> Tensor:
-    """Ranks of each column, ties at their mean rank, standardized; NaN where all are tied."""
-    columns = scores.mT.contiguous()
-    ordered = columns.sort(1).values
-    below, upto = torch.searchsorted(ordered, columns), torch.searchsorted(ordered, columns, right=True)
-    ranks = (below + upto).mT.double()
+def standard_ranks(scores: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
+    """Rank each column, ties at their mean rank, and standardize; NaN where all are tied or one is NaN.
+
+    >>> standard_ranks(torch.tensor([[5.0], [7.0], [7.0]])).flatten().mul(100).round().tolist()
+    [-141.0, 71.0, 71.0]
+    """
+    ranks = torch.from_numpy(rankdata(scores.cpu().numpy(), axis=0)).to(scores.device)
     return (ranks - ranks.mean(0)) / ranks.std(0, correction=0)
 
 
 def top_stability(
     one: Float[Tensor, "train query"], other: Float[Tensor, "train query"], k: int = TOP
 ) -> Float[Tensor, " query"]:
-    """Of each query's k most helpful and k most harmful examples by one influence estimate, the share in the other's.
+    """Find the share of each query's k most helpful and k most harmful examples that a second estimate finds too.
 
     From halves of the draws it understates what all of them give. k is at most a quarter of the examples, so that
     chance does not fill it. NaN for queries without scores, and with fewer than 4 train examples.

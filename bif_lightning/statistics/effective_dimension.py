@@ -1,18 +1,27 @@
 """How many directions the data pins down more than the pull does, and the pull for a given number of them."""
 
+from math import exp, log
+from typing import cast
+
 from jaxtyping import Float
+from scipy.optimize import brentq
 from torch import Tensor
 
-_STEPS = 60  # of a bisection over 16 decades: further ones change no digit
+_LEAST = 1e-14  # of the largest eigenvalue: smaller ones are rounding
 
 
 def effective_dimension(curvature: Float[Tensor, " direction"], ridge: float) -> float:
-    """Σ h_k/(h_k + λ) over eigenvalues h_k ≥ 0, with λ = γ/nβ."""
+    """Compute Σ h_k/(h_k + λ) over eigenvalues h_k ≥ 0, with λ = γ/nβ.
+
+    >>> import torch
+    >>> effective_dimension(torch.tensor([3.0, 1.0, 0.0]), 1.0)
+    1.25
+    """
     return float((curvature / (curvature + ridge)).sum())
 
 
 def ridge_for(curvature: Float[Tensor, " direction"], dimension: float) -> float:
-    """The λ for which Σ h_k/(h_k + λ) = dimension (bisection in log λ).
+    """Find the λ for which Σ h_k/(h_k + λ) = dimension, in the unit of h_k; at least 1e-14 of the largest h_k.
 
     Raises:
         ValueError: no more directions are curved than `dimension`, so that no λ gives it.
@@ -24,8 +33,11 @@ def ridge_for(curvature: Float[Tensor, " direction"], dimension: float) -> float
             f"{len(positive)} there are; raise num_directions, or give localization"
         )
     top = float(positive.max())
-    low, high = top * 1e-14, top * len(positive) / dimension
-    for _ in range(_STEPS):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if effective_dimension(positive, middle) > dimension else (low, middle)
-    return high
+    low, high = top * _LEAST, top * len(positive) / dimension
+    if effective_dimension(positive, low) <= dimension:
+        return low
+
+    def excess(log_ridge: float) -> float:
+        return effective_dimension(positive, exp(log_ridge)) - dimension
+
+    return exp(cast(float, brentq(excess, log(low), log(high), xtol=1e-15)))

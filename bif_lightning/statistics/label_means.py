@@ -6,12 +6,9 @@ Cov is bilinear, so a block mean is itself an influence, and its error comes fro
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
-from bif_lightning.results.estimate import LabelMeans
-from bif_lightning.statistics.influence import BatchCovariances, weighted_mean
+from bif_lightning.statistics.influence import BatchCovariances, weighted_sum
 from bif_lightning.statistics.standard_errors import ErrorModel, correlation_error, influence_error
 
 
@@ -23,37 +20,92 @@ class Labels:
     query: Int[np.ndarray, " query"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelMeans:
+    """Mean influence of all train examples of one label on all queries of another.
+
+    Cov is bilinear, so that the mean over a block is itself an influence (of the mean losses of two groups). Its
+    standard error is computed as such, from the draws, since entries of a block are far from independent.
+
+    Attributes:
+        train_labels, query_labels: the label of each row and column, ascending.
+        influence, correlation: block means of the matrices of the same name.
+        influence_standard_error, correlation_standard_error: Monte Carlo standard errors of the block means.
+
+    >>> means = snapshot.label_means  # of an Estimate whose train and query examples have labels
+    >>> means.correlation.shape == (len(means.train_labels), len(means.query_labels))
+    True
+    """
+
+    train_labels: Int[np.ndarray, " train_label"]
+    query_labels: Int[np.ndarray, " query_label"]
+    influence: Float[np.ndarray, "train_label query_label"]
+    influence_standard_error: Float[np.ndarray, "train_label query_label"]
+    correlation: Float[np.ndarray, "train_label query_label"]
+    correlation_standard_error: Float[np.ndarray, "train_label query_label"]
+
+
 @dataclass(frozen=True)
 class LabelSums:
     """Sums over blocks of equal labels, of some train rows.
 
     Attributes:
-        influence, correlation: sums of the entries of each block, batch by batch; undefined ones count as 0.
-        influence_bias, correlation_bias: sums of what each entry is biased by (`errors`).
+        influence, correlation: sums of what each batch adds to the entries of a block; undefined ones count as 0.
+        influence_bias, correlation_bias: sums of what each entry is biased by (`standard_errors`).
         defined: how many entries of each block have a correlation.
     """
 
-    influence: Float[Tensor, "batch train_label query_label"]
-    correlation: Float[Tensor, "batch train_label query_label"]
-    influence_bias: Float[Tensor, "train_label query_label"]
-    correlation_bias: Float[Tensor, "train_label query_label"]
-    defined: Float[Tensor, "train_label query_label"]
+    influence: Float[np.ndarray, "batch train_label query_label"]
+    correlation: Float[np.ndarray, "batch train_label query_label"]
+    influence_bias: Float[np.ndarray, "train_label query_label"]
+    correlation_bias: Float[np.ndarray, "train_label query_label"]
+    defined: Float[np.ndarray, "train_label query_label"]
 
     def add_(self, other: "LabelSums") -> None:
         """Take in the sums of further rows."""
-        self.influence.add_(other.influence)
-        self.correlation.add_(other.correlation)
-        self.influence_bias.add_(other.influence_bias)
-        self.correlation_bias.add_(other.correlation_bias)
-        self.defined.add_(other.defined)
+        for mine, others in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine += others
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Examples in the order of their labels.
+
+    Attributes:
+        order: the examples that have a label, equal labels together.
+        starts: where each label starts among them.
+        labels: which label that is.
+    """
+
+    order: Int[np.ndarray, " example"]
+    starts: Int[np.ndarray, " label"]
+    labels: Int[np.ndarray, " label"]
+
+    @classmethod
+    def of(cls, labels: Int[np.ndarray, " example"]) -> "_Groups":
+        """Group them; −1 is no label."""
+        labelled = np.flatnonzero(labels >= 0)
+        order = labelled[np.argsort(labels[labelled], kind="stable")]
+        present, starts = np.unique(labels[order], return_index=True)
+        return cls(order, starts, present)
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " label"]:
+        """Examples of each label."""
+        return np.diff(self.starts, append=len(self.order))
+
+    def sums(self, values: Float[np.ndarray, "..."], axis: int) -> Float[np.ndarray, "..."]:
+        """Add up the examples of each label along an axis: in their order, as a product with all labels costs more."""
+        return np.add.reduceat(values.take(self.order, axis), self.starts, axis)
 
 
 class LabelIndex:
     """Which train rows and queries have which label."""
 
     def __init__(self, labels: Labels) -> None:
-        self.train_labels, self._train = _places(labels.train)
-        self.query_labels, self._query = _places(labels.query)
+        self._labels = labels
+        self._train, self._query = _Groups.of(labels.train), _Groups.of(labels.query)
+        self.train_labels, self.query_labels = (side.labels.astype(np.int64) for side in (self._train, self._query))
 
     @property
     def cells(self) -> int:
@@ -63,12 +115,15 @@ class LabelIndex:
     def zero(self, batches: int) -> LabelSums:
         """Sums of no rows."""
         shape = len(self.train_labels), len(self.query_labels)
-        whole = torch.zeros(shape, dtype=torch.float64)
-        each = whole.new_zeros(batches, *shape)
-        return LabelSums(each, each.clone(), whole, whole.clone(), whole.clone())
+        return LabelSums(*(np.zeros((batches, *shape)) for _ in range(2)), *(np.zeros(shape) for _ in range(3)))
 
     def add_rows_(
-        self, sums: LabelSums, rows: slice, draws: BatchCovariances, moved: Tensor, biases: tuple[Tensor, Tensor]
+        self,
+        sums: LabelSums,
+        rows: slice,
+        draws: BatchCovariances,
+        moved: Float[np.ndarray, "batch row column"],
+        biases: tuple[Float[np.ndarray, "row column"], Float[np.ndarray, "row column"]],
     ) -> None:
         """Add some train rows to the sums.
 
@@ -79,57 +134,43 @@ class LabelIndex:
             moved: their correlation with all columns, batch by batch (`influence.correlation`).
             biases: of influence and of correlation, with all columns.
         """
-        queries = len(self._query)
-        covariance, moved = draws.covariance[:, :, :queries], moved[:, :, :queries]
-        place = self._train[rows]
-        known = (place < len(self.train_labels)).nonzero().flatten()
-        place = place[known]
-        defined = (~moved[0].isnan()).double()
-        sums.influence.index_add_(1, place, self._by_query(-covariance)[:, known])
-        sums.correlation.index_add_(1, place, self._by_query(moved)[:, known])
-        for sum_of, bias in zip((sums.influence_bias, sums.correlation_bias), biases, strict=True):
-            sum_of.index_add_(0, place, self._by_query(bias[:, :queries])[known])
-        sums.defined.index_add_(0, place, self._by_query(defined)[known])
+        some = _Groups.of(self._labels.train[rows])
+        if self.cells == 0 or len(some.order) == 0:
+            return
+        place, queries = np.searchsorted(self.train_labels, some.labels), len(self._labels.query)
 
-    def means(self, sums: LabelSums, share: Float[Tensor, " batch"], reach: ErrorModel) -> LabelMeans | None:
-        """Block means and their standard errors; None where a side has no label.
+        def of_blocks(values: np.ndarray) -> np.ndarray:
+            known = np.nan_to_num(values[..., :queries], nan=0.0)
+            return some.sums(self._query.sums(known, -1), -2)
+
+        sums.influence[:, place] -= of_blocks(draws.covariance)
+        sums.correlation[:, place] += of_blocks(moved)
+        sums.influence_bias[place] += of_blocks(biases[0])
+        sums.correlation_bias[place] += of_blocks(biases[1])
+        sums.defined[place] += of_blocks((~np.isnan(moved[0])).astype(np.float64))
+
+    def means(self, sums: LabelSums, share: Float[np.ndarray, " batch"], errors: ErrorModel) -> LabelMeans | None:
+        """Compute block means and their standard errors; None where a side has no label.
 
         Args:
             sums: of all rows.
             share: n_k/N, each batch's share of all draws.
-            reach: how errors are made. Means of losses over a group are taken to be correlated, so that their products
+            errors: how errors are made. Means of losses over a group are taken to be correlated, so that their products
                 are as skewed as can be.
         """
         if self.cells == 0:
             return None
-        size = _counts(self._train, len(self.train_labels))[:, None] * _counts(self._query, len(self.query_labels))
-        covariance = weighted_mean(sums.influence / size, share)
-        corr = weighted_mean(sums.correlation / sums.defined, share)
-        biases = sums.influence_bias / size, sums.correlation_bias / sums.defined
-        one = torch.ones_like(covariance.value)
-        covariance_error = influence_error(covariance.standard_error, one, reach.influence, biases[0])
-        corr_error = correlation_error(corr.standard_error, reach.correlation, biases[1])
+        size = self._train.sizes[:, None] * self._query.sizes
+        covariance = weighted_sum(sums.influence / size, share)
+        with np.errstate(invalid="ignore"):  # a block may have no correlation
+            corr = weighted_sum(sums.correlation / sums.defined, share)
+            biases = sums.influence_bias / size, sums.correlation_bias / sums.defined
+        one = np.ones_like(covariance.value)
         return LabelMeans(
             train_labels=self.train_labels,
             query_labels=self.query_labels,
-            influence=covariance.value.numpy(),
-            influence_standard_error=covariance_error.numpy(),
-            correlation=corr.value.numpy(),
-            correlation_standard_error=corr_error.numpy(),
+            influence=covariance.value,
+            influence_standard_error=influence_error(covariance.standard_error, one, errors.influence, biases[0]),
+            correlation=corr.value,
+            correlation_standard_error=correlation_error(corr.standard_error, errors.correlation, biases[1]),
         )
-
-    def _by_query(self, values: Float[Tensor, "*batch row query"]) -> Float[Tensor, "*batch row query_label"]:
-        """Sums over the queries of each label: by scattering, as a product with every label costs far more."""
-        out = torch.zeros(*values.shape[:-1], len(self.query_labels) + 1, dtype=torch.float64)
-        return out.scatter_add_(-1, self._query.expand_as(values), values.nan_to_num(nan=0.0))[..., :-1]
-
-
-def _places(labels: np.ndarray) -> tuple[np.ndarray, Int[Tensor, " example"]]:
-    """The labels that occur, ascending, and the place of each example's among them (one past the last for none)."""
-    values = np.unique(labels[labels >= 0]).astype(np.int64)
-    place = np.where(labels >= 0, np.searchsorted(values, labels), len(values))
-    return values, torch.from_numpy(place.astype(np.int64))
-
-
-def _counts(places: Tensor, size: int) -> Tensor:
-    return places.bincount(minlength=size + 1)[:size].double()

@@ -1,14 +1,14 @@
-"""Streaming means and co-moments of draws: zero, push, merge.
+"""Means and co-moments of draws, and how those of parts merge. NumPy only, no torch.
 
-Everything in float64. Co-moments of parts merge exactly (Chan, Golub & LeVeque 1979), so it does not matter who
-saw which draws, only in which order the parts are merged.
+All in float64. Co-moments of parts merge exactly (Chan, Golub & LeVeque 1979), so it does not matter who saw which
+draws, only in which order the parts are merged. No product here calls BLAS, whose bits may depend on its threads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,50 +19,33 @@ class Moments:
 
     Attributes:
         count: number of draws.
-        train_mean, column_mean: means over the draws.
+        train_mean, column_mean: means over the draws, in the units of the losses (nats) and columns.
         train_square, column_square: Σ (x − mean)².
         comoment: Σ (l − mean l)(φ − mean φ).
     """
 
-    count: Float[Tensor, "..."]
-    train_mean: Float[Tensor, "... train"]
-    column_mean: Float[Tensor, "... column"]
-    train_square: Float[Tensor, "... train"]
-    column_square: Float[Tensor, "... column"]
-    comoment: Float[Tensor, "... train column"]
+    count: Float[np.ndarray, "..."]
+    train_mean: Float[np.ndarray, "... train"]
+    column_mean: Float[np.ndarray, "... column"]
+    train_square: Float[np.ndarray, "... train"]
+    column_square: Float[np.ndarray, "... column"]
+    comoment: Float[np.ndarray, "... train column"]
+
+    def rows(self, rows: slice, columns: slice = slice(None)) -> "Moments":
+        """Take the moments of some train examples and columns."""
+        return Moments(
+            self.count,
+            self.train_mean[..., rows],
+            self.column_mean[..., columns],
+            self.train_square[..., rows],
+            self.column_square[..., columns],
+            self.comoment[..., rows, columns],
+        )
 
 
-def zero(train: int, column: int) -> Moments:
-    """Moments of no draws: the identity of `merge`."""
-    f = torch.float64
-    return Moments(
-        torch.zeros((), dtype=f),
-        torch.zeros(train, dtype=f),
-        torch.zeros(column, dtype=f),
-        torch.zeros(train, dtype=f),
-        torch.zeros(column, dtype=f),
-        torch.zeros(train, column, dtype=f),
-    )
-
-
-def from_draws(train: Float[Tensor, "... draw train"], columns: Float[Tensor, "... draw column"]) -> Moments:
-    """Moments of a block of draws, by one matrix product."""
-    train, columns = train.double(), columns.double()
-    train_mean, column_mean = train.mean(-2), columns.mean(-2)
-    train_centred, column_centred = train - train_mean.unsqueeze(-2), columns - column_mean.unsqueeze(-2)
-    return Moments(
-        torch.full(train.shape[:-2], float(train.shape[-2]), dtype=torch.float64),
-        train_mean,
-        column_mean,
-        train_centred.square().sum(-2),
-        column_centred.square().sum(-2),
-        train_centred.mT @ column_centred,
-    )
-
-
-def stack(parts: list[Moments]) -> Moments:
+def stack(parts: Sequence[Moments]) -> Moments:
     """Put parts side by side along a new first dimension."""
-    return Moments(*(torch.stack(field) for field in zip(*(_fields(part) for part in parts), strict=True)))
+    return Moments(*(np.stack(field) for field in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def merge(parts: Moments) -> Moments:
@@ -70,34 +53,34 @@ def merge(parts: Moments) -> Moments:
 
     N = Σn_k,  mean = Σ n_k·mean_k / N,  M = Σ M_k + Σ n_k·(mean_k − mean)(mean_k − mean)ᵀ.
     """
-    weight = parts.count.unsqueeze(-1)
-    total = parts.count.sum(-1)
-    share = weight / total.clamp(min=1).unsqueeze(-1).unsqueeze(-1)
-    train_mean = (share * parts.train_mean).sum(-2)
-    column_mean = (share * parts.column_mean).sum(-2)
-    train_shift = parts.train_mean - train_mean.unsqueeze(-2)
-    column_shift = parts.column_mean - column_mean.unsqueeze(-2)
+    weight = parts.count[..., None]
+    total, train_mean, column_mean = merge_means(parts)
+    train_shift = parts.train_mean - train_mean[..., None, :]
+    column_shift = parts.column_mean - column_mean[..., None, :]
     return Moments(
         total,
         train_mean,
         column_mean,
-        parts.train_square.sum(-2) + (weight * train_shift.square()).sum(-2),
-        parts.column_square.sum(-2) + (weight * column_shift.square()).sum(-2),
-        parts.comoment.sum(-3) + (weight * train_shift).mT @ column_shift,
+        parts.train_square.sum(-2) + (weight * np.square(train_shift)).sum(-2),
+        parts.column_square.sum(-2) + (weight * np.square(column_shift)).sum(-2),
+        parts.comoment.sum(-3) + np.einsum("...kt,...kc->...tc", weight * train_shift, column_shift),
     )
 
 
-def push(moments: Moments, train: Float[Tensor, "draw train"], columns: Float[Tensor, "draw column"]) -> Moments:
-    """Moments that have seen further draws."""
-    return merge(stack([moments, from_draws(train, columns)]))
+def merge_means(
+    parts: Moments,
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "... train"], Float[np.ndarray, "... column"]]:
+    """Merge counts and means alone: N, Σ n_k·mean_k / N of train losses, and the same of columns."""
+    total = np.asarray(parts.count.sum(-1))
+    share = (parts.count / np.maximum(total, 1)[..., None])[..., None]
+    return total, (share * parts.train_mean).sum(-2), (share * parts.column_mean).sum(-2)
 
 
-def _fields(moments: Moments) -> tuple[Tensor, ...]:
-    return (
-        moments.count,
-        moments.train_mean,
-        moments.column_mean,
-        moments.train_square,
-        moments.column_square,
-        moments.comoment,
-    )
+def merge_batches(parts: Moments, count: int) -> Moments:
+    """Merge neighbouring batches [chain, batch] into `count` a chain, as equal in number as can be."""
+    batches = parts.count.shape[1]
+    if count == batches:
+        return parts
+    chunks = np.array_split(np.arange(batches), count)
+    groups = [merge(Moments(*(field[:, chunk] for field in vars(parts).values()))) for chunk in chunks]
+    return Moments(*(np.stack(field, 1) for field in zip(*(vars(group).values() for group in groups), strict=True)))

@@ -1,6 +1,6 @@
 """How wide an error must be, so that value ± 1.96 standard errors holds the long-run value in 95 % of entries.
 
-The spread of K batches of draws (`influence.weighted_mean`) is short of that in five ways, each of which is measured:
+The spread of K batches of draws (`influence.weighted_sum`) falls short of that in five ways, each of which is measured:
 
 - Batches remember one another. Their squared error lacks the factor f = 1 + 2·Σ_j (1 − j/K_c)·ρ_j, with ρ_j the
   autocorrelation of batches at lag j over all entries of a sample of the matrix (positive, decreasing part: Geyer
@@ -21,14 +21,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+import scipy
 from jaxtyping import Float
-from torch import Tensor
 
 from bif_lightning.config import Centring
-from bif_lightning.statistics.influence import BatchCovariances, correlation, mean, products
-from bif_lightning.statistics.moments import Moments, merge
+from bif_lightning.statistics.influence import BatchCovariances, correlation, products
+from bif_lightning.statistics.moments import Moments, merge_batches, merge_means
 
+_LEVEL = 0.975
 NORMAL = 1.959963984540054
 """Two-sided 95 % quantile of a normal distribution: what users multiply a standard error by."""
 
@@ -36,9 +37,11 @@ LEAST_DRAWS = 100.0
 """Independent draws that a single chain must be worth: in fewer, nothing shows how far it could have gone. The worth is
 itself estimated, and chains that overrate it are the ones that pass: at 40 their intervals held 91 %, at 100, 93 %."""
 
+CENTRE_PARTS = 4
+"""Parts of a single chain, whose means stand for those of chains."""
+
 _MEMORY = 1.15  # squared errors short by less are mended by the factor alone
 _LEAST_BATCHES = 8  # a t-quantile of fewer widens more than merging gains
-_CENTRE_PARTS = 4  # of a single chain, whose means stand for those of chains
 _MOST_SKEWED = 2.0  # the expansion in 1/N_eff holds no further
 _MOST_WIDENED = 1.3  # t of few chains widens too much, as most entries lack little: measured on two models
 _SKEWNESS = 1.08  # (z⁴ + 2z² − 3)/18 at z = 1.96
@@ -46,7 +49,7 @@ _SKEWNESS = 1.08  # (z⁴ + 2z² − 3)/18 at z = 1.96
 
 @dataclass(frozen=True)
 class ErrorScale:
-    """What a spread of batches is to be multiplied by, of one kind of matrix.
+    """What the spread of batches is multiplied by, for one kind of matrix.
 
     Attributes:
         factor: √f·t/1.96, of influence times the width that is lacking; NaN where the draws are too few to tell.
@@ -59,11 +62,11 @@ class ErrorScale:
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """How the errors of all entries are made, settled once for a whole estimate.
+    """How the errors of all entries are made, fitted once for a whole estimate.
 
     Attributes:
         parts: batches of each chain, after neighbours are merged.
-        influence, correlation: of either.
+        influence, correlation: scales of either.
     """
 
     parts: int
@@ -73,20 +76,28 @@ class ErrorModel:
 
 @dataclass(frozen=True)
 class ChainMeanCovariance:
-    """Covariance of the means about which draws are centred: what their covariance lacks.
+    """Covariance of the means about which draws are centred: what their own covariance lacks.
 
     Attributes:
         covariance: of train losses and columns.
-        train_variance, column_variance: the same of each with itself.
+        train_variance, column_variance: of each with itself.
     """
 
-    covariance: Float[Tensor, "train column"]
-    train_variance: Float[Tensor, " train"]
-    column_variance: Float[Tensor, " column"]
+    covariance: Float[np.ndarray, "train column"]
+    train_variance: Float[np.ndarray, " train"]
+    column_variance: Float[np.ndarray, " column"]
+
+    @classmethod
+    def of_means(
+        cls, train: Float[np.ndarray, "mean train"], columns: Float[np.ndarray, "mean column"], scale: float
+    ) -> "ChainMeanCovariance":
+        """From the deviations of the means from one another, and `centre_scale`."""
+        covariance = np.einsum("kt,kc->tc", train, columns)
+        return cls(scale * covariance, scale * np.square(train).sum(0), scale * np.square(columns).sum(0))
 
 
 def fit_error_model(parts: Moments, centring: Centring) -> ErrorModel:
-    """How to make the errors of a matrix, from a sample of its rows and columns.
+    """Fit how the errors of a matrix are made, from a sample of its rows and columns.
 
     Args:
         parts: moments of the sample, [chain, batch].
@@ -97,14 +108,14 @@ def fit_error_model(parts: Moments, centring: Centring) -> ErrorModel:
     count, draws, memories = batches, products(parts, centring), list[float]()
     for count in _counts(chains, batches):
         draws = products(merge_batches(parts, count), centring)
-        memories = _memories(draws, chains, count)
+        memories = [variance_inflation(lags(each, draws.share, chains), chains) for each in _moved(draws)]
         if max(memories) <= _MEMORY:
             break
     wide = _widened(draws, chain_mean_covariance(parts, centring)), 1.0  # a correlation has no width
-    reaches = [_reach(draws, kind, f, total, wide[kind]) for kind, f in enumerate(memories)]
-    if chains == 1 and min(reach.draws for reach in reaches) < LEAST_DRAWS:
-        reaches = [ErrorScale(math.nan, reach.draws) for reach in reaches]
-    return ErrorModel(count, *reaches)
+    scales = [_error_scale(draws, kind, f, total, wide[kind]) for kind, f in enumerate(memories)]
+    if chains == 1 and min(scale.draws for scale in scales) < LEAST_DRAWS:
+        scales = [ErrorScale(math.nan, scale.draws) for scale in scales]
+    return ErrorModel(count, *scales)
 
 
 def _counts(chains: int, batches: int) -> list[int]:
@@ -115,31 +126,30 @@ def _counts(chains: int, batches: int) -> list[int]:
     return [count for count in sorted(fewer, reverse=True) if count == batches or chains * count >= _LEAST_BATCHES]
 
 
-def _moved(draws: BatchCovariances) -> tuple[Tensor, Tensor]:
-    """Contributions of each batch to the influence in units of both standard deviations, and to the correlation."""
-    train, column = (mean(each, draws.share).sqrt() for each in (draws.train_variance, draws.column_variance))
-    return draws.covariance / (train[:, None] * column), correlation(draws)[1]
+def _moved(draws: BatchCovariances) -> tuple[Float[np.ndarray, "batch train column"], ...]:
+    """What each batch adds to the influence in units of both standard deviations, and to the correlation."""
+    units = draws.standardized()
+    return units.covariance, correlation(draws.standardized())[1]
 
 
-def _memories(draws: BatchCovariances, chains: int, count: int) -> list[float]:
-    return [variance_inflation(lags(each, draws.share, chains), chains) for each in _moved(draws)]
-
-
-def lags(moved: Float[Tensor, "batch train column"], share: Float[Tensor, " batch"], chains: int) -> list[float]:
-    """Σ over entries and chains of δ_k·δ_{k+j}, for j = 0 … K_c − 1: what batches of one chain have in common.
+def lags(
+    terms: Float[np.ndarray, "batch train column"], share: Float[np.ndarray, " batch"], chains: int
+) -> list[float]:
+    """Add up δ_k·δ_{k+j} over entries and chains, for j = 0 … K_c − 1: what batches of one chain have in common.
 
     Args:
-        moved: a mean's contributions, batch by batch, chain after chain.
-        share: n_k/N of each batch; δ_k is the deviation of batch k from the mean, times its share.
+        terms: what each batch adds to a sum, s_k·x_k, chain after chain.
+        share: s_k = n_k/N of each batch; δ_k is the deviation of s_k·x_k from its share of the sum.
         chains: how many chains the batches are of.
     """
-    deviation = (moved - mean(moved, share)).mul_(share[:, None, None]).nan_to_num_(nan=0.0).unflatten(0, (chains, -1))
+    deviation = np.nan_to_num(terms - share[:, None, None] * terms.sum(0), nan=0.0)
+    deviation = deviation.reshape(chains, -1, deviation[0].size)
     count = deviation.shape[1]
     return [float((deviation[:, : count - j] * deviation[:, j:]).sum()) for j in range(count)]
 
 
 def variance_inflation(lag: Sequence[float], chains: int) -> float:
-    """f: by how much batches that remember one another make the squared error of their mean larger; at least 1.
+    """Find f, by which batches that remember one another make the squared error of their mean larger; at least 1.
 
     Deviations are from the batches' own mean, which takes f/n from each autocorrelation, n = chains·len(lag), so that
     f solves an equation; it is found by iteration.
@@ -163,134 +173,111 @@ def variance_inflation(lag: Sequence[float], chains: int) -> float:
     return f
 
 
-def _widened(draws: BatchCovariances, lacking: "ChainMeanCovariance") -> float:
+def _widened(draws: BatchCovariances, lacking: ChainMeanCovariance) -> float:
     """How much wider products of losses spread about the long-run means than about those that they are centred on:
     √((1 + C_ii/s_i²)(1 + C_jj/s_j²)), the mean over examples of either side."""
-    wider = [
-        float((1 + lack / mean(variance, draws.share)).nan_to_num(nan=1.0, posinf=1.0).mean())
-        for lack, variance in (
-            (lacking.train_variance, draws.train_variance),
-            (lacking.column_variance, draws.column_variance),
-        )
-    ]
-    return math.sqrt(wider[0] * wider[1])
+    wider = 1.0
+    for lack, std in zip((lacking.train_variance, lacking.column_variance), draws.stds, strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wider *= float(np.nan_to_num(1 + lack / np.square(std), nan=1.0, posinf=1.0).mean())
+    return math.sqrt(wider)
 
 
-def _reach(draws: BatchCovariances, kind: int, f: float, total: float, wide: float) -> ErrorScale:
+def _error_scale(draws: BatchCovariances, kind: int, f: float, total: float, wide: float) -> ErrorScale:
     """Of influence (kind 0) or correlation (1)."""
-    moved = _moved(draws)[kind]
-    batches = len(moved)
+    terms = _moved(draws)[kind]
+    batches = len(terms)
     if batches < 2:
         return ErrorScale(math.nan, math.nan)
-    squared_error = lags(moved, draws.share, batches)[0] * batches / (batches - 1) * f
-    corr = correlation(draws)[0].value.nan_to_num(nan=0.0)
+    squared_error = lags(terms, draws.share, batches)[0] * batches / (batches - 1) * f
+    corr = np.nan_to_num(correlation(draws.standardized())[0].value, nan=0.0)
     # Of the product of two Gaussians, and of its part that moves a correlation: their variance in one draw.
-    single = float((1 + corr.square() if kind == 0 else (1 - corr.square()).square()).sum())
+    single = float((1 + np.square(corr) if kind == 0 else np.square(1 - np.square(corr))).sum())
     worth = min(single / squared_error, total) if squared_error > 0 else total
     return ErrorScale(wide * math.sqrt(f) * quantile(max((batches - 1) / f, 1.0)) / NORMAL, worth)
 
 
 def quantile(degrees: float) -> float:
-    """97.5 % quantile of Student's t by Fisher's expansion: within 1 % from 2 degrees of freedom on, 11 % short at 1.
+    """Two-sided 95 % quantile of Student's t.
 
-    >>> [round(quantile(each), 2) for each in (3, 10, 1e9)]
-    [3.18, 2.23, 1.96]
+    >>> [round(quantile(each), 2) for each in (1, 3, 10, 1e9)]
+    [12.71, 3.18, 2.23, 1.96]
     """
-    z, v = NORMAL, degrees
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
-    )
+    return float(scipy.special.stdtrit(degrees, _LEVEL))  # scipy.stats would take a second to import
 
 
-def skewness_factor(corr: Float[Tensor, "*entry"], draws: float) -> Float[Tensor, "*entry"]:
+def skewness_factor(corr: Float[np.ndarray, "*entry"], draws: float) -> Float[np.ndarray, "*entry"]:
     """1 + 1.08·g²/N_eff, at most 2, with g = (2R³ + 6R)/(1 + R²)^{3/2}; undefined correlations count as 0."""
-    square = corr.nan_to_num(nan=0.0).square()
-    excess = square * (2 * square + 6).square() / (1 + square) ** 3
-    return (1 + _SKEWNESS / draws * excess).clamp_(max=_MOST_SKEWED)
+    square = np.square(np.nan_to_num(corr, nan=0.0))
+    excess = square * np.square(2 * square + 6) / (1 + square) ** 3
+    return np.minimum(1 + _SKEWNESS / draws * excess, _MOST_SKEWED)
 
 
 def independent(batches: int) -> ErrorModel:
-    """Of so many independent batches whose values are not skewed."""
+    """The model of so many independent batches whose values are not skewed."""
     factor = quantile(batches - 1) / NORMAL if batches > 1 else math.nan
     return ErrorModel(batches, ErrorScale(factor, math.inf), ErrorScale(factor, math.inf))
 
 
-def no_bias(lacking: "ChainMeanCovariance") -> "ChainMeanCovariance":
-    """The same shape, of a covariance that lacks nothing."""
-    return ChainMeanCovariance(*(torch.zeros_like(each) for each in vars(lacking).values()))
+def no_bias(lacking: ChainMeanCovariance) -> ChainMeanCovariance:
+    """The same shape, for a covariance that lacks nothing."""
+    return ChainMeanCovariance(*(np.zeros_like(each) for each in vars(lacking).values()))
 
 
 def chain_mean_covariance(parts: Moments, centring: Centring) -> ChainMeanCovariance:
-    """What the covariance of the draws lacks, since they are centred about means of their own: Cov of those means.
+    """Estimate what the covariance of the draws lacks, as they are centred about estimated means: Cov of those means.
 
     From the spread of the chains; in a single chain, of its quarters, whose mean has a quarter of their covariance.
     Times t/1.96, but 1.3 at most, as it is known from few means. Zero where there is nothing to tell it from.
     """
     chains, batches = parts.count.shape
-    single = chains == 1
-    means = merge_batches(parts, min(_CENTRE_PARTS, batches)) if single else merge(parts)
-    train, columns = (each.reshape(-1, each.shape[-1]) for each in (means.train_mean, means.column_mean))
-    train, columns = train - train.mean(0), columns - columns.mean(0)
+    if chains == 1:
+        means = merge_batches(parts, min(CENTRE_PARTS, batches))
+        train, columns = means.train_mean[0], means.column_mean[0]
+    else:
+        _, train, columns = merge_means(parts)
     scale = centre_scale(chains, batches, centring)
-    return ChainMeanCovariance(
-        scale * (train.mT @ columns), scale * train.square().sum(0), scale * columns.square().sum(0)
-    )
+    return ChainMeanCovariance.of_means(train - train.mean(0), columns - columns.mean(0), scale)
 
 
 def centre_scale(chains: int, batches: int, centring: Centring) -> float:
-    """What products of the deviations of chain means (of a single chain, of its quarters) are multiplied by."""
-    means = min(_CENTRE_PARTS, batches) if chains == 1 else chains
+    """What products of the deviations of chain means (in a single chain, of its quarters) are multiplied by."""
+    means = min(CENTRE_PARTS, batches) if chains == 1 else chains
     degrees = max(means - 1, 1)
     scale = min(quantile(degrees) / NORMAL, _MOST_WIDENED) / degrees
     return scale / means if chains == 1 or centring == "pooled" else scale
 
 
 def influence_error(
-    spread: Float[Tensor, "train column"],
-    corr: Float[Tensor, "train column"],
-    reach: ErrorScale,
-    lacking: Float[Tensor, "train column"],
-) -> Float[Tensor, "train column"]:
-    """Standard errors of influence.
+    spread: Float[np.ndarray, "train column"],
+    corr: Float[np.ndarray, "train column"],
+    scale: ErrorScale,
+    bias: Float[np.ndarray, "train column"],
+) -> Float[np.ndarray, "train column"]:
+    """Make standard errors of influence.
 
     Args:
         spread: standard errors from the batches as they are.
         corr: the correlations.
-        reach: of influence.
-        lacking: `ChainMeanCovariance.covariance`.
+        scale: of influence.
+        bias: `ChainMeanCovariance.covariance`.
     """
-    return torch.hypot(spread * skewness_factor(corr, reach.draws).mul_(reach.factor), lacking)
+    return np.hypot(spread * (skewness_factor(corr, scale.draws) * scale.factor), bias)
 
 
 def correlation_bias(
-    corr: Float[Tensor, "train column"], draws: BatchCovariances, lacking: ChainMeanCovariance
-) -> Float[Tensor, "train column"]:
+    corr: Float[np.ndarray, "train column"], draws: BatchCovariances, lacking: ChainMeanCovariance
+) -> Float[np.ndarray, "train column"]:
     """By how much correlations would change if the draws were centred about the long-run means, to first order:
     C_ij/(s_i·s_j) − R/2·(C_ii/s_i² + C_jj/s_j²)."""
-    train, column = (mean(each, draws.share) for each in (draws.train_variance, draws.column_variance))
-    own = (lacking.train_variance / train)[:, None] + lacking.column_variance / column
-    return lacking.covariance / (train.sqrt()[:, None] * column.sqrt()) - 0.5 * corr * own
+    train, column = draws.stds
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = (lacking.train_variance / np.square(train))[:, None] + lacking.column_variance / np.square(column)
+        return lacking.covariance / (train[:, None] * column) - 0.5 * corr * own
 
 
 def correlation_error(
-    spread: Float[Tensor, "train column"], reach: ErrorScale, bias: Float[Tensor, "train column"]
-) -> Float[Tensor, "train column"]:
-    """Standard errors of correlations, from those of the batches as they are and their bias."""
-    return torch.hypot(spread * reach.factor, bias)
-
-
-def merge_batches(parts: Moments, count: int) -> Moments:
-    """Neighbouring batches [chain, batch] merged into `count` a chain, as equal in number as can be."""
-    batches = parts.count.shape[1]
-    if count == batches:
-        return parts
-    groups = [merge(_take(parts, chunk)) for chunk in torch.arange(batches).tensor_split(count)]
-    return Moments(*(torch.stack(field, 1) for field in zip(*(vars(group).values() for group in groups), strict=True)))
-
-
-def _take(parts: Moments, chunk: Tensor) -> Moments:
-    return Moments(*(field[:, chunk] for field in vars(parts).values()))
+    spread: Float[np.ndarray, "train column"], scale: ErrorScale, bias: Float[np.ndarray, "train column"]
+) -> Float[np.ndarray, "train column"]:
+    """Make standard errors of correlations, from those of the batches as they are and their bias."""
+    return np.hypot(spread * scale.factor, bias)

@@ -12,7 +12,6 @@ from bif_lightning import plots
 from bif_lightning.results.bands import CLEAR
 from bif_lightning.results.estimate import CORRELATION_SIGN, Estimate
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.verdict import judge
 from bif_lightning.tensorboard.numbers import HIGH, LOW, MEDIAN, OTHER, SAME, describe
 from bif_lightning.tensorboard.numbers import scalars as scalars
 from bif_lightning.tensorboard.pairs import Pairs
@@ -181,7 +180,7 @@ def _pair_curves(of: _Snapshot, *, banded: bool) -> Iterator[Record]:
 def _view(of: _Snapshot, view: View) -> Iterator[Record]:
     match view:
         case "heatmap":
-            figure = plots.heatmap(of.estimate.correlation, of.train, of.query, verdict=judge(of.estimate).word)
+            figure = plots.heatmap(of.estimate.correlation, of.train, of.query, verdict=of.estimate.verdict.word)
             yield picture("bif/heatmap", figure, f"Every train example with every query. {CORRELATION_SIGN}")
         case "labels":
             yield from _labels(of)

@@ -8,7 +8,6 @@ from bif_lightning.plots.style import label_name, with_error
 from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import CORRELATION_SIGN, Estimate
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.verdict import judge
 
 # TensorBoard breaks words to keep a table within the page: a long text would squeeze the other columns.
 _LONGEST = 90
@@ -80,7 +79,7 @@ def top_table(estimate: Estimate, column: int, train: Samples, query: Samples, k
 
 def verdict_text(estimate: Estimate) -> str:
     """Whether the snapshot can be trusted, as Markdown."""
-    verdict = judge(estimate)
+    verdict = estimate.verdict
     advice = f" To do: {escape(verdict.advice, 400)}." if verdict.advice else ""
     return f"This snapshot is **{verdict.word}**: {escape(verdict.sentence, 400)}.{advice}"
 

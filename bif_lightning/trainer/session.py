@@ -11,13 +11,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from bif_lightning.calibration.find import provisional
 from bif_lightning.config import Chains, Sampler
-from bif_lightning.estimation.estimator import estimate_problem, resolve_sampler, with_reasons
+from bif_lightning.estimation.estimate import resolve_sampler, with_reasons
+from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.estimation.forecast import Forecast, forecast
 from bif_lightning.exceptions import TrainingDisturbedError
 from bif_lightning.model.sharded import reshard
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.settings import ResolvedSettings
-from bif_lightning.results.verdict import judge
 from bif_lightning.rng import unaltered_generators
 from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
@@ -92,7 +92,7 @@ class Session:
         say(
             trainer,
             f"BIF: {problem.num_train} train x {len(problem.query)} query examples (loss: {self.attribution.loss}), "
-            f"{found.chains.num_chains} chains of {found.chains.num_steps} steps: {self.expected}"
+            f"{found.sampler.describe(found.chains)}: {self.expected}"
             + (", to be settled at the first one" if unknown else "")
             + (f"; dumps in {self.outputs.directory}" if self.outputs.directory else "; nothing is written"),
         )
@@ -248,13 +248,13 @@ def _check_untouched(changed: list[str], step: int) -> None:
 
 
 def _report(trainer: Any, step: int, result: Estimate, path: Path | None) -> None:
-    found, cost, verdict = result.diagnostics, result.cost, judge(result)
+    found, cost, verdict = result.diagnostics, result.cost, result.verdict
     where = f" -> {path.name}" if path else ""
+    chains = "" if result.sampler.paired else f"R-hat {found.rhat:.2f}, ESS {found.ess:.0f}, "
     say(
         trainer,
-        f"BIF step {step}: {verdict.word}; LLC {found.llc:.3g} ± {found.llc_standard_error:.2g}, R-hat "
-        f"{found.rhat:.2f}, ESS {found.ess:.0f}, agreement on groups {found.group_agreement:.2f}, "
-        f"{cost.seconds:.1f} s{where}",
+        f"BIF step {step}: {verdict.word}; LLC {found.llc:.3g} ± {found.llc_standard_error:.2g}, {chains}"
+        f"agreement on groups {found.group_agreement:.2f}, {cost.seconds:.1f} s{where}",
     )
     if verdict.word != "good":
         say(trainer, f"BIF step {step} is {verdict}")

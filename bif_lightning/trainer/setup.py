@@ -8,12 +8,12 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bif_lightning.config import Chains, Sampler, check_sampler
-from bif_lightning.curvature.laplace import default_sampler
 from bif_lightning.data.describe import Describe
 from bif_lightning.data.token_texts import Decoder
 from bif_lightning.losses.problem import disable_compile
 from bif_lightning.model.sharded import reshard
-from bif_lightning.results.settings import ResolvedSettings
+from bif_lightning.results.settings import ResolvedSettings, encode
+from bif_lightning.sampling.choice import default_settings
 from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.guard.guard import training_guard
 from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
@@ -51,7 +51,7 @@ def settings_of(
     """
     check_sampler(sampler)
     return {
-        "sampler": sampler if sampler is None or sampler == "auto" else {type(sampler).__name__: asdict(sampler)},
+        "sampler": sampler if sampler is None or sampler == "auto" else encode(sampler),
         "chains": None if chains is None else asdict(chains),
         "budget": budget,
         "params": list(request.params or ()),
@@ -150,10 +150,7 @@ def _rows(data: Any) -> list[int] | None:
 
 
 def _sampler(attribution: Attribution, wanted: SnapshotOptions, chains: Chains | None) -> Sampler | Literal["auto"]:
-    if wanted.sampler is not None:
-        return wanted.sampler
-    # For single tokens the closed form covers only the span of its directions.
-    return "auto" if attribution.problem.tokens else default_sampler(attribution.problem, chains)
+    return default_settings(attribution.problem, chains) if wanted.sampler is None else wanted.sampler
 
 
 def _tiny(chains: Chains) -> Chains:

@@ -23,7 +23,7 @@ from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.archive.write.provenance import provenance, without_secrets
 from bif_lightning.config import Pairs, Sampler, Subspace
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.verdict import judge
+from bif_lightning.sampling.choice import judge
 
 pytestmark = pytest.mark.exact
 

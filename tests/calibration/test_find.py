@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import bif_lightning as bl
-from bif_lightning.calibration import find, stability
+from bif_lightning.calibration import find
 from bif_lightning.calibration.find import FoundSettings, _chains_for, dimension_for, find_settings
 from bif_lightning.calibration.pilot import Pilot, _agreement, run_pilot, small_problem
-from bif_lightning.calibration.stability import check_stable, largest_curvature
 from bif_lightning.config import SGLD, Chains, Pairs
 from bif_lightning.curvature.hessian import Hessian
 from bif_lightning.data.dataset import Examples, spread_rows
-from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.losses.observables import mean_of
 from bif_lightning.losses.problem import Problem
 from bif_lightning.results.settings import ResolvedSettings
-from bif_lightning.sampling import bias
+from bif_lightning.sampling import bias, stability
 from bif_lightning.sampling.context import engine_context
+from bif_lightning.sampling.stability import check_stable, largest_curvature
 from small_models import cross_entropy, data, mlp, problem_of, seeded
 from targets import Regression, half_square
 
@@ -124,14 +124,14 @@ def test_the_search_meets_its_aim(seed: int) -> None:
     world, problem = world_problem()
     with engine_context(problem, Chains()) as (backend, _, _):
         found = find_settings(problem, backend, None, seed=seed)
-    sampler, h = found.settled.sampler, np.linalg.eigvalsh(world.hessian)
+    sampler, h = found.sampler, np.linalg.eigvalsh(world.hessian)
     assert found.sound
     assert found.target == 30
     pull = sampler.localization / sampler.inverse_temperature
     assert 1 / 1.7 < (h / (h + pull)).sum() / 30 < 1.7
     assert sampler.step_size * sampler.inverse_temperature * (h[-1] + pull) == pytest.approx(1.0, rel=0.05)
-    assert found.settled.lasting
-    assert 64 <= found.settled.chains.num_chains * found.settled.chains.num_draws <= 800
+    assert found.lasting
+    assert 64 <= found.chains.num_chains * found.chains.num_draws <= 800
 
 
 def test_given_chains_are_taken_as_they_are() -> None:
@@ -139,7 +139,7 @@ def test_given_chains_are_taken_as_they_are() -> None:
     given = Chains(num_chains=3, num_draws=11, thinning=2, batch_size=16, seed=5)
     with engine_context(problem, given) as (backend, _, _):
         found = find_settings(problem, backend, given)
-    assert found.settled.chains == given
+    assert found.chains == given
     assert found.target == pytest.approx(33 / 8)  # an eighth of the draws is less than n/10
 
 
@@ -219,13 +219,13 @@ def test_steps_are_shortened_until_minibatches_are_cooler_than_the_sampler() -> 
     given = Chains(num_draws=200, batch_size=4)
     with engine_context(problem, given) as (backend, _, _):
         hot, whole = (find_settings(problem, backend, replace(given, batch_size=size)) for size in (4, 300))
-    heat, cool = hot.settled.sampler, whole.settled.sampler
+    heat, cool = hot.sampler, whole.sampler
     assert isinstance(heat, SGLD)
     assert isinstance(cool, SGLD)
     shorter = 1 / (heat.step_size * (heat.inverse_temperature * top + heat.localization))
     assert 1.2 < shorter <= find.MOST_COOLED + 0.2
     assert hot.minibatch_noise == pytest.approx(0.5) or shorter > 3.8
-    assert hot.settled.chains == given
+    assert hot.chains == given
     assert whole.minibatch_noise == 0
     assert cool.step_size * (cool.inverse_temperature * top + cool.localization) == pytest.approx(1, rel=0.05)
 
@@ -236,7 +236,7 @@ def test_gradients_that_memory_does_not_hold_leave_the_step_as_it_is(monkeypatch
     with engine_context(problem, Chains()) as (backend, _, _):
         found = find_settings(problem, backend, None)
     assert np.isnan(found.minibatch_noise)
-    assert found.settled.sampler == found.pilot.sampler
+    assert found.sampler == found.pilot.sampler
 
 
 def test_chains_of_shorter_steps_are_longer() -> None:
@@ -255,7 +255,7 @@ def test_weights_that_have_learned_nothing_have_settings_for_themselves_alone() 
     with engine_context(problem, Chains()) as (backend, _, _):
         found = find_settings(problem, backend, None)
     assert found.pilot.dimension < found.target / 4
-    assert not found.settled.lasting
+    assert not found.lasting
     assert not found.sound
 
 
@@ -269,7 +269,7 @@ def test_settled_settings_survive_plain_values() -> None:
     for sampler in (SGLD(step_size=1e-5, inverse_temperature=1e3, localization=7.0), Pairs(scale=0.02)):
         settled = ResolvedSettings(sampler, Chains(num_draws=6), "because")
         assert ResolvedSettings.from_dict(settled.as_dict()) == settled
-    values = settled.as_dict() | {"kind": "Newer"}
+    values = settled.as_dict() | {"sampler": {"kind": "Newer"}}
     with pytest.raises(ValueError, match=r"'Newer' is unknown.*SGLD"):
         ResolvedSettings.from_dict(values)
 
@@ -284,5 +284,5 @@ def test_the_gradient_noise_is_that_of_the_definition() -> None:
     gradients = world.inputs * (world.inputs @ world.snapshot - world.targets)[:, None]
     largest = float(np.linalg.eigvalsh(np.cov(gradients.T))[-1])
     sampler = SGLD(step_size=1e-3, inverse_temperature=50.0, localization=1.0)
-    found = FoundSettings(ResolvedSettings(sampler, Chains(batch_size=8)), 1.0, largest, 1.0, None, (), True)
+    found = FoundSettings(sampler, Chains(batch_size=8), True, 1.0, largest, 1.0, None, (), True)
     assert found.plain_noise_ratio == pytest.approx(1e-3 * 50.0**2 * largest / 32)

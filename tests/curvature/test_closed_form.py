@@ -9,7 +9,7 @@ import torch
 from bif_lightning.config import SGLD, Chains, Pairs, PullMetric, Subspace
 from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.curvature.gaussian import SubspaceGaussian, strongest_directions
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.statistics.effective_dimension import effective_dimension, ridge_for
 from targets import Regression, WeightValues, half_square

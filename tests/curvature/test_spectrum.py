@@ -10,7 +10,7 @@ from bif_lightning.config import Chains
 from bif_lightning.curvature.hessian import Hessian
 from bif_lightning.curvature.spectrum import gradient_noise, hessian_spectrum
 from bif_lightning.data.dataset import Examples
-from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.losses.observables import mean_of
 from bif_lightning.losses.problem import Problem
 from bif_lightning.sampling import bias
 from bif_lightning.sampling.context import engine_context

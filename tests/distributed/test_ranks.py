@@ -12,7 +12,7 @@ import ranks
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Subspace
 from bif_lightning.distributed.ranks import Ranks
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.losses.observables import PerExample
 from bif_lightning.results.estimate import Cost, Estimate
 from forked import together

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import bif_lightning as bl
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.results.verdict import judge
+from bif_lightning.sampling.choice import judge
 
 pytestmark = pytest.mark.statistical
 

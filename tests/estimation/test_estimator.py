@@ -8,7 +8,7 @@ import torch
 
 import bif_lightning.estimation.blocks as blocks
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.losses.observables import GroupMean, PerExample
 from bif_lightning.results.estimate import Estimate, Influence
 from targets import Regression, half_square

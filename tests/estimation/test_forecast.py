@@ -10,10 +10,12 @@ import bif_lightning.estimation.forecast as forecast_module
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Examples
 from bif_lightning.distributed.ranks import Ranks
-from bif_lightning.estimation.estimator import mean_of
+from bif_lightning.estimation.blocks import MatrixShape
 from bif_lightning.estimation.forecast import Forecast, forecast
+from bif_lightning.estimation.matrix_cost import PieceSeconds, matrix_seconds
+from bif_lightning.losses.observables import mean_of
 from bif_lightning.losses.problem import Problem
-from bif_lightning.sampling.trace import keeps_traces, moment_bytes, trace_bytes
+from bif_lightning.sampling.trace import ChainTrace, keeps_traces, moment_bytes, trace_bytes
 from targets import Regression, half_square
 
 pytestmark = pytest.mark.exact
@@ -56,6 +58,48 @@ def test_the_matrices_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert in_file.file_bytes == stored
     assert large.extra_bytes - in_file.extra_bytes == stored
     assert "of matrices in a temporary file" in str(in_file)
+
+
+def test_the_forecast_makes_up_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many draws as the paper's vision run: arrays of the forecast are as small as for hundreds."""
+    pushed = list[int]()
+
+    def push(self: ChainTrace, train: torch.Tensor, columns: torch.Tensor) -> None:
+        pushed.append(len(train))
+        made(self, train, columns)
+
+    made = ChainTrace.push
+    monkeypatch.setattr(ChainTrace, "push", push)
+    torch.set_num_threads(1)
+    for draws in (200, 24_000):
+        pushed.clear()
+        said = forecast(problem(), SAMPLER, Chains(num_chains=4, num_draws=draws // 4, batch_size=5), ranks=Ranks())
+        assert sum(pushed) == 6 * 8 * 50  # batches of a chain x draws of each x train rows
+        assert 0 < said.seconds < float("inf")
+
+
+def test_the_update_that_conditions_the_draws_is_counted() -> None:
+    """Beside the fifth and sixth matrix and their share of a round: 4 x 249 increments, 50 train examples."""
+    chains = Chains(num_chains=4, num_draws=250, batch_size=5)
+    with_it, without = (forecast(problem(), SAMPLER, replace(chains, ridge=r), ranks=Ranks()) for r in ("auto", None))
+    matrices = 2 * 4 * 50 * 20
+    assert with_it.extra_bytes - without.extra_bytes == 2 * matrices + 8 * (3 * 50**2 + (996 + 50) * 20)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_seconds_of_the_matrices_are_counted(*, paired: bool) -> None:
+    """By hand: two tiles on one worker, of 1,000 increments (of each of two chains) and 30 train examples."""
+    shape = MatrixShape(train=30, columns=1 << 13, queries=5, batches=2, conditioned=True)
+    assert len(shape.tiles(slice(0, 30))) == 2
+    chains = Chains(num_chains=2, num_draws=2000 if paired else 1001)
+    further, increments = 2 * (chains.num_draws - 16), 2000
+    pieces = PieceSeconds(tile=1.0, draw=2.0, sweep=3.0, product=5.0, inverse=7.0)
+    solved = 5.0 * (increments * 30 * (30 + 2 * (1 << 13))) + 7.0 * 30**3
+    each = 1.0 + 2.0 * (further + increments) + 3.0 * increments * 30
+    assert matrix_seconds(shape, chains, 16, pieces, 1, paired=paired) == pytest.approx(solved + 2 * each)
+    assert matrix_seconds(shape, chains, 16, pieces, 2, paired=paired) == pytest.approx(solved + each)
+    plain = replace(shape, conditioned=False)
+    assert matrix_seconds(plain, chains, 16, pieces, 2, paired=paired) == pytest.approx(1.0 + 2.0 * further)
 
 
 def test_no_room_is_said_before_the_first_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

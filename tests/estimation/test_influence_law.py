@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.results.estimate import Estimate
 from targets import Regression, chain_law, gaussian_influence, half_square
 

@@ -15,8 +15,8 @@ from bif_lightning.archive.read import open_run, top
 from bif_lightning.archive.read.index import dump_paths, read_indices
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimation import estimator
-from bif_lightning.estimation.assemble import summarize
+from bif_lightning.estimation import estimate as public
+from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.exceptions import SkippedDumpWarning
 from bif_lightning.losses.observables import PerExample
 from bif_lightning.plots.pooling import axis_of, pool
@@ -49,8 +49,8 @@ def gain(module: torch.nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
 def estimated(scratch: Path, matrix_bytes: int) -> Estimate:
     with pytest.MonkeyPatch.context() as patch:
         more = {"scratch": scratch, "matrix_bytes": matrix_bytes}
-        patch.setattr(estimator, "summarize", lambda *args, **kw: summarize(*args, **(kw | more)))
-        return estimator.estimate(
+        patch.setattr(public, "estimate_problem", lambda *args, **kw: estimate_problem(*args, **(kw | more)))
+        return public.estimate(
             TRAIN.model(), half_square, TRAIN.data(), QUERY.data(), sampler=SAMPLER, chains=CHAINS,
             observables=[PerExample("gain", gain)], train_labels=SAMPLES["train"].labels,
             query_labels=SAMPLES["query"].labels, eval_batch_size=N,

@@ -11,10 +11,10 @@ import torch
 
 import small_language
 from bif_lightning.config import Chains, Pairs, Subspace
+from bif_lightning.curvature.token_slopes import token_slopes
 from bif_lightning.data.dataset import Examples
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.blocks import BlockBuilder
-from bif_lightning.estimation.token_slopes import token_slopes
 from bif_lightning.losses.causal_lm import causal_lm_loss
 from bif_lightning.losses.observables import mean_of
 from bif_lightning.losses.problem import Problem
@@ -25,6 +25,8 @@ from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import Tokens
 from bif_lightning.sampling.chain import run_chain
+from bif_lightning.sampling.covariances import DrawnCovariances
+from bif_lightning.sampling.sgld import SGLDSampler
 from bif_lightning.sampling.token_trace import TokenStore, gathered
 from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from bif_lightning.statistics.label_means import Labels
@@ -62,7 +64,8 @@ def as_examples(estimate: Estimate, labels: Labels | None = None) -> tuple[Block
             record.push(*pair)
         record.seal()
     shape = len(tokens.train), len(tokens.query), len(tokens.query)
-    maker = BlockBuilder.of(records, shape, chains.centring, labels)
+    covariances = DrawnCovariances.of(records, shape, replace(chains, ridge=None))
+    maker = BlockBuilder.of(covariances, shape, labels)
     return maker, maker.block(slice(0, shape[0]))
 
 
@@ -189,7 +192,8 @@ def test_groups_are_one_for_each_token() -> None:
 def test_a_diverged_chain_leaves_no_token_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(plan: Any, chain: int) -> Any:
         if chain == 1:
-            plan = replace(plan, sampler=replace(plan.sampler, step_size=50.0, localization=0.07))
+            wild = replace(plan.settings, step_size=50.0, localization=0.07)
+            plan = replace(plan, kernel=SGLDSampler(wild).unprepared())
         return run_chain(plan, chain)
 
     monkeypatch.setattr("bif_lightning.sampling.run.run_chain", broken)

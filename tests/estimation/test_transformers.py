@@ -90,7 +90,7 @@ def test_slopes_by_forward_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any) -> None:
         raise AssertionError("differences instead of forward mode")
 
-    monkeypatch.setattr("bif_lightning.estimation.token_slopes._losses", never)
+    monkeypatch.setattr("bif_lightning.curvature.token_slopes._losses", never)
     found = bl.estimate(
         gpt("Pythia"), bl.causal_lm_loss, sequences(6), sampler=bl.Subspace(num_directions=6),
         collate_fn=padded, per_token=True,

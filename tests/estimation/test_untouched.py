@@ -12,7 +12,8 @@ from torch import nn
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains, Subspace
-from bif_lightning.estimation.estimator import estimate, estimate_problem
+from bif_lightning.estimation.estimate import estimate
+from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.exceptions import ChainsDivergedError
 from small_models import cross_entropy
 

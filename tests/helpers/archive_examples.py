@@ -1,5 +1,6 @@
 """Samples and estimates to write: random numbers of the right shapes, with every optional part at will."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import numpy as np
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans, Traces
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.token_matrices import ErrorScales, InMemoryTokens
+from bif_lightning.results.token_matrices import InMemoryTokens
 from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, GaussianCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.statistics.standard_errors import ErrorModel, ErrorScale
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -49,7 +51,9 @@ def make_tokens(rng, n: int, q: int, chains: int, draws: int, *, closed_form=Fal
     law: CovarianceModel = DrawCovariance(chains, (draws - draws // 2, draws // 2), "chain", 0.75)
     if closed_form:
         law = GaussianCovariance(abs(rng.normal(size=3)), rng.normal(size=(2, 3, 3)))
-    return Tokens(**axes, blocks=blocks_of(law, ErrorScales(1.25, 40.5, 1.5), *values))
+    return Tokens(
+        **axes, blocks=blocks_of(law, ErrorModel(6, ErrorScale(1.25, 40.5), ErrorScale(1.5, math.nan)), *values)
+    )
 
 
 def make_influence(

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from bif_lightning.archive.read import open_run, top, trajectory
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.summaries import write_summaries

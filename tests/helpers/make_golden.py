@@ -14,7 +14,7 @@ from archive_examples import make_full
 from bif_lightning.archive.read.tokens import open_tokens
 from bif_lightning.archive.schema import VERSION
 from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.results.verdict import judge
+from bif_lightning.sampling.choice import judge
 
 
 def token_correlation(folder: Path) -> list[list[float | None]]:

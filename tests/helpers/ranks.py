@@ -13,7 +13,7 @@ import small_models as models
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
 from bif_lightning.distributed.ranks import current_ranks
 from bif_lightning.distributed.watchdog import CollectiveSection
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.results.estimate import Estimate
 
 SAMPLER = SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)

@@ -1,6 +1,7 @@
 """One process among several that share the rows of the matrices of made-up draws."""
 
 import pickle
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from bif_lightning.data.dataset import Examples
 from bif_lightning.distributed.ranks import Ranks, current_ranks
 from bif_lightning.estimation import blocks, forecast, matrices
 from bif_lightning.estimation.blocks import BlockBuilder
-from bif_lightning.estimation.estimator import mean_of
 from bif_lightning.estimation.forecast import Forecast
 from bif_lightning.estimation.matrices import Matrices, compute
+from bif_lightning.losses.observables import mean_of
 from bif_lightning.losses.problem import Problem
+from bif_lightning.sampling.covariances import DrawnCovariances
 from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from bif_lightning.statistics.label_means import Labels
+from bif_lightning.statistics.moments import Moments
 from targets import Regression, half_square
 
 TRAIN, COLUMNS, QUERIES = 101, 13, 9
@@ -38,7 +41,8 @@ def maker(record: type[ChainTrace] = ChainTrace) -> BlockBuilder:
             each.push(torch.randn(TRAIN, generator=generator), torch.randn(COLUMNS, generator=generator))
         each.seal()
     labels = Labels(np.arange(TRAIN) % 4 - 1, np.arange(QUERIES) % 3)
-    return BlockBuilder.of(records, (TRAIN, COLUMNS, QUERIES), "chain", labels)
+    shape = TRAIN, COLUMNS, QUERIES
+    return BlockBuilder.of(DrawnCovariances.of(records, shape, replace(CHAINS, ridge=None)), shape, labels)
 
 
 def contents(found: Matrices | None) -> Found:
@@ -61,7 +65,7 @@ def in_small_rounds() -> None:
 class BrokenRecord(ChainTrace):
     """A chain of which rank 1 cannot read the last rows."""
 
-    def moments(self, rows: slice) -> blocks.Moments:
+    def moments(self, rows: slice) -> Moments:
         if dist.get_rank() == 1 and rows.stop > 90 and rows.step is None:  # but as a sample of all
             raise ArithmeticError("no such rows")
         return super().moments(rows)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bif_lightning.config import SGLD, Chains, Sampler
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.losses.causal_lm import causal_lm_loss
 from bif_lightning.results.estimate import Estimate
 

@@ -10,7 +10,8 @@ from torch import nn
 import small_models as models
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Examples
-from bif_lightning.estimation.estimator import estimate, estimate_problem
+from bif_lightning.estimation.estimate import estimate
+from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.losses.problem import Minibatch, Problem, eval_mode
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.results.estimate import Estimate

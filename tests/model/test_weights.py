@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimation.estimator import estimate, estimate_problem
+from bif_lightning.estimation.estimate import estimate
+from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.results.estimate import Estimate
 from small_models import problem_of
 

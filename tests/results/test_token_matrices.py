@@ -1,5 +1,6 @@
 """Memory stays within what is said: frozen weights are shared, token matrices lie in a file, tiles are small."""
 
+import math
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from bif_lightning.config import SGLD
-from bif_lightning.estimation.assemble import rounded_bytes
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.results import token_matrices
-from bif_lightning.results.token_matrices import ErrorScales, InMemoryTokens
+from bif_lightning.results.token_matrices import InMemoryTokens
 from bif_lightning.results.token_products import DrawCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
+from bif_lightning.sampling.memory import rounded_bytes
+from bif_lightning.statistics.standard_errors import ErrorModel, ErrorScale
 from bif_lightning.storage import scratch
 from bif_lightning.storage.scratch import ScratchArrays
 from small_language import SAMPLER, by_tokens, language
@@ -49,13 +50,12 @@ def test_frozen_weights_are_neither_copied_nor_saved() -> None:
 @pytest.mark.parametrize("gradient", ["minibatch", "control_variate"])
 def test_what_is_held_in_less_precision_is_counted(gradient: str) -> None:
     backend = FunctionalBackend(language(torch.bfloat16), ["mix.*", "norm.*"])
-    sampler = SGLD(step_size=1e-5, inverse_temperature=1.0, localization=1.0, gradient=gradient)
     weights = backend.weights()
     held = [weights] if gradient == "minibatch" else [weights, backend.anchor(weights.gradient)]
     tensors = [tensor for each in held for leaf in each.leaves for tensor in (leaf, leaf.grad)]
     assert all(tensor.dtype == torch.bfloat16 for tensor in tensors)
-    assert rounded_bytes(backend.layout, sampler, 1) == sum(tensor.numel() * 2 for tensor in tensors)
-    assert rounded_bytes(FunctionalBackend(language()).layout, sampler, 1) == 0
+    assert rounded_bytes(backend.layout, 1, len(held)) == sum(tensor.numel() * 2 for tensor in tensors)
+    assert rounded_bytes(FunctionalBackend(language()).layout, 1, len(held)) == 0
 
 
 def made_up(train: int, query: int, draws: int) -> Tokens:
@@ -68,7 +68,12 @@ def made_up(train: int, query: int, draws: int) -> Tokens:
         )  # fmt: skip
     sides = (rng.standard_normal((4, draws // 4, size), np.float32) for size in (train, query))
     law = DrawCovariance(4, (draws // 8, draws // 8), "chain", 0.3)
-    return Tokens(**axes, blocks=blocks_of(law, ErrorScales(1.0, 100.0, 1.0), *map(InMemoryTokens, sides)))
+    return Tokens(
+        **axes,
+        blocks=blocks_of(
+            law, ErrorModel(6, ErrorScale(1.0, 100.0), ErrorScale(1.0, math.nan)), *map(InMemoryTokens, sides)
+        ),
+    )
 
 
 @pytest.mark.parametrize("errors", [True, False])
@@ -98,7 +103,7 @@ def test_losses_of_tokens_beyond_their_budget_lie_in_a_file(tmp_path: Path, monk
     mapped = list[int]()
     opened = scratch.ScratchArrays._open
     monkeypatch.setattr(scratch.ScratchArrays, "_open", lambda self: mapped.append(self._offsets[-1]) or opened(self))
-    monkeypatch.setattr("bif_lightning.estimation.tokens.TokenStore", _small_store(tmp_path))
+    monkeypatch.setattr("bif_lightning.sampling.tokens.TokenStore", _small_store(tmp_path))
     filed = by_tokens()
     assert mapped
     assert whole.tokens is not None

@@ -9,7 +9,8 @@ import pytest
 
 from bif_lightning.config import SGLD, Chains, Pairs, Subspace
 from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence
-from bif_lightning.results.verdict import judge, settling
+from bif_lightning.results.verdict import settling_share as settling
+from bif_lightning.sampling.choice import judge
 
 pytestmark = pytest.mark.exact
 

@@ -13,15 +13,16 @@ import bif_lightning as bl
 from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
 from bif_lightning.data.dataset import Examples
 from bif_lightning.distributed.ranks import Ranks
-from bif_lightning.estimation.estimator import mean_of, plan_chains
+from bif_lightning.estimation.estimator import at_snapshot
+from bif_lightning.losses.observables import mean_of
 from bif_lightning.losses.problem import Problem
 from bif_lightning.results.estimate import Estimate
-from bif_lightning.results.verdict import judge
 from bif_lightning.sampling import bias, prior_control
-from bif_lightning.sampling.bias import BiasMeasures, curvature_size, llc_ratio, noise_ratio
-from bif_lightning.sampling.chain import ChainContext, ChainState
+from bif_lightning.sampling.bias import BiasMeasures, curvature_size
+from bif_lightning.sampling.choice import judge, sampler_of
 from bif_lightning.sampling.context import engine_context
-from bif_lightning.sampling.prior_control import control_influence, num_control_draws
+from bif_lightning.sampling.prior_control import control_influence
+from bif_lightning.sampling.sampler import ChainContext, Prepared
 from targets import Regression, gaussian_influence, half_square
 
 pytestmark = pytest.mark.exact
@@ -32,14 +33,15 @@ MANY = 120  # gradients: λmax of their covariance is known to about √(2/120) 
 
 
 @contextmanager
-def planned(sampler: Sampler, chains: Chains) -> Generator[ChainContext]:
+def planned(sampler: Sampler, chains: Chains) -> Generator[tuple[ChainContext, Prepared]]:
     train, query = Examples(WORLD.data()), Examples(QUERY.data())
     problem = Problem(
         module=WORLD.model(), loss=half_square, objective=lambda module, batch: mean_of(half_square(module, batch)),
         train=train, query=query, training=train, prepare=lambda batch: batch,
     )  # fmt: skip
     with engine_context(problem, chains) as (backend, _, _):
-        yield plan_chains(problem, backend, sampler, chains, store_traces=False)
+        prepared = sampler_of(sampler).prepare(problem, backend, 1, Ranks())
+        yield at_snapshot(problem, backend, prepared, chains), prepared
 
 
 def spread(gradients: np.ndarray, batch: int) -> float:
@@ -51,8 +53,8 @@ def spread(gradients: np.ndarray, batch: int) -> float:
 
 def test_noise_ratio_of_plain_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bias, "_GRADIENTS", MANY)
-    with planned(SAMPLER, Chains(batch_size=8)) as plan:
-        got = noise_ratio(plan)
+    with planned(SAMPLER, Chains(batch_size=8)) as (plan, prepared):
+        got = prepared.noise_ratio(plan)
     residual = WORLD.inputs @ WORLD.snapshot - WORLD.targets
     exact = 1e-9 * 100**2 * spread(WORLD.inputs * residual[:, None], 8) / 4
     assert got == pytest.approx(exact, rel=0.35)
@@ -61,11 +63,11 @@ def test_noise_ratio_of_plain_minibatches(monkeypatch: pytest.MonkeyPatch) -> No
 def test_noise_ratio_of_control_variates_is_that_where_chains_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bias, "_GRADIENTS", MANY)
     sampler = SGLD(step_size=1e-3, inverse_temperature=100.0, localization=30.0)
-    with planned(sampler, Chains(batch_size=8)) as plan:
-        got = noise_ratio(plan)
-        walker = ChainState(plan, bias._CHAIN)
+    with planned(sampler, Chains(batch_size=8)) as (plan, prepared):
+        got = prepared.noise_ratio(plan)
+        walker = prepared.start(plan, bias._CHAIN)
         for index in range(bias._STEPS):
-            walker.step(index, sampler)
+            prepared.draw(walker, index)
         away = (walker.weights.flat - plan.backend.center)[:6].numpy()
     exact = 1e-3 * 100**2 * spread(WORLD.inputs * (WORLD.inputs @ away)[:, None], 8) / 4
     assert got == pytest.approx(exact, rel=0.35)
@@ -77,8 +79,8 @@ def test_few_gradients_are_about_right() -> None:
     exact = 1e-9 * 100**2 * spread(WORLD.inputs * residual[:, None], 8) / 4
     found = list[float]()
     for seed in range(30):
-        with planned(SAMPLER, Chains(batch_size=8, seed=seed)) as plan:
-            found.append(noise_ratio(plan))
+        with planned(SAMPLER, Chains(batch_size=8, seed=seed)) as (plan, prepared):
+            found.append(prepared.noise_ratio(plan))
     assert np.mean(found) == pytest.approx(exact, rel=0.5)
 
 
@@ -87,11 +89,11 @@ def test_noise_ratio_with_a_preconditioner_uses_its_steps(monkeypatch: pytest.Mo
     sampler = SGLD(
         step_size=1e-9, inverse_temperature=100.0, localization=30.0, gradient="minibatch", preconditioner="rmsprop"
     )
-    with planned(sampler, Chains(batch_size=8)) as plan:
-        got = noise_ratio(plan)
-        walker = ChainState(plan, bias._CHAIN)
+    with planned(sampler, Chains(batch_size=8)) as (plan, prepared):
+        got = prepared.noise_ratio(plan)
+        walker = prepared.start(plan, bias._CHAIN)
         for index in range(bias._STEPS):
-            walker.step(index, sampler)
+            prepared.draw(walker, index)
         for index in range(bias._STEPS, bias._STEPS + MANY):  # they count for the preconditioner too
             walker.load_gradient(index)
         assert walker.preconditioner is not None
@@ -108,14 +110,14 @@ def test_where_there_is_no_noise_or_no_sgld() -> None:
         (cold, Chains(batch_size=8), 0.0),
         (Pairs(), Chains(batch_size=8), math.nan),
     ):
-        with planned(sampler, chains) as plan:
-            assert noise_ratio(plan) == pytest.approx(expected, nan_ok=True)
+        with planned(sampler, chains) as (plan, prepared):
+            assert prepared.noise_ratio(plan) == pytest.approx(expected, nan_ok=True)
 
 
 def test_gradients_that_do_not_fit_into_memory_give_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    with planned(SAMPLER, Chains(batch_size=8)) as plan:
+    with planned(SAMPLER, Chains(batch_size=8)) as (plan, prepared):
         monkeypatch.setattr(bias, "_KEPT_BYTES", 4 * 8 * plan.backend.layout.size - 1)
-        assert math.isnan(noise_ratio(plan))
+        assert math.isnan(prepared.noise_ratio(plan))
 
 
 def test_llc_ratio_is_one_for_the_exact_posterior() -> None:
@@ -124,8 +126,8 @@ def test_llc_ratio_is_one_for_the_exact_posterior() -> None:
     llc = float((held / (held + 30)).sum() / 2)
     inverse = list[float]()
     for seed in range(60):
-        with planned(SAMPLER, Chains(seed=seed)) as plan:
-            inverse.append(1 / llc_ratio(plan, llc))
+        with planned(SAMPLER, Chains(seed=seed)) as (plan, prepared):
+            inverse.append(1 / prepared.llc_ratio(plan, llc))
     assert np.mean(inverse) == pytest.approx(1.0, abs=5 * np.std(inverse) / math.sqrt(60))
     assert np.std(inverse) < 0.5
 
@@ -136,8 +138,8 @@ def test_llc_ratio_is_unknown_without_a_pull_or_data() -> None:
         SGLD(step_size=1e-9, inverse_temperature=0.0, localization=1.0),
         Pairs(),
     ):
-        with planned(sampler, Chains()) as plan:
-            assert math.isnan(llc_ratio(plan, 1.0))
+        with planned(sampler, Chains()) as (plan, prepared):
+            assert math.isnan(prepared.llc_ratio(plan, 1.0))
 
 
 def test_the_draws_of_subspace_check_its_closed_form() -> None:
@@ -177,21 +179,21 @@ def test_a_loss_that_outgrows_its_curvature_is_not_local_to_subspace() -> None:
 
 
 def test_curvature_takes_a_small_share_of_the_passes() -> None:
-    with planned(SAMPLER, Chains(num_draws=2000, batch_size=8)) as plan:
-        rows, steps = curvature_size(plan)
+    with planned(SAMPLER, Chains(num_draws=2000, batch_size=8)) as (plan, _):
+        rows, steps = curvature_size(plan, SAMPLER)
         passes = 4 * 2000 * (40 + 7) + 4 * 2000 * 8 * 3
         assert steps == 24
         assert 0 <= 0.02 * passes - rows * steps * 12 < steps * 12
     # Passes of a draw are 4·(47 + 24); 5 % of those of 400 draws are 473 products with one example each.
     for draws, size in ((400, (32, 14)), (80, (11, 8)), (2, (8, 8))):
-        with planned(SAMPLER, Chains(num_draws=draws, batch_size=8)) as plan:
-            assert curvature_size(plan) == size
+        with planned(SAMPLER, Chains(num_draws=draws, batch_size=8)) as (plan, _):
+            assert curvature_size(plan, SAMPLER) == size
 
 
 def test_the_control_is_the_influence_under_the_pull_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prior_control, "MOST_DRAWS", 4000)
-    with planned(SAMPLER, Chains(num_chains=4, num_draws=20000)) as plan:
-        got = control_influence(plan, [0, 3, 6], 1, Ranks())
+    with planned(SAMPLER, Chains(num_chains=4, num_draws=20000)) as (plan, prepared):
+        got = control_influence(prepared, plan, [0, 3, 6], 1, Ranks())
     assert got is not None
     exact = gaussian_influence(WORLD, QUERY, WORLD.snapshot, np.eye(6) / 30)[:, [0, 3, 6]]
     spreads = np.outer(*(
@@ -201,8 +203,8 @@ def test_the_control_is_the_influence_under_the_pull_alone(monkeypatch: pytest.M
 
 
 def test_the_control_does_not_depend_on_how_many_draw() -> None:
-    with planned(SAMPLER, Chains()) as plan:
-        one, three = (control_influence(plan, [0, 1], workers, Ranks()) for workers in (1, 3))
+    with planned(SAMPLER, Chains()) as (plan, prepared):
+        one, three = (control_influence(prepared, plan, [0, 1], workers, Ranks()) for workers in (1, 3))
     assert one is not None
     assert torch.equal(one, three)  # pyright: ignore[reportArgumentType]
 
@@ -211,22 +213,22 @@ def test_a_model_that_refuses_to_be_so_far_away_has_no_control(monkeypatch: pyte
     def refusing(problem: Problem, bound: object) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("logits must be finite")
 
-    with planned(SAMPLER, Chains()) as plan:
+    with planned(SAMPLER, Chains()) as (plan, prepared):
         monkeypatch.setattr(Problem, "measure", refusing)
-        assert control_influence(plan, [0, 1], 1, Ranks()) is None
+        assert control_influence(prepared, plan, [0, 1], 1, Ranks()) is None
 
 
 def test_weights_that_run_away_have_an_infinite_noise_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     wild = SGLD(step_size=1e30, inverse_temperature=1e30, localization=0.0)
-    with planned(wild, Chains(batch_size=8)) as plan:
-        assert noise_ratio(plan) == math.inf
+    with planned(wild, Chains(batch_size=8)) as (plan, prepared):
+        assert prepared.noise_ratio(plan) == math.inf
 
         def refusing(problem: Problem, bound: object, minibatch: object, factor: float) -> None:
             raise ValueError("weights must be finite")
 
         monkeypatch.setattr(Problem, "add_gradient", refusing)
         with pytest.raises(ValueError, match="weights must be finite"):
-            noise_ratio(plan)
+            prepared.noise_ratio(plan)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +242,8 @@ def test_weights_that_run_away_have_an_infinite_noise_ratio(monkeypatch: pytest.
     ],
 )
 def test_how_many_draws_the_control_takes(sampler: Sampler, draws: int, expected: int) -> None:
-    with planned(sampler, Chains(num_draws=draws + draws % 2 * isinstance(sampler, Pairs))) as plan:
-        assert num_control_draws(plan) == expected
+    with planned(sampler, Chains(num_draws=draws + draws % 2 * isinstance(sampler, Pairs))) as (plan, prepared):
+        assert prepared.control_draws(plan.chains) == expected
 
 
 def test_agreement_is_over_the_scored_queries() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bif_lightning.config import SGLD, Chains, Gradient, Preconditioner
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.rng import chain_noise
 from targets import Regression, WeightValues, half_square
 

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import bif_lightning as bl
 import small_models as models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.losses.observables import GroupMean, MetricValue, PerExample
 from small_models import cross_entropy
 

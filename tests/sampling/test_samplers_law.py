@@ -7,7 +7,7 @@ import torch
 from bif_lightning.config import SGLD, Chains, Pairs
 from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.curvature.gaussian import SubspaceGaussian, rotate
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.statistics.conditioned import conditioned_influence
 from bif_lightning.statistics.influence import influence

@@ -6,7 +6,7 @@ import torch
 
 from bif_lightning.config import SGLD
 from bif_lightning.sampling.divergence import energy
-from bif_lightning.sampling.sgld import Preconditioner, drift_, preconditioner_for, step_
+from bif_lightning.sampling.kernel import Preconditioner, drift_, preconditioner_for, step_
 
 pytestmark = pytest.mark.exact
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bif_lightning.config import SGLD, Chains, Gradient
-from bif_lightning.estimation.estimator import estimate
+from bif_lightning.estimation.estimate import estimate
 from targets import Law, Regression, WeightValues, chain_law, half_square
 
 pytestmark = pytest.mark.statistical

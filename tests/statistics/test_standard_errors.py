@@ -8,8 +8,9 @@ import torch
 from scipy import stats
 
 from bif_lightning.config import Centring
+from bif_lightning.statistics.draws import from_draws
 from bif_lightning.statistics.influence import correlation, products
-from bif_lightning.statistics.moments import Moments, from_draws, stack
+from bif_lightning.statistics.moments import Moments, merge_batches, stack
 from bif_lightning.statistics.standard_errors import (
     LEAST_DRAWS,
     ErrorScale,
@@ -19,7 +20,6 @@ from bif_lightning.statistics.standard_errors import (
     fit_error_model,
     influence_error,
     lags,
-    merge_batches,
     quantile,
     skewness_factor,
     variance_inflation,
@@ -45,7 +45,7 @@ def test_merged_batches_are_those_of_the_longer_lengths() -> None:
     for count, lengths in ((8, [3, 3, 3, 3, 2, 2, 2, 2]), (3, [9, 7, 4]), (2, [12, 8]), (1, [20])):
         expected = moments(train, columns, lengths)
         for got, want in zip(vars(merge_batches(fine, count)).values(), vars(expected).values(), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_lags_are_sums_over_chains_and_entries() -> None:
@@ -54,7 +54,7 @@ def test_lags_are_sums_over_chains_and_entries() -> None:
     deviation = (moved - np.tensordot(share, moved, 1)) * share[:, None, None]
     chains = deviation.reshape(2, 4, 3, 2)
     expected = [np.nansum(chains[:, : 4 - j] * chains[:, j:]) for j in range(4)]
-    assert lags(torch.from_numpy(moved), torch.from_numpy(share), 2) == pytest.approx(expected, rel=1e-12)
+    assert lags(moved * share[:, None, None], share, 2) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 0.7])
@@ -77,9 +77,9 @@ def test_memory_is_at_least_one_and_stops_where_correlation_ends() -> None:
     )
 
 
-@pytest.mark.parametrize("degrees", [2, 3, 5, 10, 23, 100])
-def test_quantile_is_student_s(degrees: int) -> None:
-    assert quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=0.01)
+@pytest.mark.parametrize("degrees", [1, 2.5, 10, 100])
+def test_quantile_is_student_s(degrees: float) -> None:
+    assert quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-12)
 
 
 def test_skewness_factor_is_that_of_gaussian_products() -> None:
@@ -88,9 +88,9 @@ def test_skewness_factor_is_that_of_gaussian_products() -> None:
     for corr in (0.0, 0.5, 1.0):
         product = u * (corr * u + math.sqrt(1 - corr**2) * v)
         expected = 1 + 1.08 / 50 * float(stats.skew(product)) ** 2
-        assert float(skewness_factor(torch.tensor([corr]), 50.0)) == pytest.approx(expected, rel=0.01)
-    assert float(skewness_factor(torch.tensor([1.0]), 2.0)) == 2.0
-    assert float(skewness_factor(torch.tensor([math.nan]), 2.0)) == 1.0
+        assert float(skewness_factor(np.array([corr]), 50.0)[0]) == pytest.approx(expected, rel=0.01)
+    assert float(skewness_factor(np.array([1.0]), 2.0)[0]) == 2.0
+    assert float(skewness_factor(np.array([math.nan]), 2.0)[0]) == 1.0
 
 
 @pytest.mark.parametrize(("centring", "share"), [("chain", 1.0), ("pooled", 0.25)])
@@ -110,7 +110,7 @@ def test_the_centre_of_a_single_chain_is_known_from_its_quarters() -> None:
     quarters = np.concatenate([train, columns], axis=2).reshape(4, 4, 5).mean(1)
     np.testing.assert_allclose(got, np.cov(quarters.T)[:3, 3:] / 4 * 1.3, rtol=1e-4)
     nothing = chain_mean_covariance(moments(train, columns, [16]), "chain")
-    assert float(nothing.covariance.abs().max()) == 0.0
+    assert np.abs(nothing.covariance).max() == 0.0
 
 
 def test_the_bias_of_a_correlation_is_its_derivative() -> None:
@@ -118,24 +118,23 @@ def test_the_bias_of_a_correlation_is_its_derivative() -> None:
     columns[..., 0] += train[..., 0]
     parts = moments(train, columns, [25, 25])
     draws, lacking = products(parts, "chain"), chain_mean_covariance(parts, "chain")
-    corr = correlation(draws)[0].value
+    corr = correlation(draws.standardized())[0].value
     got = correlation_bias(corr, draws, lacking)
-    covariance = torch.tensordot(draws.share, draws.covariance, 1)
-    left, right = (torch.tensordot(draws.share, v, 1) for v in (draws.train_variance, draws.column_variance))
+    covariance, (left, right) = draws.covariance.sum(0), (np.square(std) for std in draws.stds)
 
-    def at(h: float) -> torch.Tensor:
-        scale = ((left + h * lacking.train_variance)[:, None] * (right + h * lacking.column_variance)).sqrt()
-        return (covariance + h * lacking.covariance) / scale
+    def at(h: float) -> np.ndarray:
+        scale = (left + h * lacking.train_variance)[:, None] * (right + h * lacking.column_variance)
+        return (covariance + h * lacking.covariance) / np.sqrt(scale)
 
-    torch.testing.assert_close(got, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(got, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
 def test_errors_add_what_is_lacking_in_quadrature() -> None:
-    spread, corr, lacking = torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[-4.0]])
+    spread, corr, lacking = np.array([[3.0]]), np.array([[1.0]]), np.array([[-4.0]])
     factor = 1 + 1.08 * 8 / 100  # g² of a square is 8
     got = influence_error(spread, corr, ErrorScale(1.5, 100.0), lacking)
-    assert float(got) == pytest.approx(math.hypot(3 * 1.5 * factor, 4))
-    assert float(correlation_error(spread, ErrorScale(1.5, 100.0), lacking)) == pytest.approx(math.hypot(4.5, 4))
+    assert got.item() == pytest.approx(math.hypot(3 * 1.5 * factor, 4))
+    assert correlation_error(spread, ErrorScale(1.5, 100.0), lacking).item() == pytest.approx(math.hypot(4.5, 4))
 
 
 def walk(chains: int, draws: int, factor: float, rng: np.random.Generator) -> np.ndarray:
@@ -177,7 +176,7 @@ def test_chains_that_stand_apart_have_wider_errors() -> None:
         chain_mean_covariance(parts, "chain"),
     )
     within = draws.var(1).mean(0) * 400 / 399
-    sides = (lacking.train_variance.numpy(), within[:20]), (lacking.column_variance.numpy(), within[20:])
+    sides = (lacking.train_variance, within[:20]), (lacking.column_variance, within[20:])
     wider = math.prod(float(np.mean(1 + lack / variance)) for lack, variance in sides)
     assert wider > 1.5
     assert found.influence.factor / before.influence.factor == pytest.approx(math.sqrt(wider), rel=1e-6)

@@ -6,6 +6,7 @@ spread of the coverages of whole estimates; a test fails where the band lies out
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bif_lightning.config import Chains
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.blocks import BlockBuilder
 from bif_lightning.estimation.matrices import Matrices, compute
+from bif_lightning.sampling.covariances import DrawnCovariances
 from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from targets import Regression, gaussian_influence
 
@@ -36,7 +38,9 @@ def estimated(chains: Chains, w: np.ndarray) -> Matrices:
         ChainTrace(c, batch_lengths(chains), True, [losses(TRAIN, w[c])], [losses(QUERY, w[c])])
         for c in range(chains.num_chains)
     ]
-    matrices = compute(BlockBuilder.of(records, (8, 5, 5), chains.centring), 1, Ranks())
+    matrices = compute(
+        BlockBuilder.of(DrawnCovariances.of(records, (8, 5, 5), replace(chains, ridge=None)), (8, 5, 5)), 1, Ranks()
+    )
     assert matrices is not None
     return matrices
 

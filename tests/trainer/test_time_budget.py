@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import bif_lightning as bl
-from bif_lightning.estimation.estimator import CHECKING_DRAWS
+from bif_lightning.sampling.subspace import CHECKING_DRAWS
 from bif_lightning.trainer.schedule import training_fraction
 from bif_lightning.trainer.time_budget import TimeBudget, budget_of
 from tiny_run import Points, bif, fit

@@ -1,5 +1,6 @@
 """Reads influence token by token from a dump: any block of it, made when it is asked for. No torch."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from bif_lightning.config import Centring
 from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.results.estimate import CORRELATION_SIGN, INFLUENCE_SIGN
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.token_matrices import ErrorScales, Quantity, TokenMatrix
+from bif_lightning.results.token_matrices import Quantity, TokenMatrix
 from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, GaussianCovariance, Values
 from bif_lightning.results.tokens import SideName, TokenAxis, Tokens, blocks_of
+from bif_lightning.statistics.standard_errors import ErrorModel, ErrorScale
 
 Which = int | Sequence[int] | None
 
@@ -168,16 +170,14 @@ def open_tokens(dump: str | os.PathLike[str]) -> StoredTokens:
             raise ValueError(f"{path} has no tokens; give the callback per_token=True, which keeps their losses")
         try:
             law, name = _law(file)
-            widths = ErrorScales(
-                *(_number(file, each) for each in ("influence_factor", "influence_draws", "correlation_factor"))
-            )
+            errors = _errors(file, len(law.share))
             axes = {side: _axis(file, side) for side in SIDES}
         except (OSError, RuntimeError, TypeError) as error:
             raise UnreadableFileError(f"{path} is damaged ({error})") from error
     sources = (StoredValues(path, f"tokens/{side}_{name}") for side in SIDES)
     beside = path.with_name(SAMPLES_FILE)
     samples = read_samples(beside, thumbnails=False) if beside.exists() else None
-    return StoredTokens(Tokens(**axes, blocks=blocks_of(law, widths, *sources)), samples)
+    return StoredTokens(Tokens(**axes, blocks=blocks_of(law, errors, *sources)), samples)
 
 
 def _law(file: h5py.File) -> tuple[CovarianceModel, str]:
@@ -192,6 +192,11 @@ def _law(file: h5py.File) -> tuple[CovarianceModel, str]:
     if centring not in get_args(Centring):
         raise UnreadableFileError(f"{file.filename}: its tokens are centred by {centring!r}, which is not known")
     return DrawCovariance(chains, lengths, centring, _number(file, "centre_factor")), "change"
+
+
+def _errors(file: h5py.File, batches: int) -> ErrorModel:
+    influence = ErrorScale(_number(file, "influence_factor"), _number(file, "influence_draws"))
+    return ErrorModel(batches, influence, ErrorScale(_number(file, "correlation_factor"), math.nan))
 
 
 def _axis(file: h5py.File, side: str) -> TokenAxis:

@@ -17,7 +17,6 @@ from bif_lightning.archive.schema import (
     text_column,
 )
 from bif_lightning.results.estimate import Divergence, Estimate, Traces
-from bif_lightning.results.verdict import judge
 
 
 def chains(estimate: Estimate) -> Iterator[Variable]:
@@ -37,7 +36,7 @@ def chains(estimate: Estimate) -> Iterator[Variable]:
         if (value := getattr(estimate, name)) is not None:
             yield float64(f"chains/{name}", value, units, long_name)
     words = "whether this snapshot can be trusted, why, and what to change"
-    text = string(str(judge(estimate)))
+    text = string(str(estimate.verdict))
     yield Variable(path="chains/verdict", dims=(), values=text, units=None, long_name=words)
 
 

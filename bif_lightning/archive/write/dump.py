@@ -14,7 +14,6 @@ from bif_lightning.archive.write import chains, matrices
 from bif_lightning.archive.write.tokens import token_variables
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
-from bif_lightning.results.verdict import judge
 
 _PLOT = {
     "NX_class": "NXdata",
@@ -100,7 +99,7 @@ def _root(estimate: Estimate, train: Samples, query: Samples, present: set[str])
         "num_chains": len(estimate.chain_ids),
         "num_draws": int(estimate.loss_trace.shape[1]),
         "num_weights": estimate.num_weights,
-        "verdict": judge(estimate).word,
+        "verdict": estimate.verdict.word,
         "samples_file": SAMPLES_FILE,
         "samples_sha256": digest(train, query),
     }

@@ -15,7 +15,7 @@ def token_variables(estimate: Estimate, tokens: Tokens) -> Iterator[Variable]:
     """Everything that token by token influence is made of."""
     for side, axis in zip(SIDES, (tokens.train, tokens.query), strict=True):
         yield from _axis(side, axis)
-    law, widths = tokens.blocks.law, tokens.blocks.widths
+    law, errors = tokens.blocks.law, tokens.blocks.errors
     if isinstance(law, DrawCovariance):
         yield int64("tokens/chain", estimate.chain_ids, "id of each chain", ("chain",))
         draws = np.arange(estimate.loss_trace.shape[1])
@@ -29,10 +29,10 @@ def token_variables(estimate: Estimate, tokens: Tokens) -> Iterator[Variable]:
             yield float32(f"tokens/{side}_slope", source.whole(), "nat", words, dims)
     yield from _law(law)
     words = "factor on the spread of batches, for the standard error of "
-    yield float64("tokens/influence_factor", widths.influence, "1", words + "influence")
-    yield float64("tokens/correlation_factor", widths.correlation, "1", words + "correlation")
+    yield float64("tokens/influence_factor", errors.influence.factor, "1", words + "influence")
+    yield float64("tokens/correlation_factor", errors.correlation.factor, "1", words + "correlation")
     words = "independent draws that an entry of the influence is worth"
-    yield float64("tokens/influence_draws", widths.influence_draws, "1", words)
+    yield float64("tokens/influence_draws", errors.influence.draws, "1", words)
     words = "factor on products of deviations of chain means, for what a covariance lacks"
     yield float64("tokens/centre_factor", law.centre_scale, "1", words)
 

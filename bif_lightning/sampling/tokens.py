@@ -7,18 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif_lightning.config import Centring, Subspace
+from bif_lightning.config import Centring
+from bif_lightning.curvature.closed_form import LinearizedPosterior
+from bif_lightning.curvature.token_slopes import token_slopes
 from bif_lightning.distributed.ranks import Ranks
-from bif_lightning.estimation.token_slopes import token_slopes
 from bif_lightning.losses.token_losses import TokenValues
 from bif_lightning.model.weights import span_along
-from bif_lightning.results.token_matrices import ErrorScales, InMemoryTokens, Source, TokenBlocks
+from bif_lightning.results.token_matrices import InMemoryTokens, Source, TokenBlocks
 from bif_lightning.results.token_products import DrawCovariance, GaussianCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
-from bif_lightning.sampling.chain import ChainContext
+from bif_lightning.sampling.sampler import ChainContext
 from bif_lightning.sampling.token_trace import TokenStore, gathered
-from bif_lightning.sampling.trace import ChainTrace, batch_lengths, is_paired
-from bif_lightning.statistics.moments import from_draws, stack
+from bif_lightning.sampling.trace import ChainTrace, batch_lengths
+from bif_lightning.statistics.draws import from_draws
+from bif_lightning.statistics.moments import stack
 from bif_lightning.statistics.standard_errors import ErrorModel, centre_scale, fit_error_model, independent
 
 IN_SPAN = (
@@ -30,47 +32,63 @@ IN_SPAN = (
 _SAMPLED = 64  # tokens of either axis whose draws show how long chains remember
 
 
-def store_for(plan: ChainContext, chains: Sequence[int], scratch: Path | None) -> TokenStore | None:
-    """Where these chains' losses of tokens go; None where they are not asked for, or the closed form has no need of
-    them.
+def token_store(context: ChainContext, chains: Sequence[int], scratch: Path | None) -> TokenStore | None:
+    """Where the losses of tokens at the draws of these chains go; None where they are not asked for.
 
     Raises:
         OSError: there is no room for a temporary file.
     """
-    if plan.token_losses is None or plan.linear is not None:
+    if context.token_losses is None:
         return None
-    return TokenStore(*plan.token_losses, chains, plan.chains.num_draws, scratch=scratch)
+    return TokenStore(*context.token_losses, chains, context.chains.num_draws, scratch=scratch)
 
 
-def tokens_of(
-    plan: ChainContext, records: Sequence[ChainTrace], ranks: Ranks, *, everywhere: bool, scratch: Path | None
+def drawn_tokens(
+    context: ChainContext, traces: Sequence[ChainTrace], ranks: Ranks, everywhere: bool, scratch: Path | None
 ) -> Tokens | None:
-    """Token by token influence of these chains; None where it is not asked for, or another rank gets it. Collective.
+    """Influence of single tokens by the draws of these chains. Collective.
+
+    Returns:
+        None where it is not asked for, or another rank gets it.
 
     Raises:
         OSError: there is no room for a temporary file.
     """
-    if plan.token_losses is None:
+    if context.tokens is None:
         return None
-    if plan.linear is not None:
-        return _linear(plan, plan.token_losses, ranks)
-    if plan.tokens is None:
-        return None
-    chains = [record.chain for record in records]
-    store = gathered(plan.tokens, chains, ranks, everywhere=everywhere, scratch=scratch)
-    return None if store is None else _drawn(plan, store)
+    chains = [trace.chain for trace in traces]
+    store = gathered(context.tokens, chains, ranks, everywhere=everywhere, scratch=scratch)
+    return None if store is None else _drawn(context, store)
 
 
-def _drawn(plan: ChainContext, store: TokenStore) -> Tokens:
+def closed_form_tokens(
+    context: ChainContext, posterior: LinearizedPosterior, span: float, ranks: Ranks
+) -> Tokens | None:
+    """Influence of single tokens in closed form, within the span of the posterior's directions. Collective.
+
+    Args:
+        span: of differences along the directions (`config.Subspace`), where the model has no forward-mode derivatives.
+    """
+    if context.token_losses is None:
+        return None
+    directions = posterior.normal.metric.to_weight_space(posterior.normal.directions)
+    size = span_along(context.backend, directions, span)
+    slopes = token_slopes(context.problem, context.backend, directions, size, ranks)
+    train, query = slopes[0].numpy(), slopes[-1].numpy()
+    changes = posterior.normal.inverse_temperature * posterior.deviations
+    law = GaussianCovariance(posterior.variances.numpy(), changes.numpy())
+    errors = independent(posterior.groups)
+    return _tokens(*context.token_losses, blocks_of(law, errors, InMemoryTokens(train), InMemoryTokens(query)))
+
+
+def _drawn(context: ChainContext, store: TokenStore) -> Tokens:
     train, query = store.changes()
-    lengths = batch_lengths(plan.chains, paired=is_paired(plan.sampler))
-    precision = _precision(train, query, lengths, plan.chains.centring)
+    lengths = batch_lengths(context.chains, paired=context.settings.paired)
+    precision = _precision(train, query, lengths, context.chains.centring)
     merged = [int(part.sum()) for part in np.array_split(np.array(lengths), precision.parts)]
-    scale = centre_scale(len(train), len(merged), plan.chains.centring)
-    law = DrawCovariance(len(train), tuple(merged), plan.chains.centring, scale)
-    return _tokens(
-        store.train, store.query, blocks_of(law, _widths(precision), InMemoryTokens(train), InMemoryTokens(query))
-    )
+    scale = centre_scale(len(train), len(merged), context.chains.centring)
+    law = DrawCovariance(len(train), tuple(merged), context.chains.centring, scale)
+    return _tokens(store.train, store.query, blocks_of(law, precision, InMemoryTokens(train), InMemoryTokens(query)))
 
 
 def _precision(train: np.ndarray, query: np.ndarray, lengths: Sequence[int], centring: Centring) -> ErrorModel:
@@ -82,25 +100,6 @@ def _precision(train: np.ndarray, query: np.ndarray, lengths: Sequence[int], cen
 
 def _spaced(changes: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(changes[..., :: max(1, -(-changes.shape[-1] // _SAMPLED))]))
-
-
-def _widths(precision: ErrorModel) -> ErrorScales:
-    of = precision.influence
-    return ErrorScales(influence=of.factor, influence_draws=of.draws, correlation=precision.correlation.factor)
-
-
-def _linear(plan: ChainContext, losses: tuple[TokenValues, TokenValues], ranks: Ranks) -> Tokens:
-    linear, backend, sampler = plan.linear, plan.backend, plan.sampler
-    assert linear is not None
-    assert isinstance(sampler, Subspace)
-    lowered = linear.normal.metric.to_weight_space(linear.normal.directions)
-    slopes = token_slopes(plan.problem, backend, lowered, span_along(backend, lowered, sampler.span), ranks)
-    train, query = slopes[0].numpy(), slopes[-1].numpy()
-    changes = linear.normal.inverse_temperature * linear.deviations
-    law = GaussianCovariance(linear.variances.numpy(), changes.numpy())
-    return _tokens(
-        *losses, blocks_of(law, _widths(independent(linear.groups)), InMemoryTokens(train), InMemoryTokens(query))
-    )
 
 
 def _tokens(train: TokenValues, query: TokenValues, blocks: TokenBlocks) -> Tokens:

@@ -1,0 +1,49 @@
+"""Which sampler: the one place that reads the kind of a sampler's settings, and the default."""
+
+from typing import Literal
+
+from bif_lightning import config
+from bif_lightning.config import SGLD, Chains, Pairs, Subspace
+from bif_lightning.curvature.gradients import why_no_gradients
+from bif_lightning.losses.problem import Problem
+from bif_lightning.results.estimate import Estimate, Verdict
+from bif_lightning.results.verdict import first_of
+from bif_lightning.sampling.pairs import PairsSampler
+from bif_lightning.sampling.sampler import Sampler
+from bif_lightning.sampling.sgld import SGLDSampler
+from bif_lightning.sampling.subspace import SubspaceSampler
+
+
+def sampler_of(settings: config.Sampler) -> Sampler:
+    """The sampler that these settings describe."""
+    match settings:
+        case SGLD():
+            return SGLDSampler(settings)
+        case Pairs():
+            return PairsSampler(settings)
+        case Subspace():
+            return SubspaceSampler(settings)
+
+
+def default_settings(problem: Problem, chains: Chains | None) -> Subspace | Literal["auto"]:
+    """`Subspace` where the gradients of all examples can be held and no chains are asked for; else "auto".
+
+    On every network tried it predicted retraining better than draws of any kind, in less time (benchmarks/lds.py). The
+    closed form knows of single tokens only what lies within the span of its directions, so tokens take "auto".
+    """
+    if problem.tokens is not None or chains is not None or why_no_gradients(problem) is not None:
+        return "auto"
+    return Subspace()
+
+
+def judge(estimate: Estimate) -> Verdict:
+    """Whether a snapshot can be trusted: a word, a sentence with the numbers, and the setting to change.
+
+    The checks are those of the sampler that made it, in the order of harm; the first that fails is the verdict
+    (`results.verdict`).
+
+    >>> from bif_lightning import judge
+    >>> judge(snapshot).word in ("good", "noisy", "drifting", "not local", "diverged")  # of an Estimate
+    True
+    """
+    return first_of(sampler_of(estimate.sampler).checks(estimate), estimate)

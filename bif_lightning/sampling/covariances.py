@@ -1,0 +1,183 @@
+"""Covariances of train losses and columns, some train rows at a time: of the draws of chains, or in closed form."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64
+
+from bif_lightning.config import Centring, Chains
+from bif_lightning.curvature.closed_form import LinearizedPosterior
+from bif_lightning.sampling.trace import ChainTrace
+from bif_lightning.statistics.conditioned import KalmanUpdate
+from bif_lightning.statistics.influence import BatchCovariances, products
+from bif_lightning.statistics.moments import Moments, merge_batches, stack
+from bif_lightning.statistics.standard_errors import (
+    ChainMeanCovariance,
+    ErrorModel,
+    chain_mean_covariance,
+    fit_error_model,
+    independent,
+    no_bias,
+)
+
+_SAMPLED = 64  # rows, and columns, whose draws show how long chains remember
+_SAMPLE_ENTRIES = 1 << 20  # float64 numbers of all batches of those rows
+
+Halves = tuple[Bool[np.ndarray, " batch"], Bool[np.ndarray, " batch"]]
+
+
+@dataclass(frozen=True)
+class RowCovariances:
+    """What is known of some train rows.
+
+    Attributes:
+        moments: of their draws, [chain, batch].
+        batches: their covariances with all columns, batch by batch.
+        chain_means: what the spread of the chain means says of the bias of these.
+    """
+
+    moments: Moments
+    batches: BatchCovariances
+    chain_means: ChainMeanCovariance
+
+
+class Covariances(Protocol):
+    """Where the matrices of an estimate come from."""
+
+    @property
+    def errors(self) -> ErrorModel:
+        """How standard errors are made of the spread of the batches."""
+        ...
+
+    @property
+    def share(self) -> Float64[np.ndarray, " batch"]:
+        """Weight of each batch, n_k/N of the draws."""
+        ...
+
+    @property
+    def halves(self) -> Halves:
+        """Two halves of all batches, which are compared."""
+        ...
+
+    @property
+    def conditioner(self) -> KalmanUpdate | None:
+        """Makes the conditioned influence; None where there is none."""
+        ...
+
+    def rows(self, rows: slice) -> RowCovariances:
+        """Of these train rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class DrawnCovariances:
+    """Of the draws of all chains: their products, centred, in batches of consecutive draws.
+
+    Attributes:
+        traces: of the chains, in their order.
+        centring: of the draws.
+    """
+
+    traces: Sequence[ChainTrace]
+    centring: Centring
+    errors: ErrorModel
+    conditioner: KalmanUpdate | None = None
+
+    @classmethod
+    def of(
+        cls, traces: Sequence[ChainTrace], shape: tuple[int, int, int], chains: Chains, *, paired: bool = False
+    ) -> "DrawnCovariances":
+        """Fit the error model, and prepare the conditioned influence where draws are kept.
+
+        Args:
+            shape: train rows, columns, and query losses (the first of the columns).
+            chains: centring, and the ridge of the conditioned influence.
+            paired: draws are antithetic pairs.
+        """
+        # On one thread, as blocks are: bits must not depend on how many there are.
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            errors = pool.submit(_error_model, traces, shape, chains.centring).result()
+            conditioner = pool.submit(_conditioner, traces, chains, paired).result()
+        return cls(traces, chains.centring, errors, conditioner)
+
+    @property
+    def share(self) -> Float64[np.ndarray, " batch"]:
+        """n_k/N, each batch's share of all draws."""
+        lengths = np.array([list(trace.lengths) for trace in self.traces], np.float64)
+        merged = np.stack([chunk.sum(1) for chunk in np.array_split(lengths, self.errors.parts, 1)], 1)
+        return merged.ravel() / merged.sum()
+
+    @property
+    def halves(self) -> Halves:
+        """Even and odd chains, or early and late batches of a single chain (maybe none)."""
+        chains, batches = len(self.traces), self.errors.parts
+        if chains > 1:
+            return _split((np.arange(chains) % 2 == 1).repeat(batches))
+        return _split(np.arange(batches) >= (batches + 1) // 2)
+
+    def rows(self, rows: slice) -> RowCovariances:
+        """Of these train rows."""
+        moments = merge_batches(stack([trace.moments(rows) for trace in self.traces]), self.errors.parts)
+        return RowCovariances(moments, products(moments, self.centring), chain_mean_covariance(moments, self.centring))
+
+
+@dataclass(frozen=True)
+class ClosedFormCovariances:
+    """Of the linearized losses under a Gaussian posterior; batches are groups of examples behind its curvature.
+
+    Attributes:
+        posterior: with the losses' gradients.
+        traces: independent draws, which give the means of the losses and nothing else.
+        centring: of the draws.
+    """
+
+    posterior: LinearizedPosterior
+    traces: Sequence[ChainTrace]
+    centring: Centring
+    conditioner: None = None
+
+    @property
+    def errors(self) -> ErrorModel:
+        """Groups are independent."""
+        return independent(self.posterior.groups)
+
+    @property
+    def share(self) -> Float64[np.ndarray, " batch"]:
+        """The same for every group."""
+        return np.full(self.posterior.groups, 1 / self.posterior.groups)
+
+    @property
+    def halves(self) -> Halves:
+        """The first groups and the others."""
+        groups = self.posterior.groups
+        return _split(np.arange(groups) >= (groups + 1) // 2)
+
+    def rows(self, rows: slice) -> RowCovariances:
+        """Of these train rows."""
+        moments = stack([trace.moments(rows) for trace in self.traces])
+        none = no_bias(chain_mean_covariance(moments, self.centring))
+        return RowCovariances(moments, self.posterior.products(rows), none)
+
+
+def _split(late: Bool[np.ndarray, " batch"]) -> Halves:
+    return ~late, late
+
+
+def _conditioner(traces: Sequence[ChainTrace], chains: Chains, paired: bool) -> KalmanUpdate | None:
+    if chains.ridge is None or not traces[0].traces:
+        return None
+    train, columns = [trace.train[0] for trace in traces], [trace.columns[0] for trace in traces]
+    return KalmanUpdate.of(train, columns, chains.ridge, paired=paired)
+
+
+def _error_model(traces: Sequence[ChainTrace], shape: tuple[int, int, int], centring: Centring) -> ErrorModel:
+    """From evenly spaced rows and columns."""
+    batches = sum(len(trace.lengths) for trace in traces)
+    rows = max(1, min(_SAMPLED, _SAMPLE_ENTRIES // (batches * shape[1])))
+    sample = stack([trace.moments(slice(0, shape[0], -(-shape[0] // rows))) for trace in traces])
+    columns = slice(0, shape[1], -(-shape[1] // _SAMPLED))
+    return fit_error_model(sample.rows(slice(None), columns), centring)

@@ -1,0 +1,203 @@
+"""Subspace: a Gaussian posterior with the loss's curvature in a few directions, and its influence in closed form.
+
+Settings: `config.Subspace`; the posterior: `curvature.laplace`, `curvature.closed_form`. Its draws are independent and
+antithetic (`sampling.antithetic`). The matrices do without them: they show whether the closed form holds.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from bif_lightning.config import Chains, Subspace
+from bif_lightning.curvature.closed_form import LinearizedPosterior
+from bif_lightning.curvature.kronecker import metric_bytes
+from bif_lightning.curvature.laplace import linear_of, seconds_for_linear, steps_of_linear
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.distributed.threads import Progress
+from bif_lightning.losses.problem import Problem
+from bif_lightning.model.weights import WeightBackend
+from bif_lightning.results.estimate import Estimate, Verdict
+from bif_lightning.results.tokens import Tokens
+from bif_lightning.results.verdict import (
+    LEAST_RELIABILITY,
+    MOST_LLC,
+    diverged,
+    raise_localization,
+    reliability,
+    rounded,
+    times_more,
+)
+from bif_lightning.sampling.antithetic import draw_antithetic
+from bif_lightning.sampling.bias import llc_over_dimension
+from bif_lightning.sampling.covariances import ClosedFormCovariances, Covariances
+from bif_lightning.sampling.memory import chain_bytes, nbytes_of
+from bif_lightning.sampling.sampler import ChainContext, ChainState
+from bif_lightning.sampling.token_trace import TokenStore
+from bif_lightning.sampling.tokens import closed_form_tokens
+from bif_lightning.sampling.trace import ChainTrace
+
+CHECKING_DRAWS = 8
+"""Draws a chain, where the user gives none: they check the closed form, and the matrices do without."""
+
+_UNKNOWN = 1e-4  # scale of draws of a posterior that is not known yet, to time them
+
+
+@dataclass(frozen=True)
+class SubspaceSampler:
+    """The closed form with the given settings."""
+
+    settings: Subspace
+
+    def chains(self) -> Chains:
+        return Chains(num_draws=CHECKING_DRAWS)
+
+    def check(self, problem: Problem, backend: WeightBackend, chains: Chains) -> None:
+        """Localization and temperature follow from the curvature, whatever it is."""
+
+    def preparation(self, problem: Problem, ranks: Ranks) -> int:
+        return sum(steps_of_linear(problem, self.settings, ranks))
+
+    def seconds(self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks) -> float:
+        return seconds_for_linear(problem, backend, self.settings, workers, ranks)
+
+    def prepare(
+        self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks, progress: Progress | None = None
+    ) -> "PreparedSubspace":
+        """Gradients of all that is measured, the curvature along the strongest of them, and the pull."""
+        posterior = linear_of(problem, backend, self.settings, workers, ranks, progress)
+        found = replace(
+            self.settings,
+            inverse_temperature=posterior.normal.inverse_temperature,
+            localization=posterior.normal.localization,
+        )
+        return PreparedSubspace(SubspaceSampler(found), posterior)
+
+    def unprepared(self) -> "UnpreparedSubspace":
+        return UnpreparedSubspace(self)
+
+    def checks(self, estimate: Estimate) -> Iterator[Verdict]:
+        yield from diverged(estimate, "raise localization")
+        yield from self._not_local(estimate)
+        yield from self._too_few_examples(estimate)
+
+    def remedy(self) -> str:
+        return f"raise inverse_temperature (now {self.settings.inverse_temperature:g}) or localization"
+
+    def _not_local(self, estimate: Estimate) -> Iterator[Verdict]:
+        ratio = estimate.diagnostics.llc_ratio
+        if not ratio > MOST_LLC:
+            return
+        sentence = (
+            f"the matrices are the closed form, but by the draws the loss rises {ratio:.2g} times as much as the "
+            "curvature at w* explains, so that influence beyond first order is left out. Kinks of ReLUs and of max "
+            "pooling do that at any localization, which has not made scores worse"
+        )
+        advice = (
+            f"{raise_localization(self.settings.localization, ratio)}, or take "
+            f"SGLD(num_directions={self.settings.num_directions}, ...), whose draws meet the loss as it is"
+        )
+        yield Verdict("not local", sentence, advice)
+
+    def _too_few_examples(self, estimate: Estimate) -> Iterator[Verdict]:
+        """The error of the closed form is that of a curvature measured on some examples, not of draws."""
+        if bool(np.isnan(estimate.losses.influence_standard_error).all()):
+            sentence = "the training examples are too few to tell the error of the curvature"
+            yield Verdict("noisy", sentence, "give more training examples")
+            return
+        found = reliability(estimate.diagnostics.group_agreement)
+        if not found < LEAST_RELIABILITY:
+            return
+        sentence = (
+            f"the curvature, measured on as many other training examples, would agree on groups of train examples only "
+            f"at {found:.2f}"
+        )
+        # An error of H moves the influence by about its share in h + γ/nβ.
+        knobs, factor = list[str](), math.sqrt(times_more(found))
+        if pull := self.settings.localization:
+            knobs.append(f"raise localization from {pull:g} to about {rounded(pull * factor)}")
+        if self.settings.num_directions > 1:
+            knobs.append(f"lower num_directions from {self.settings.num_directions}")
+        yield Verdict("noisy", sentence, ", or ".join(knobs))
+
+
+@dataclass(frozen=True)
+class PreparedSubspace:
+    """The closed form at one snapshot.
+
+    Attributes:
+        posterior: the Gaussian posterior, with the gradients of all that is measured.
+    """
+
+    sampler: SubspaceSampler
+    posterior: LinearizedPosterior
+    closed_form: bool = True
+
+    @property
+    def effective_dimension(self) -> float:
+        return self.posterior.normal.effective_dimension
+
+    def start(self, context: ChainContext, chain: int) -> ChainState:
+        return ChainState(context, chain)
+
+    def draw(self, state: ChainState, index: int) -> None:
+        draw_antithetic(state, index, self.posterior.normal.color)
+
+    def squared_distance(self, state: ChainState) -> float:
+        moved = state.weights.flat.detach() - state.context.backend.center
+        return self.posterior.normal.metric.squared_length(moved)
+
+    def covariances(self, traces: Sequence[ChainTrace], shape: tuple[int, int, int], chains: Chains) -> Covariances:
+        return ClosedFormCovariances(self.posterior, traces, chains.centring)
+
+    def tokens(
+        self, context: ChainContext, traces: Sequence[ChainTrace], ranks: Ranks, everywhere: bool, scratch: Path | None
+    ) -> Tokens | None:
+        return closed_form_tokens(context, self.posterior, self.sampler.settings.span, ranks)
+
+    def token_store(self, context: ChainContext, chains: Sequence[int], scratch: Path | None) -> TokenStore | None:
+        return None
+
+    def noise_ratio(self, context: ChainContext) -> float:
+        return math.nan  # no minibatch moves the draws
+
+    def llc_ratio(self, context: ChainContext, llc: float) -> float:
+        return llc_over_dimension(llc, self.effective_dimension)
+
+    def control_draws(self, chains: Chains) -> int:
+        return 0
+
+    def within_span(self, vector: Tensor) -> Tensor:
+        return vector
+
+    def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
+        return chain_bytes(backend, workers, vectors=2) + nbytes_of(self.posterior.held())
+
+
+@dataclass(frozen=True)
+class UnpreparedSubspace:
+    """Stands in for `PreparedSubspace` while there is no posterior yet: draws that take as long, and memory."""
+
+    sampler: SubspaceSampler
+    closed_form: bool = True
+    effective_dimension: None = None
+
+    def start(self, context: ChainContext, chain: int) -> ChainState:
+        return ChainState(context, chain)
+
+    def draw(self, state: ChainState, index: int) -> None:
+        draw_antithetic(state, index, lambda standard: standard * _UNKNOWN)
+
+    def squared_distance(self, state: ChainState) -> float:
+        return state.squared_distance()
+
+    def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
+        item, layout, settings = backend.center.element_size(), backend.layout, self.sampler.settings
+        others = 0 if problem.query is problem.train else sum(problem.column_counts)
+        directions = min(settings.num_directions, problem.num_train)
+        gradients = (problem.num_train + others + 2 * directions) * layout.size * item
+        metric = metric_bytes(layout.places, item) if settings.metric == "kronecker" else 0
+        return chain_bytes(backend, workers, vectors=2) + gradients + metric
