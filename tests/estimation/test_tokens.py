@@ -170,7 +170,7 @@ def test_means_over_groups_are_those_over_labels(estimated: Estimate) -> None:
     train, query = np.arange(len(tokens.train)) % 3 - 1, np.arange(len(tokens.query)) % 2
     maker, block = as_examples(estimated, Labels(train, query))
     assert maker.grouping is not None
-    expected = maker.grouping.means(block.sums, maker.share, maker.precision)
+    expected = maker.grouping.means(block.sums, maker.covariances.share, maker.covariances.errors)
     assert expected is not None
     names = [None if place < 0 else "ab"[place] for place in train], ["xy"[place] for place in query]
     for quantity in ("influence", "correlation"):

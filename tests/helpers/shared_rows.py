@@ -72,7 +72,7 @@ class BrokenRecord(ChainTrace):
 
 
 def forecast_of_seconds() -> Forecast:
-    """By a clock that takes every call for a second."""
+    """By a clock that takes every call for a second, of tiles alone."""
     world = Regression.random(TRAIN, 3, 0)
     examples = Examples(world.data())
     problem = Problem(
@@ -80,7 +80,8 @@ def forecast_of_seconds() -> Forecast:
         train=examples, query=examples, training=examples, prepare=lambda batch: batch,
     )  # fmt: skip
     with patch.object(forecast, "_clock", lambda call, calls: 1.0):
-        return forecast.forecast(problem, SGLD(step_size=0.01, inverse_temperature=7.0, localization=9.0), CHAINS)
+        sampler = SGLD(step_size=0.01, inverse_temperature=7.0, localization=9.0)
+        return forecast.forecast(problem, sampler, replace(CHAINS, ridge=None))
 
 
 def failure(ranks: Ranks, made: BlockBuilder, scratch: Path | None = None, matrix_bytes: int = 1 << 30) -> str:
