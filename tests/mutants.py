@@ -30,7 +30,8 @@ SUBSPACE, CONDITIONED = "curvature/test_closed_form.py", "statistics/test_condit
 METRIC = "curvature/test_kronecker.py"
 NOISE, LAW = "test_rng.py", "sampling/test_sgld_law.py"
 TOKENS, LANGUAGE, TOKEN_DUMPS = "estimation/test_tokens.py", "losses/test_causal_lm.py", "archive/test_tokens.py"
-HOSTS, UNTOUCHED, DATA = "model/test_backends.py", "estimation/test_untouched.py", "data/test_dataset.py"
+HOSTS, UNTOUCHED = "model/test_backends.py", "estimation/test_untouched.py"
+DATA, OBSERVABLES = "data/test_dataset.py", "losses/test_observables.py"
 
 
 @dataclass(frozen=True)
@@ -521,7 +522,7 @@ MUTANTS = [
         tests=(DATA,),
     ),
     mutant("readers at once", "data/dataset.py", ("with _READING:", "if True:"), tests=(DATA,)),
-    mutant("metric not reset", "losses/observables.py", ("        metric.reset()\n", ""), tests=(DATA,)),
+    mutant("metric not reset", "losses/observables.py", ("        metric.reset()\n", ""), tests=(OBSERVABLES,)),
     mutant("rounded weights not renewed", "model/weights.py", ("leaf.copy_(piece)", "pass"), tests=(HALF,)),
     mutant("gradient in half precision lost", "model/weights.py", ("gradient.add_(own)", "pass"), tests=(HALF,)),
     mutant("rounded gradient kept", "model/weights.py", ("own.zero_()", "pass"), tests=(HALF,)),

@@ -138,3 +138,10 @@ def test_training_data_of_its_own_moves_the_chains() -> None:
         WORLD.model(), half_square, QUERY.data(), WORLD.data(), sampler=SAMPLER, chains=CHAINS
     )  # same chains, axes swapped
     np.testing.assert_allclose(one.influence, two.influence.T, rtol=1e-5)
+
+
+def test_one_batch_of_draws_has_no_score_agreement() -> None:
+    found = run(Chains(num_chains=1, num_draws=7, batch_size=5))
+    assert np.isnan(found.diagnostics.score_agreement)
+    assert np.isnan(found.losses.influence_standard_error).all()
+    assert np.isfinite(found.influence).all()
