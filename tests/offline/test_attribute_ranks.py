@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,19 @@ def dumps(folder: Path) -> Any:
     return bl.open_run(folder / "bif").load()
 
 
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
+    """Trains once for each number of ranks and strategy: a folder with checkpoints, and the dumps of the callback."""
+
+    @cache
+    def train(ranks: int, strategy: str) -> Path:
+        folder = tmp_path_factory.mktemp(strategy)
+        launch(folder, ranks, strategy=strategy, **SAVED)
+        return folder
+
+    return train
+
+
 def attribute(folder: Path, saved: Path, ranks: int, strategy: str, **case: Any) -> Any:
     left = launch(folder, ranks, strategy=strategy, attribute=str(saved), **case)
     for done in left:
@@ -32,29 +47,29 @@ def attribute(folder: Path, saved: Path, ranks: int, strategy: str, **case: Any)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=slow)])
-def test_checkpoints_of_ddp_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path, ranks: int) -> None:
-    launch(tmp_path / "inline", 2, strategy="ddp", **SAVED)
-    inline, later = dumps(tmp_path / "inline"), attribute(tmp_path / "later", tmp_path / "inline", ranks, "ddp")
+def test_checkpoints_of_ddp_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path, inline: Any, ranks: int) -> None:
+    saved = inline(2, "ddp")
+    expected, later = dumps(saved), attribute(tmp_path, saved, ranks, "ddp")
     for name in ("influence", "correlation", "influence_standard_error", "loss_trace"):
-        np.testing.assert_array_equal(later[name].values, inline[name].values, err_msg=name)
+        np.testing.assert_array_equal(later[name].values, expected[name].values, err_msg=name)
 
 
 @slow
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, "single"), (2, "fsdp"), (3, "fsdp"), (2, "ddp")])
-def test_shards_of_two_ranks_are_read_on_any_number(tmp_path: Path, ranks: int, strategy: str) -> None:
+def test_shards_of_two_ranks_are_read_on_any_number(tmp_path: Path, inline: Any, ranks: int, strategy: str) -> None:
     """Up to the rounding of sums, which differ with the number of shards."""
-    launch(tmp_path / "inline", 2, strategy="fsdp", **SAVED)
-    assert (tmp_path / "inline" / "step=3.ckpt" / ".metadata").is_file()
-    inline = dumps(tmp_path / "inline")
-    later = attribute(tmp_path / "later", tmp_path / "inline", ranks, strategy, norm=False)
+    saved = inline(2, "fsdp")
+    assert (saved / "step=3.ckpt" / ".metadata").is_file()
+    expected = dumps(saved)
+    later = attribute(tmp_path, saved, ranks, strategy, norm=False)
     for name in ("influence", "correlation"):
-        scale = float(np.abs(inline[name].values).max())
-        np.testing.assert_allclose(later[name].values, inline[name].values, atol=2e-3 * scale, err_msg=name)
+        scale = float(np.abs(expected[name].values).max())
+        np.testing.assert_allclose(later[name].values, expected[name].values, atol=2e-3 * scale, err_msg=name)
 
 
 @slow
-def test_torchrun_starts_the_command(tmp_path: Path) -> None:
-    launch(tmp_path / "inline", 1, strategy="single", **SAVED)
+def test_torchrun_starts_the_command(tmp_path: Path, inline: Any) -> None:
+    saved = inline(1, "single")
     (tmp_path / "app.py").write_text(
         "from strategy_run import Net, Points\n"
         "def training(): return Points()\n"
@@ -69,7 +84,7 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("bif-lightning")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", str(command),
-         "attribute", str(tmp_path / "inline"), "--model", "app.Net", "--data", "app.training", "--train", "app.rows",
+         "attribute", str(saved), "--model", "app.Net", "--data", "app.training", "--train", "app.rows",
          "--query", "app.columns", "--settings", "settings.yaml", "--out", "later/bif", "--accelerator", "cpu",
          "--devices", "2", "--strategy", "ddp"],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240,
@@ -77,10 +92,11 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     later = dumps(tmp_path / "later").influence.sel(step=[3, 6])
-    np.testing.assert_array_equal(later, dumps(tmp_path / "inline").influence)
+    np.testing.assert_array_equal(later, dumps(saved).influence)
 
 
 SCRIPT = """
+import sys
 import lightning as L
 import torch
 import bif_lightning as bl
@@ -90,7 +106,7 @@ from torch.utils.data import DataLoader
 torch.set_num_threads(1)
 trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
 bl.attribute(
-    Net(), "inline", Points(12, seed=1), Points(5, seed=2), data=DataLoader(Points(), batch_size=4),
+    Net(), sys.argv[1], Points(12, seed=1), Points(5, seed=2), data=DataLoader(Points(), batch_size=4),
     dirpath="later/bif", trainer=trainer, sampler=SAMPLER, chains=CHAINS, log=False,
 )
 assert trainer.world_size == 2
@@ -117,20 +133,20 @@ def of_rank(rank: int) -> dict[str, str]:
     ids=["fabric run", "srun"],
 )
 def test_a_script_under_other_launchers(
-    tmp_path: Path, arguments: list[str], tasks: list[dict[str, str]], environment: str
+    tmp_path: Path, inline: Any, arguments: list[str], tasks: list[dict[str, str]], environment: str
 ) -> None:
     """The Trainer takes ranks from whoever started the processes; its devices have to be given all the same."""
-    launch(tmp_path / "inline", 1, strategy="single", **SAVED)
+    saved = inline(1, "single")
     (tmp_path / "script.py").write_text(SCRIPT)
     common = {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, *arguments, "script.py"], cwd=tmp_path, env=common | task, text=True,
+            [sys.executable, *arguments, "script.py", str(saved)], cwd=tmp_path, env=common | task, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for task in tasks
     ]  # fmt: skip
     out = "".join(out for out, _ in answers(running))
     assert all(f"{environment} {rank}" in out for rank in range(2)), out
-    later, inline = (dumps(tmp_path / name).influence.sel(step=[3, 6]) for name in ("later", "inline"))
-    np.testing.assert_array_equal(later, inline)
+    later, expected = (dumps(folder).influence.sel(step=[3, 6]) for folder in (tmp_path / "later", saved))
+    np.testing.assert_array_equal(later, expected)

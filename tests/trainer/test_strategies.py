@@ -115,27 +115,42 @@ def test_running_statistics_are_those_of_rank_0(tmp_path: Path) -> None:
     assert np.array_equal(found.loss_trace[0], expected.loss_trace[0])
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dump of one process, with the whole model: what shards of it are compared with."""
+    folder = tmp_path_factory.mktemp("whole")
+    launch(folder, 1, strategy="single", norm=False, **AT_START)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("kind", "ranks"), [("fsdp", 2), pytest.param("tp", 2, marks=slow), pytest.param("both", 4, marks=slow)]
 )
-def test_a_model_in_shards_has_the_influence_of_the_whole(tmp_path: Path, kind: str, ranks: int) -> None:
+def test_a_model_in_shards_has_the_influence_of_the_whole(tmp_path: Path, whole: Path, kind: str, ranks: int) -> None:
     """The same noise, the same minibatches: equal up to the rounding of sums."""
-    launch(tmp_path / "whole", 1, strategy="single", norm=False, **AT_START)
-    launch(tmp_path / "shards", ranks, strategy=kind, **AT_START)
-    found, expected = dumps(tmp_path / "shards"), dumps(tmp_path / "whole")
+    launch(tmp_path, ranks, strategy=kind, **AT_START)
+    found, expected = dumps(tmp_path), dumps(whole)
     np.testing.assert_allclose(found.correlation, expected.correlation, atol=1e-4)
     np.testing.assert_allclose(found.influence, expected.influence, atol=1e-4 * float(abs(expected.influence).max()))
     np.testing.assert_allclose(found.distance_trace, expected.distance_trace, rtol=1e-5)
     np.testing.assert_allclose(found.loss_trace, expected.loss_trace, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def whole_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    launch(folder, 1, strategy="single", norm=False, tokens=True, **AT_START)
+    return folder
+
+
 @slow
 @pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("tp", 2), ("both", 4)])
-def test_tokens_of_a_model_in_shards_are_those_of_the_whole(tmp_path: Path, kind: str, ranks: int) -> None:
+def test_tokens_of_a_model_in_shards_are_those_of_the_whole(
+    tmp_path: Path, whole_tokens: Path, kind: str, ranks: int
+) -> None:
     """Of batches of unequal width, and of 12 train and 5 query examples in batches of 2 on up to 2 parts."""
-    launch(tmp_path / "whole", 1, strategy="single", norm=False, tokens=True, **AT_START)
-    launch(tmp_path / "shards", ranks, strategy=kind, tokens=True, **AT_START)
-    found, expected = (bl.open_tokens(tmp_path / name / "bif" / "step=000000000.h5") for name in ("shards", "whole"))
+    launch(tmp_path, ranks, strategy=kind, tokens=True, **AT_START)
+    found, expected = (bl.open_tokens(folder / "bif" / "step=000000000.h5") for folder in (tmp_path, whole_tokens))
     for one, other in ((found.train, expected.train), (found.query, expected.query)):
         assert one.sequence.tolist() == other.sequence.tolist()
         assert one.position.tolist() == other.position.tolist()
