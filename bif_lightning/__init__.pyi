@@ -1,6 +1,7 @@
 from . import exceptions as exceptions
 from .archive.read import by_label as by_label
 from .archive.read import changes as changes
+from .archive.read import integrated as integrated
 from .archive.read import open_run as open_run
 from .archive.read import open_samples as open_samples
 from .archive.read import open_tokens as open_tokens

@@ -619,6 +619,24 @@ MUTANTS = [
         ("rankdata(scores.cpu().numpy(), axis=0)", 'rankdata(scores.cpu().numpy(), "ordinal", axis=0)'),
         tests=("statistics/test_diagnostics.py",),
     ),
+    mutant(
+        "integrated influence with the wrong sign",
+        "results/integrated.py",
+        ("self.total[:, added] += ", "self.total[:, added] -= "),
+        tests=("results/test_integrated.py",),
+    ),
+    mutant(
+        "one scale for all queries of a snapshot",
+        "results/integrated.py",
+        ("z = values[:, added] / scale[added]", "z = values[:, added] / scale[added].mean()"),
+        tests=("results/test_integrated.py",),
+    ),
+    mutant(
+        "errors of the sum in the units of the snapshots",
+        "results/integrated.py",
+        ("np.float64)[:, added] / scale[added], _QUANTUM", "np.float64)[:, added], _QUANTUM"),
+        tests=("results/test_integrated.py",),
+    ),
 ]
 
 

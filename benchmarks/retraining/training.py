@@ -49,6 +49,28 @@ def train(
     return {name: torch.cat([part[name] for part in trained]) for name in trained[0]}
 
 
+def trajectory(task: Task, seed: int = 0) -> dict[int, Weights]:
+    """Parameters after each step of one training on all examples, a stack of one model each; bitwise those of `train`.
+
+    Args:
+        seed: of its first weights and minibatches; 0 is the reference checkpoint's.
+    """
+    inputs, targets = stack(task.data()[0])
+    skeleton, path = task.build(), list[Weights]()
+
+    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return task.loss(functional_call(skeleton, weights, (x,)), y).mean()
+
+    def gradient(weights: Weights, rows: Tensor) -> Weights:
+        path.append({name: value.clone() for name, value in weights.items()})
+        return vmap(grad(loss))(weights, inputs[rows], targets[rows])
+
+    weights = initial(task, [seed])
+    everyone = torch.ones(len(inputs), dtype=torch.bool)
+    _descend(weights, gradient, _batches(everyone, seed, task.recipe)[:, None], task.recipe)
+    return dict(enumerate([*path, weights]))
+
+
 def initial(task: Task, seeds: list[int]) -> Weights:
     """Untrained parameters, one model a seed."""
     modules = list[nn.Module]()
@@ -81,12 +103,17 @@ def _batches(member: Tensor, seed: int, recipe: Recipe) -> Tensor:
     return torch.cat(passes)[:needed].view(recipe.steps, recipe.batch_size)
 
 
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The rate of a step, counted from 0."""
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+
+
 def _descend(weights: Weights, gradient: Callable[[Weights, Tensor], Weights], rows: Tensor, recipe: Recipe) -> None:
     """All steps of the recipe, in place."""
     first = {name: torch.zeros_like(value) for name, value in weights.items()}
     second = {name: torch.zeros_like(value) for name, value in weights.items()}
     for step in range(recipe.steps):
-        rate = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        rate = learning_rate(recipe, step)
         # The plain kernel: the fused ones have no rule for vmap on CPUs.
         with sdpa_kernel(SDPBackend.MATH):
             gradients = gradient(weights, rows[step])

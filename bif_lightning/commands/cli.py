@@ -50,7 +50,7 @@ def top_examples(
     query: str,
     step: int | None = None,
     k: int = 10,
-    by: Literal["influence", "correlation", "conditioned"] = "influence",
+    by: Literal["integrated", "influence", "correlation", "conditioned"] | None = None,
     observable: str = "loss",
     json: bool = False,
 ) -> None:
@@ -59,10 +59,11 @@ def top_examples(
     Args:
         run: folder of the dumps, or a single dump.
         query: row number or id of the query; digits mean a row number where one exists.
-        step: global training step of the dump; the last one if not given.
+        step: global training step of one dump; if not given all of them, or the last where --by is of one snapshot.
         k: how many of each kind.
-        by: influence ranks better than correlation, which compares better over steps; conditioned ranks best of all
-            where the run has it.
+        by: integrated is the influence over the whole training, taken of three snapshots or more. Of one snapshot:
+            influence ranks better than correlation, which compares better over steps; conditioned ranks best where the
+            run has it.
         observable: loss, or the name of a further observable of the run, which --query then names a column of.
         json: one JSON document instead of a table.
     """

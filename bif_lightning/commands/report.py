@@ -1,19 +1,26 @@
 """Reports on a run for the command line: as plain data (the JSON of `--json`), and as text made from that."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from textwrap import fill
-from typing import Any
+from typing import Any, Literal
 
 import xarray as xr
 
-from bif_lightning.archive.read import by_label, top
-from bif_lightning.archive.read.queries import Quantity
+from bif_lightning.archive.read import by_label, integrated, top
+from bif_lightning.archive.read.quantities import Quantity
+from bif_lightning.archive.read.queries import default_quantity
 from bif_lightning.commands.terminal import number, plain, table, with_error
 from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
+from bif_lightning.results.integrated import INTEGRATED_SIGN
 
-_SIGNS = {"influence": INFLUENCE_SIGN, "correlation": CORRELATION_SIGN, "conditioned": CONDITIONED_SIGN}
+_SIGNS = {
+    "integrated": INTEGRATED_SIGN,
+    "influence": INFLUENCE_SIGN,
+    "correlation": CORRELATION_SIGN,
+    "conditioned": CONDITIONED_SIGN,
+}
 _MOST_LABELS = 12  # a wider table wraps on a usual terminal
 _MOST_ERRORS = 5  # and so does one of values with their errors
 _DIAGNOSTICS = (
@@ -140,7 +147,13 @@ def _short_cell(value: float, error: float) -> str:
 
 
 def extremes(
-    data: xr.Dataset, query: str, *, k: int, step: int | None, by: Quantity, observable: str
+    data: xr.Dataset,
+    query: str,
+    *,
+    k: int,
+    step: int | None,
+    by: Quantity | Literal["integrated"] | None,
+    observable: str,
 ) -> dict[str, Any]:
     """The train examples that act most on a query (see `archive.read.top`), with the question that they answer.
 
@@ -153,46 +166,63 @@ def extremes(
     Raises:
         ValueError: an unknown query, step or observable.
     """
-    name = by if observable == "loss" else f"{observable}_{by}"
+    by = by or default_quantity(data, step)
+    matrix = "influence" if by == "integrated" else by
+    name = matrix if observable == "loss" else f"{observable}_{matrix}"
     axis = str(data[name].dims[-1]) if name in data else "query"
     is_row = query.isascii() and query.isdecimal() and int(query) < data.sizes[axis]
     rows = top(data, int(query) if is_row else query, k, step=step, by=by, observable=observable)
     names = [str(each) for each in data["query_id" if axis == "query" else axis].values.tolist()]
     row = int(query) if is_row else names.index(query)
     at = data.isel(step=-1) if step is None else data.sel(step=step)
+    whole = integrated(data.isel({axis: [row]}), observable=observable) if by == "integrated" else None
     return {
         "run": str(data.attrs["directory"]),
         "step": int(at["step"]),
+        "steps": rows.attrs["steps"],
         "axis": axis,
         "query": row,
         "id": names[row],
         "observable": observable,
         "by": by,
-        "units": str(data[name].attrs.get("units", "")),
+        "units": "standard deviations" if whole is not None else str(data[name].attrs.get("units", "")),
         "sign": _SIGNS[by],
-        "verdict": str(at["verdict_reason"].item()),
-        "top_stability": _stability(at, row) if observable == "loss" else None,
-        "examples": rows.to_dict("records"),
+        "verdict": str(at["verdict_reason"].item()) if whole is None else _verdicts(data),
+        "top_stability": _stability(at, row) if observable == "loss" and whole is None else None,
+        "top_overlap": None if whole is None else _known(float(whole["top_overlap"].item())),
+        "notes": [] if whole is None else whole.attrs["notes"],
+        "examples": rows.drop(columns="quantity").to_dict("records"),
     }
 
 
+def _verdicts(data: xr.Dataset) -> str:
+    """How many snapshots of a run are in doubt; empty where none is."""
+    words = [word for word in data["verdict"].values.tolist() if word not in ("", "good")]
+    return f"{len(words)} of {data.sizes['step']} snapshots ({', '.join(dict.fromkeys(words))})" * bool(words)
+
+
 def _stability(snapshot: xr.Dataset, row: int) -> float | None:
-    if "top_stability" not in snapshot:
-        return None
-    found = float(snapshot["top_stability"][row])
-    return None if math.isnan(found) else found
+    return _known(float(snapshot["top_stability"][row])) if "top_stability" in snapshot else None
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def extremes_text(answer: Mapping[str, Any]) -> str:
     """The answer of `extremes` as a table."""
     examples: list[dict[str, Any]] = answer["examples"]
     units = "" if answer["units"] in ("", "1") else f", {answer['units']}"
+    steps, is_whole = answer["steps"], answer["by"] == "integrated"
+    at = f"over {len(steps)} snapshots, steps {steps[0]} to {steps[-1]}" if is_whole else f"at step {answer['step']}"
+    by = "integrated influence" if is_whole else answer["by"]
     title = (
-        f"{answer['axis']} {answer['query']} (id {plain(answer['id'])}) at step {answer['step']}: "
-        f"{answer['by']} on {answer['observable']}{units}, ± standard error"
+        f"{answer['axis']} {answer['query']} (id {plain(answer['id'])}) {at}: "
+        f"{by} on {answer['observable']}{units}, ± standard error"
     )
     optional = [name for name in ("label", "text") if any(row.get(name) is not None for row in examples)]
-    head = ["", "train", "id", answer["by"], "", *optional]
+    beside = [f"at step {answer['step']}"] * is_whole
+    head = ["", "train", "id", answer["by"], "", *beside, *optional]
     rows = [
         [
             row["effect"],
@@ -200,6 +230,7 @@ def extremes_text(answer: Mapping[str, Any]) -> str:
             plain(row["id"], 30),
             with_error(row["value"], row["standard_error"]),
             _doubt(row["value"], row["standard_error"]),
+            *[with_error(row.get("snapshot"), row.get("snapshot_standard_error"))] * is_whole,
             *(plain(str(row[name]), 24 if name == "label" else 60) for name in optional),
         ]
         for row in examples
@@ -207,14 +238,26 @@ def extremes_text(answer: Mapping[str, Any]) -> str:
     parts = [title, table(head, rows, left=["", "id", *optional]) if rows else "No train example acts on it."]
     if any(row[4] for row in rows):
         parts.append(f"{_IN_DOUBT} = within 1.96 standard errors of 0: the sign is not known")
+    return "\n\n".join([*parts, *_trust(answer), fill(answer["sign"], _WIDTH)])
+
+
+def _trust(answer: Mapping[str, Any]) -> Iterator[str]:
+    """What is known of how far a ranking can be trusted, in paragraphs."""
     if answer["top_stability"] is not None:
-        parts.append(
+        yield (
             "Of its 10 most helpful and 10 most harmful by half of the draws (of Subspace: of the examples behind its "
             f"curvature),\nthe other half finds {answer['top_stability']:.0%} too (by influence)."
         )
+    if answer["top_overlap"] is not None:
+        yield (
+            "Of its 10 most helpful and 10 most harmful by every second snapshot, the other snapshots find "
+            f"{answer['top_overlap']:.0%} too."
+        )
     if answer["verdict"]:
-        parts.append(fill(f"The snapshot is {plain(answer['verdict'], 400)}", _WIDTH))
-    return "\n\n".join([*parts, fill(answer["sign"], _WIDTH)])
+        start = "Not good are" if answer["by"] == "integrated" else "The snapshot is"
+        yield fill(f"{start} {plain(answer['verdict'], 400)}", _WIDTH)
+    if answer["notes"]:
+        yield "\n".join(fill(f"note: {plain(note, 400)}", _WIDTH) for note in answer["notes"])
 
 
 def _doubt(value: float, error: float) -> str:

@@ -22,8 +22,8 @@ from bif_lightning.trainer.progress import OfflineProgress, fits_bars
 from bif_lightning.trainer.snapshot_files import FOLDER, RunManifest, left_by
 
 _OF_TRAINING = (
-    "every_n_train_steps", "every_n_epochs", "at_steps", "at_start", "at_end", "budget", "launch", "on_error",
-    "verify_restore", "name",
+    "every_n_train_steps", "every_n_epochs", "at_steps", "num_snapshots", "at_start", "at_end", "budget", "launch",
+    "on_error", "verify_restore", "name",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The schedule of snapshots by steps and epochs, and when training ends."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +20,8 @@ class Schedule:
         every_n_train_steps: at every multiple.
         every_n_epochs: at the end of every n-th epoch; 1 where no other interval is given.
         at_steps: at these steps, often log-spaced.
+        num_snapshots: this many over the whole training, at equal distances of √t, which is dense at its
+            beginning: at T·(k/K)², k = 1 … K, of T steps in all (see `over`).
         at_start: before the first batch.
         at_end: after the last one.
 
@@ -29,24 +32,47 @@ class Schedule:
     every_n_train_steps: int | None = None
     every_n_epochs: int | None = None
     at_steps: Sequence[int] | None = None
+    num_snapshots: int | None = None
     at_start: bool = False
     at_end: bool = True
+    _moments: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         rhythms = {
             "every_n_train_steps": self.every_n_train_steps,
             "every_n_epochs": self.every_n_epochs,
             "at_steps": self.at_steps,
+            "num_snapshots": self.num_snapshots,
         }
         given = [name for name, value in rhythms.items() if value is not None]
         if len(given) > 1:
             raise MisconfigurationException(f"{' and '.join(given)} are both given; choose one")
-        for name in ("every_n_train_steps", "every_n_epochs"):
+        for name in ("every_n_train_steps", "every_n_epochs", "num_snapshots"):
             if (value := rhythms[name]) is not None and not (type(value) is int and value >= 1):
                 raise MisconfigurationException(f"{name} is {value!r}; it must be a whole number, 1 or above")
         steps = self.at_steps
         if steps is not None and not all(type(step) is int and step >= 0 for step in steps):
             raise MisconfigurationException(f"at_steps is {list(steps)!r}; it must hold whole numbers, 0 or above")
+
+    def over(self, steps: float) -> "Schedule":
+        """The same in a training of this many optimizer steps, which `num_snapshots` has to know.
+
+        >>> [step for step in range(1, 65) if Schedule(num_snapshots=4).over(64).crossed(step - 1, step)]
+        [4, 16, 36, 64]
+
+        Raises:
+            MisconfigurationException: the training has no end.
+        """
+        count = self.num_snapshots
+        if count is None:
+            return self
+        if not 0 <= steps < math.inf:
+            raise MisconfigurationException(
+                f"num_snapshots is {count}, and how many steps this training has is not known: give the Trainer "
+                "max_steps, or max_epochs with a loader that has a length, or the callback at_steps or "
+                "every_n_train_steps"
+            )
+        return replace(self, _moments=tuple(max(1, round(steps * (k / count) ** 2)) for k in range(1, count + 1)))
 
     def starts(self) -> bool:
         """Whether a snapshot is due before the first batch."""
@@ -56,11 +82,11 @@ class Schedule:
         """Whether a snapshot became due between two steps."""
         if self.every_n_train_steps is not None:
             return step // self.every_n_train_steps > before // self.every_n_train_steps
-        return any(before < due <= step for due in self.at_steps or ())
+        return any(before < due <= step for due in self.at_steps or self._moments)
 
     def epoch_ends(self, epochs: int) -> bool:
         """Whether a snapshot is due at the end of this many epochs."""
-        if self.every_n_train_steps is not None or self.at_steps is not None:
+        if any(rhythm is not None for rhythm in (self.every_n_train_steps, self.at_steps, self.num_snapshots)):
             return False
         return epochs % (self.every_n_epochs or 1) == 0
 

@@ -126,6 +126,8 @@ def returns_mean(module: Any, batch: Any) -> Tensor:
         ({"every_n_epochs": 1, "every_n_train_steps": 1}, "choose one"),
         ({"every_n_train_steps": 0}, "every_n_train_steps is 0"),
         ({"at_steps": [3, -1]}, "at_steps"),
+        ({"num_snapshots": 0}, "num_snapshots is 0"),
+        ({"num_snapshots": 3, "at_steps": [1]}, "at_steps and num_snapshots are both given"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"launch": "elsewhere"}, "launch is 'elsewhere'"),
         ({"per_token": True}, "per_token=True needs token losses"),

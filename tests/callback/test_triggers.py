@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,12 +35,20 @@ def loss_fn(module: Any, batch: Any) -> Tensor:
         ({"at_steps": [1, 2]}, {"accumulate_grad_batches": 3}, [1, 2]),
         ({"at_steps": [1]}, {"max_epochs": 5, "max_steps": 4}, [1, 4]),
         ({"at_steps": []}, {}, [6]),
+        ({"num_snapshots": 3}, {}, [1, 3, 6]),
+        ({"num_snapshots": 2, "at_end": False}, {"max_epochs": 5, "max_steps": 8}, [2, 8]),
+        ({"num_snapshots": 2}, {"accumulate_grad_batches": 3}, [1, 2]),
         ({"at_steps": [100], "at_end": False}, {}, []),
     ],
 )
 def test_snapshots_are_taken_when_due(tmp_path: Path, dumps: Any, triggers: Any, trainer: Any, expected: Any) -> None:
     fit(tmp_path, [bif(tmp_path, **triggers)], **trainer)
     assert dumps() == expected
+
+
+def test_a_training_without_an_end_has_no_share_of_it(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="num_snapshots is 4, and how many steps this training has"):
+        fit(tmp_path, [bif(tmp_path, num_snapshots=4)], max_epochs=-1, max_time="00:00:01:00")
 
 
 def test_several_optimizers_cross_steps(tmp_path: Path, dumps: Any) -> None:

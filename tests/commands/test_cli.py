@@ -13,6 +13,7 @@ import pytest
 from bif_lightning.commands.cli import main
 from bif_lightning.commands.report import summary_text
 from bif_lightning.results.estimate import CORRELATION_SIGN, INFLUENCE_SIGN
+from bif_lightning.results.integrated import INTEGRATED_SIGN
 
 Capture = pytest.CaptureFixture[str]
 COMMAND = [sys.executable, "-c", "import sys; from bif_lightning.commands.cli import main; sys.exit(main())"]
@@ -94,7 +95,7 @@ def test_many_labels_are_not_printed(run: Path, capsys: Capture) -> None:
 
 
 def test_top_ranks_helpful_then_harmful(run: Path, capsys: Capture) -> None:
-    shown = answer(capsys, "top", run, "--query", 1)
+    shown = answer(capsys, "top", run, "--query", 1, "--step", 200)
     examples = shown["examples"]
     assert [(row["effect"], row["train"], row["id"], row["label"]) for row in examples] == [
         ("helps", 2, "猫/2", "cat"),
@@ -108,7 +109,33 @@ def test_top_ranks_helpful_then_harmful(run: Path, capsys: Capture) -> None:
     assert shown["sign"] == INFLUENCE_SIGN
     assert shown["top_stability"] == 0.5
     assert shown["verdict"].startswith("diverged: 1 of 4 chains")
-    assert answer(capsys, "top", run, "--query", 2)["top_stability"] is None
+    assert answer(capsys, "top", run, "--query", 2, "--step", 200)["top_stability"] is None
+
+
+def test_top_of_three_snapshots_ranks_by_all_of_them_and_shows_the_last_beside(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "top", run, "--query", 1)
+    scale = 3 / np.std([-0.5, 0.001, -2.0, 0.0, 1.5])  # the columns of the three snapshots are multiples of one another
+    assert (shown["by"], shown["steps"], shown["step"]) == ("integrated", [0, 10, 200], 200)
+    assert [row["train"] for row in shown["examples"]] == [2, 0, 4, 1]
+    assert shown["examples"][0]["value"] == pytest.approx(-2 * scale, rel=1e-6)
+    assert (shown["examples"][0]["snapshot"], shown["examples"][0]["snapshot_standard_error"]) == pytest.approx(
+        (-6, 0.3)
+    )
+    doubted = [row["verdict"] for row in answer(capsys, "show", run)["steps"] if row["verdict"] != "good"]
+    verdict = f"{len(doubted)} of 3 snapshots ({', '.join(dict.fromkeys(doubted))})"
+    assert (shown["sign"], shown["verdict"]) == (INTEGRATED_SIGN, verdict)
+    assert main(["top", str(run), "--query", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "over 3 snapshots, steps 0 to 200: integrated influence on loss" in printed
+    assert f"Not good are {verdict}" in printed
+    best = next(line for line in printed.splitlines() if line.startswith("helps"))
+    assert "-6.00 ± 0.30" in best
+
+
+def test_top_of_all_snapshots_takes_no_step(run: Path, capsys: Capture) -> None:
+    status, line = refusal(capsys, "top", run, "--query", "1", "--by", "integrated", "--step", "10")
+    assert status == 2
+    assert "leave one of them out" in line
 
 
 def test_top_by_correlation_agrees_on_who_helps(run: Path, capsys: Capture) -> None:
@@ -130,7 +157,7 @@ def test_top_of_an_observable_with_columns(run: Path, capsys: Capture) -> None:
 
 
 def test_top_as_text_marks_doubtful_signs_and_escapes_controls(run: Path, capsys: Capture) -> None:
-    assert main(["top", str(run), "--query", "1"]) == 0
+    assert main(["top", str(run), "--query", "1", "--step", "200"]) == 0
     printed = capsys.readouterr().out
     lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith(("helps", "hurts"))}
     assert "-6.00 ± 0.30" in lines["2"]

@@ -2,6 +2,7 @@ from .dumps import open_run as open_run
 from .dumps import open_samples as open_samples
 from .index import SkippedDumpWarning as SkippedDumpWarning
 from .index import UnreadableFileError as UnreadableFileError
+from .over_training import integrated as integrated
 from .queries import by_label as by_label
 from .queries import changes as changes
 from .queries import top as top

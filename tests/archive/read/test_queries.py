@@ -42,7 +42,7 @@ def folder(tmp_path, parts):
 
 def test_top_puts_helpers_first_and_leaves_out_zero_and_nan(folder, parts):
     table = top(open_run(folder), 0)
-    assert list(table) == ["rank", "effect", "train", "id", "label", "text", "value", "standard_error"]
+    assert list(table) == ["rank", "effect", "train", "id", "label", "text", "value", "standard_error", "quantity"]
     assert table.train.tolist() == [0, 3, 4, 1]
     assert table.effect.tolist() == ["helps", "helps", "hurts", "hurts"]
     assert table["rank"].tolist() == [1, 2, 1, 2]
