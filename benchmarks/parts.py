@@ -9,7 +9,8 @@ from unittest.mock import patch
 from bif_lightning.estimation import estimator
 from bif_lightning.losses.problem import Problem
 from bif_lightning.rng import Noise
-from bif_lightning.sampling import chain
+from bif_lightning.sampling import sgld
+from bif_lightning.sampling.sampler import ChainState
 from cases import Case
 
 PARTS = ("gradient passes", "measurement", "noise", "update", "minibatch", "snapshot losses", "matrix")
@@ -31,15 +32,15 @@ def shares(case: Case, problem: Problem) -> dict[str, float]:
 
     with (
         patch.object(Problem, "add_gradient", clock("gradient passes", Problem.add_gradient)),
-        patch.object(chain.ChainState, "measure", clock("measurement", chain.ChainState.measure)),
-        patch.object(chain.ChainState, "_fill_normal", clock("noise", chain.ChainState._fill_normal)),
-        patch.object(chain, "drift_", clock("update", chain.drift_)),
-        patch.object(chain, "step_", clock("update", chain.step_)),
+        patch.object(ChainState, "measure", clock("measurement", ChainState.measure)),
+        patch.object(sgld.LangevinState, "_fill_normal", clock("noise", sgld.LangevinState._fill_normal)),
+        patch.object(sgld, "drift_", clock("update", sgld.drift_)),
+        patch.object(sgld, "step_", clock("update", sgld.step_)),
         patch.object(Noise, "minibatch", clock("minibatch", Noise.minibatch)),
         patch.object(Problem, "minibatch", clock("minibatch", Problem.minibatch)),
-        patch.object(estimator, "plan_chains", clock("snapshot losses", estimator.plan_chains)),
+        patch.object(estimator, "at_snapshot", clock("snapshot losses", estimator.at_snapshot)),
         # Matrices are computed on threads of their own, when no chain runs any more.
-        patch.object(estimator, "summarize", clock("matrix", estimator.summarize, time.process_time)),
+        patch.object(estimator, "compute", clock("matrix", estimator.compute, time.process_time)),
     ):
         started = time.process_time()
         estimator.estimate_problem(problem, case.sampler, case.chains)

@@ -5,13 +5,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Generator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bif_lightning.calibration.grid import Calibration, calibrate_problem
 from bif_lightning.offline.fit_start import imported, module_and_data, with_problem
 from bif_lightning.plots import to_png
+from bif_lightning.results.settings import encode
 from bif_lightning.trainer.checkpoints import load_weights
 
 
@@ -29,7 +29,7 @@ def calibrate_checkpoint(
     """Calibrate, and write `<out>.png` and `<out>.yaml`.
 
     Returns:
-        The calibration, and as plain values: kind, sampler, chains, reasons, whether it is sound, files written.
+        The calibration, and as plain values: sampler, chains, reasons, whether it is sound, files written.
 
     Raises:
         ValueError, OSError: bad arguments or paths; see `offline.fit_start`.
@@ -58,7 +58,7 @@ def calibrate_checkpoint(
 def _grid(found: Calibration) -> list[dict[str, Any]]:
     return [
         {
-            "sampler": asdict(cell.sampler),
+            "sampler": encode(cell.sampler),
             "diverged": cell.diverged,
             "dimension": cell.dimension,
             "nonlinearity": cell.nonlinearity,

@@ -61,7 +61,7 @@ def top_examples(
         query: row number or id of the query; digits mean a row number where one exists.
         step: global training step of one dump; if not given all of them, or the last where --by is of one snapshot.
         k: how many of each kind.
-        by: integrated is the influence over the whole training, taken of three snapshots or more. Of one snapshot:
+        by: integrated is the influence over the whole training, taken of five snapshots or more. Of one snapshot:
             influence ranks better than correlation, which compares better over steps; conditioned ranks best where the
             run has it.
         observable: loss, or the name of a further observable of the run, which --query then names a column of.

@@ -227,8 +227,9 @@ def _label_names(
         return _single_names(labels, index, given, found)
     if len(whole) > 1:
         first, second = sorted(whole)[:2]
-        raise
-        ValueError(f"describe returned different 'label_names': {first} and {second}; return the same list always")
+        raise ValueError(
+            f"describe returned different 'label_names': {first} and {second}; return the same list always"
+        )
     names = whole.pop()
     if len(names) < classes:
         raise ValueError(

@@ -72,7 +72,7 @@ def forecast(
     Args:
         problem, settings, chains, store_traces: as of the snapshot.
         ranks: the ranks that share the work; None for those of the default process group.
-        matrix_bytes, scratch: see `summary.summarize`.
+        matrix_bytes, scratch: as of `estimate_problem`.
 
     Raises:
         OSError: the disk has no room for the matrices.

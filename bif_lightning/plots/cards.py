@@ -109,8 +109,9 @@ def extremes(
 def _column(estimate: Estimate, column: int, kind: Quantity) -> Float[np.ndarray, " train"]:
     matrix = getattr(estimate.losses, kind.name)
     if matrix is None:
-        raise
-        ValueError(f"the estimate has no {kind.words} (Chains(ridge=...) makes it from kept draws); show influence")
+        raise ValueError(
+            f"the estimate has no {kind.words} (Chains(ridge=...) makes it from kept draws); show influence"
+        )
     return np.asarray(matrix)[:, column]
 
 

@@ -9,6 +9,7 @@ from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans
 from bif_lightning.results.examples import Samples
+from judged import judged
 
 STEPS = (0, 10, 200)
 TRAIN = Samples(
@@ -48,48 +49,50 @@ def estimate(step: int, *, labels: bool = True) -> Estimate:
     losses = _influence("loss", None, 1.0 + step / 100)
     means = np.array([[-0.25, 0.5], [0.125, -0.75]])
     trace = np.full((chains, 6), 2.5)
-    return Estimate(
-        losses=losses,
-        observables={"margin": _influence("margin", ("easy", "hard"), -1.0)},
-        train_loss=np.ones(5),
-        train_std=np.ones(5),
-        snapshot_loss=2.302585,
-        chain_ids=tuple(range(chains)),
-        loss_trace=trace,
-        distance_trace=trace,
-        divergences=(
-            Divergence(chain=3, draw=4, step=5, loss_before=2.5, loss=1e9, message="chain 3 diverged at draw 4"),
+    return judged(
+        Estimate(
+            losses=losses,
+            observables={"margin": _influence("margin", ("easy", "hard"), -1.0)},
+            train_loss=np.ones(5),
+            train_std=np.ones(5),
+            snapshot_loss=2.302585,
+            chain_ids=tuple(range(chains)),
+            loss_trace=trace,
+            distance_trace=trace,
+            divergences=(
+                Divergence(chain=3, draw=4, step=5, loss_before=2.5, loss=1e9, message="chain 3 diverged at draw 4"),
+            )
+            * last,
+            diagnostics=Diagnostics(
+                rhat=1.0123,
+                ess=12.34,
+                llc=15.25,
+                llc_standard_error=0.75,
+                drift=-0.5,
+                score_agreement=float("nan") if step == 0 else 0.91,
+                group_agreement=float("nan") if step == 0 else 0.86,
+                noise_ratio=0.125,
+                llc_ratio=1.25,
+                control_agreement=0.375,
+            ),
+            cost=Cost(seconds=3.21, steps=24, workers=1, extra_bytes=1000),
+            sampler=SGLD(step_size=1e-5, inverse_temperature=100.0, localization=10.0),
+            chains=Chains(num_chains=4, num_draws=6),
+            parameters=("weight",),
+            num_weights=10,
+            label_means=LabelMeans(
+                train_labels=np.array([0, 1]),
+                query_labels=np.array([0, 1]),
+                influence=-means,
+                influence_standard_error=np.full((2, 2), 0.02),
+                correlation=means,
+                correlation_standard_error=np.full((2, 2), 0.01),
+            )
+            if labels
+            else None,
+            notes=("the loss has dropout",) * last,
+            top_stability=np.array([0.75, 0.5, np.nan]),
         )
-        * last,
-        diagnostics=Diagnostics(
-            rhat=1.0123,
-            ess=12.34,
-            llc=15.25,
-            llc_standard_error=0.75,
-            drift=-0.5,
-            score_agreement=float("nan") if step == 0 else 0.91,
-            group_agreement=float("nan") if step == 0 else 0.86,
-            noise_ratio=0.125,
-            llc_ratio=1.25,
-            control_agreement=0.375,
-        ),
-        cost=Cost(seconds=3.21, steps=24, workers=1, extra_bytes=1000),
-        sampler=SGLD(step_size=1e-5, inverse_temperature=100.0, localization=10.0),
-        chains=Chains(num_chains=4, num_draws=6),
-        parameters=("weight",),
-        num_weights=10,
-        label_means=LabelMeans(
-            train_labels=np.array([0, 1]),
-            query_labels=np.array([0, 1]),
-            influence=-means,
-            influence_standard_error=np.full((2, 2), 0.02),
-            correlation=means,
-            correlation_standard_error=np.full((2, 2), 0.01),
-        )
-        if labels
-        else None,
-        notes=("the loss has dropout",) * last,
-        top_stability=np.array([0.75, 0.5, np.nan]),
     )
 
 

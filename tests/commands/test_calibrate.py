@@ -120,7 +120,7 @@ def test_a_configuration_of_lightning_cli_says_which_model_and_data(app: Path, c
     arguments = ["calibrate", "plain.pt", "--config", "run.yaml", "--loss", "calibrate_app.losses", "--json"]
     assert main([*arguments, "--accelerator", "cpu"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["kind"] == "SGLD"
+    assert answer["sampler"]["kind"] == "SGLD"
     assert sum(cell["chosen"] for cell in answer["grid"]) == 1
     chosen = next(cell for cell in answer["grid"] if cell["chosen"])
     assert chosen["sampler"] == answer["sampler"]

@@ -112,8 +112,8 @@ def test_top_ranks_helpful_then_harmful(run: Path, capsys: Capture) -> None:
     assert answer(capsys, "top", run, "--query", 2, "--step", 200)["top_stability"] is None
 
 
-def test_top_of_three_snapshots_ranks_by_all_of_them_and_shows_the_last_beside(run: Path, capsys: Capture) -> None:
-    shown = answer(capsys, "top", run, "--query", 1)
+def test_top_ranks_by_all_snapshots_and_shows_the_last_beside(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "top", run, "--query", 1, "--by", "integrated")
     scale = 3 / np.std([-0.5, 0.001, -2.0, 0.0, 1.5])  # the columns of the three snapshots are multiples of one another
     assert (shown["by"], shown["steps"], shown["step"]) == ("integrated", [0, 10, 200], 200)
     assert [row["train"] for row in shown["examples"]] == [2, 0, 4, 1]
@@ -124,7 +124,7 @@ def test_top_of_three_snapshots_ranks_by_all_of_them_and_shows_the_last_beside(r
     doubted = [row["verdict"] for row in answer(capsys, "show", run)["steps"] if row["verdict"] != "good"]
     verdict = f"{len(doubted)} of 3 snapshots ({', '.join(dict.fromkeys(doubted))})"
     assert (shown["sign"], shown["verdict"]) == (INTEGRATED_SIGN, verdict)
-    assert main(["top", str(run), "--query", "1"]) == 0
+    assert main(["top", str(run), "--query", "1", "--by", "integrated"]) == 0
     printed = capsys.readouterr().out
     assert "over 3 snapshots, steps 0 to 200: integrated influence on loss" in printed
     assert f"Not good are {verdict}" in printed

@@ -13,6 +13,7 @@ from bif_lightning.results.token_matrices import InMemoryTokens
 from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, GaussianCovariance
 from bif_lightning.results.tokens import TokenAxis, Tokens, blocks_of
 from bif_lightning.statistics.standard_errors import ErrorModel, ErrorScale
+from judged import judged
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -115,42 +116,44 @@ def make_estimate(
     def normal(*shape):
         return rng.normal(size=(chains, draws, *shape))
 
-    return Estimate(
-        losses=make_influence(rng, n, q, conditioned=conditioned),
-        observables={each.name: each for each in observables},
-        train_loss=rng.normal(size=n),
-        train_std=abs(rng.normal(size=n)),
-        snapshot_loss=0.25,
-        chain_ids=tuple(chain_ids),
-        loss_trace=normal(),
-        distance_trace=abs(normal()),
-        divergences=tuple(
-            Divergence(chain=chain, draw=-1, step=3, loss_before=2.0, loss=np.inf, message=f"chain {chain} left")
-            for chain in diverged
-        ),
-        diagnostics=Diagnostics(
-            rhat=1.01,
-            ess=40.5,
-            llc=3.5,
-            llc_standard_error=0.5,
-            drift=-0.25,
-            score_agreement=np.nan,
-            group_agreement=0.625,
-        ),
-        cost=Cost(seconds=1.5, steps=10, workers=2, extra_bytes=1000),
-        sampler=SGLD(step_size=1e-4, inverse_temperature=10.0, localization=10.0),
-        chains=Chains(num_chains=chains + len(diverged), num_draws=draws),
-        parameters=("layer.weight", "layer.bias"),
-        num_weights=12,
-        ridge=0.125 if conditioned else None,
-        label_means=label_means,
-        traces=Traces(
-            train=normal(n).astype(np.float32),
-            columns={name: normal(width).astype(np.float32) for name, width in columns.items()},
+    return judged(
+        Estimate(
+            losses=make_influence(rng, n, q, conditioned=conditioned),
+            observables={each.name: each for each in observables},
+            train_loss=rng.normal(size=n),
+            train_std=abs(rng.normal(size=n)),
+            snapshot_loss=0.25,
+            chain_ids=tuple(chain_ids),
+            loss_trace=normal(),
+            distance_trace=abs(normal()),
+            divergences=tuple(
+                Divergence(chain=chain, draw=-1, step=3, loss_before=2.0, loss=np.inf, message=f"chain {chain} left")
+                for chain in diverged
+            ),
+            diagnostics=Diagnostics(
+                rhat=1.01,
+                ess=40.5,
+                llc=3.5,
+                llc_standard_error=0.5,
+                drift=-0.25,
+                score_agreement=np.nan,
+                group_agreement=0.625,
+            ),
+            cost=Cost(seconds=1.5, steps=10, workers=2, extra_bytes=1000),
+            sampler=SGLD(step_size=1e-4, inverse_temperature=10.0, localization=10.0),
+            chains=Chains(num_chains=chains + len(diverged), num_draws=draws),
+            parameters=("layer.weight", "layer.bias"),
+            num_weights=12,
+            ridge=0.125 if conditioned else None,
+            label_means=label_means,
+            traces=Traces(
+                train=normal(n).astype(np.float32),
+                columns={name: normal(width).astype(np.float32) for name, width in columns.items()},
+            )
+            if traces
+            else None,
+            notes=("a note",) if diverged else (),
         )
-        if traces
-        else None,
-        notes=("a note",) if diverged else (),
     )
 
 
@@ -176,4 +179,5 @@ def make_full(rng, n: int = 7, q: int = 4):
     stability = np.where(np.arange(q) < 3, 0.5, np.nan)
     diagnostics = replace(estimate.diagnostics, noise_ratio=0.5, llc_ratio=1.25, control_agreement=0.25)
     estimate = replace(estimate, top_stability=stability, diagnostics=diagnostics, effective_dimension=6.5)
-    return train, query, replace(estimate, tokens=make_tokens(rng, n, q, 2, estimate.loss_trace.shape[1]))
+    tokens = make_tokens(rng, n, q, 2, estimate.loss_trace.shape[1])
+    return train, query, judged(replace(estimate, tokens=tokens))

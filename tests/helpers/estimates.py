@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, LabelMeans
 from bif_lightning.results.examples import Samples
+from judged import judged
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -102,34 +103,36 @@ def estimate_from(
     for draw in range(1, draws):
         noise[:, draw] = 0.9 * noise[:, draw - 1] + rng.normal(0, 0.004, chains)
     labelled = train.labels is not None and query.labels is not None
-    return Estimate(
-        losses=influence_of(correlation, 0.04),
-        observables={},
-        train_loss=rng.random(len(train)),
-        train_std=rng.random(len(train)),
-        snapshot_loss=0.31,
-        chain_ids=tuple(range(chains)),
-        loss_trace=level + noise,
-        distance_trace=np.sqrt(time + 1.0) * np.ones((chains, 1)),
-        divergences=(),
-        diagnostics=Diagnostics(
-            rhat=1.012,
-            ess=231.4,
-            llc=12.31,
-            llc_standard_error=0.42,
-            drift=0.7,
-            score_agreement=0.91,
-            noise_ratio=0.2,
-            llc_ratio=1.3,
-            control_agreement=0.3,
-        ),
-        cost=Cost(seconds=3.5, steps=400, workers=2, extra_bytes=1 << 20),
-        sampler=SGLD(step_size=1e-5, inverse_temperature=1000.0, localization=100.0),
-        chains=Chains(num_chains=chains, num_draws=draws, burn_in=10, thinning=2),
-        parameters=("weight",),
-        num_weights=650,
-        label_means=means_of(correlation, train, query) if labelled else None,
-        top_stability=np.where(np.arange(len(query)) < 5, 0.75, np.nan),
+    return judged(
+        Estimate(
+            losses=influence_of(correlation, 0.04),
+            observables={},
+            train_loss=rng.random(len(train)),
+            train_std=rng.random(len(train)),
+            snapshot_loss=0.31,
+            chain_ids=tuple(range(chains)),
+            loss_trace=level + noise,
+            distance_trace=np.sqrt(time + 1.0) * np.ones((chains, 1)),
+            divergences=(),
+            diagnostics=Diagnostics(
+                rhat=1.012,
+                ess=231.4,
+                llc=12.31,
+                llc_standard_error=0.42,
+                drift=0.7,
+                score_agreement=0.91,
+                noise_ratio=0.2,
+                llc_ratio=1.3,
+                control_agreement=0.3,
+            ),
+            cost=Cost(seconds=3.5, steps=400, workers=2, extra_bytes=1 << 20),
+            sampler=SGLD(step_size=1e-5, inverse_temperature=1000.0, localization=100.0),
+            chains=Chains(num_chains=chains, num_draws=draws, burn_in=10, thinning=2),
+            parameters=("weight",),
+            num_weights=650,
+            label_means=means_of(correlation, train, query) if labelled else None,
+            top_stability=np.where(np.arange(len(query)) < 5, 0.75, np.nan),
+        )
     )
 
 
@@ -151,10 +154,12 @@ def digits_estimate(
 
 def with_divergence(estimate: Estimate) -> Estimate:
     gone = Divergence(chain=2, draw=31, step=72, loss_before=0.41, loss=8.1e9, message="loss above its bound")
-    return replace(
-        estimate,
-        chain_ids=tuple(chain for chain in estimate.chain_ids if chain != 2),
-        loss_trace=np.delete(estimate.loss_trace, 2, 0),
-        distance_trace=np.delete(estimate.distance_trace, 2, 0),
-        divergences=(gone,),
+    return judged(
+        replace(
+            estimate,
+            chain_ids=tuple(chain for chain in estimate.chain_ids if chain != 2),
+            loss_trace=np.delete(estimate.loss_trace, 2, 0),
+            distance_trace=np.delete(estimate.distance_trace, 2, 0),
+            divergences=(gone,),
+        )
     )

@@ -10,6 +10,7 @@ from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.results.estimate import Estimate, Influence
 from bif_lightning.results.examples import Samples
 from estimates import digits_estimate, estimate_from, means_of, texts, with_divergence
+from judged import judged
 from small_language import by_tokens, sequences
 
 STEPS = (10, 20, 40, 80, 160, 320)
@@ -117,7 +118,7 @@ def write_texts(folder: Path) -> None:
     estimate = estimate_from(correlation, train, query)
     noisy = replace(estimate.diagnostics, noise_ratio=4.0)
     write_samples(folder, train, query)
-    write_dump(folder, replace(estimate, diagnostics=noisy), step=5, epoch=0, train=train, query=query)
+    write_dump(folder, judged(replace(estimate, diagnostics=noisy)), step=5, epoch=0, train=train, query=query)
 
 
 def write_tokens(folder: Path) -> None:

@@ -66,7 +66,7 @@ def frozen() -> nn.Module:
         (ValueError, r"loss_fn: shape \[12, 3, 1\]", {"loss": lambda m, b: m(b[0])[..., None]}),
         (ValueError, r"pattern 'body\.\*' matches no parameter; trainable names are 0\.weight", {"params": ["body.*"]}),
         (ValueError, r"pattern 'head' matches no parameter", {"params": ["*.weight", "head"]}),
-        (ValueError, "no parameter that requires a gradient", {"module": frozen()}),
+        (ValueError, "no parameter of the module requires a gradient", {"module": frozen()}),
         (ValueError, r"parameter 0.weight is torch.complex64", {"module": complex_valued()}),
         (ValueError, "does not depend on the sampled weights", {"loss": lambda m, b: b[0].sum(1) + 0 * m(b[0])[:, 0]}),
         (ValueError, "store_traces=True .*storage='moments'",

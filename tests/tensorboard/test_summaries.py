@@ -25,6 +25,7 @@ from bif_lightning.tensorboard.summaries import (
 )
 from bif_lightning.tensorboard.texts import escape, top_table, verdict_text
 from estimates import bare, digits_estimate, estimate_from, influence_of, texts
+from judged import judged
 
 EVERYTHING = {"images": 0, "scalars": 0, "histograms": 0, "tensors": 0}
 
@@ -217,7 +218,7 @@ def test_a_table_lists_the_strongest_with_errors_and_says_which_are_unsure():
 
 def test_every_snapshot_says_whether_it_can_be_trusted(digits, tmp_path):
     estimate, train, query = digits
-    noisy = replace(estimate, diagnostics=replace(estimate.diagnostics, noise_ratio=4.0))
+    noisy = judged(replace(estimate, diagnostics=replace(estimate.diagnostics, noise_ratio=4.0)))
     given = {"train": train, "query": query, "views": ("tables", "scalars"), "introduce": False}
     events = written(tmp_path, {**given, "estimate": estimate, "step": 1}, {**given, "estimate": noisy, "step": 2})
     assert text_of(events, "bif/verdict") == verdict_text(noisy)

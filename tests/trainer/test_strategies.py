@@ -243,7 +243,7 @@ def test_spawned_processes_leave_their_dumps(tmp_path: Path) -> None:
 def test_other_strategies_are_refused(name: str) -> None:
     base = type("DDPStrategy", (), {}) if name == "DeepSpeedStrategy" else object
     trainer = SimpleNamespace(strategy=type(name, (base,), {})(), world_size=2, precision="32-true")
-    with pytest.raises(MisconfigurationException, match=rf"{name} on 2 processes: .*bif_lightning\.attribute"):
+    with pytest.raises(MisconfigurationException, match=rf"{name} on 2 ranks: .*bif_lightning\.attribute"):
         check_trainer(trainer, allow_untested=False)
     check_trainer(trainer, allow_untested=True)
 

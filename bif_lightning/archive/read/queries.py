@@ -18,7 +18,7 @@ from bif_lightning.exceptions import SkippedDumpWarning, UnreadableFileError
 from bif_lightning.results.bands import CLEAR, found_changes, simultaneous
 from bif_lightning.results.examples import Samples
 
-_LEAST_SNAPSHOTS = 3  # of fewer, a sum over training is hardly more than one of them
+_LEAST_SNAPSHOTS = 5  # sums of three were as often worse than the last snapshot as better
 
 
 def top(
@@ -32,9 +32,9 @@ def top(
 ) -> pd.DataFrame:
     """The k train examples that help a query most, then the k that hurt it most.
 
-    A run of three snapshots or more is ranked by its influence over the whole training (`integrated`); `step` or
-    `by` pick one snapshot. Against retraining, sums of eight spread snapshots were mostly better than the last one
-    and sums of three as often worse (docs/concepts/whole_training.md).
+    A run of five snapshots or more is ranked by its influence over the whole training (`integrated`); `step` or
+    `by` pick one snapshot. Against retraining, sums of five and of eight spread snapshots were mostly better than
+    the last one, and sums of three as often worse (docs/concepts/whole_training.md).
 
     An example helps when more weight on it lowers the query's loss: influence below 0, correlation above 0. Where
     fewer than k examples have that sign, fewer rows are given. Of an observable other than the loss it is not
@@ -46,7 +46,7 @@ def top(
         k: rows of each kind.
         step: a step of the run; None takes all, or the last where `by` names a matrix of one snapshot.
         by: "integrated", or of one snapshot: "influence" ranks better, "correlation" compares better over steps. None
-            takes "integrated" of three snapshots or more where no step is given, else "influence".
+            takes "integrated" of five snapshots or more where no step is given, else "influence".
         observable: name of an observable; the query losses by default.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One reader process: answers questions about files until its input ends. `readers.py` starts it.
+"""One reader process: answers questions about files until its input ends. `readers` starts it.
 
 A hostile file can crash HDF5, which is written in C. It then crashes this process, which is replaced, and not
 TensorBoard.

@@ -126,9 +126,9 @@ def test_top_ranks_by_all_snapshots_and_shows_the_last_beside(run, estimates):
     assert table.attrs["steps"] == list(STEPS)
 
 
-def test_top_of_fewer_than_three_snapshots_or_of_a_step_ranks_by_one(run):
+def test_top_of_fewer_than_five_snapshots_or_of_a_step_ranks_by_one(run):
     for table, step in (
-        (top(run.isel(step=[0, 1]), 0), 20),
+        (top(run.isel(step=[0, 1, 2, 3]), 0), 300),
         (top(run, 0, step=30), 30),
         (top(run, 0, by="influence"), 500),
     ):
