@@ -183,7 +183,7 @@ class BIFCallback(pl.Callback):
         self._session: Session | None = None
         self._seen, self._resumed = 0, False
         self._last: int | None = None
-        self._settled: ResolvedSettings | None = None
+        self._resolved: ResolvedSettings | None = None
         self._data = dict[str, str]()
         self._owned: Path | None = None
 
@@ -264,7 +264,7 @@ class BIFCallback(pl.Callback):
         """Plain values: the last snapshot's step, settings given and found, and fingerprints of the data."""
         return {
             "last": self._last,
-            "settled": None if self._settled is None else self._settled.as_dict(),
+            "resolved": None if self._resolved is None else self._resolved.as_dict(),
             "budget": self.budget.state(),
             "settings": dict(self.wanted.settings),
             "data": self._data,
@@ -279,7 +279,7 @@ class BIFCallback(pl.Callback):
         check_same("settings", state_dict["settings"], dict(self.wanted.settings))
         self._data = state_dict.get("data", {})
         self._last, self._resumed = state_dict["last"], True
-        self._settled = None if state_dict["settled"] is None else ResolvedSettings.from_dict(state_dict["settled"])
+        self._resolved = None if (found := state_dict.get("resolved")) is None else ResolvedSettings.from_dict(found)
         self.budget.load(state_dict["budget"])
 
     # -- snapshots ----------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ class BIFCallback(pl.Callback):
             self.directory,
             fresh=self.directory != self._owned and not self._resumed,
             data=self._data if self._resumed else {},
-            settled=self._settled,
+            resolved=self._resolved,
         )
         self._owned, self._data = self.directory, session.outputs.fingerprints
         session.announce(trainer, module)
@@ -316,4 +316,4 @@ class BIFCallback(pl.Callback):
                 raise
             rank_zero_warn(f"the snapshot at step {step} failed and is skipped; training goes on: {error}")
             return
-        self._last, self._settled = step, self._session.settled
+        self._last, self._resolved = step, self._session.resolved

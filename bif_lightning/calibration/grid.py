@@ -30,7 +30,7 @@ PULLS = (0.1, 1.0, 10.0)
 TEMPERATURES = (0.01, 1.0, 100.0)
 """Factors of nβ, in blocks: smaller posteriors to the right."""
 
-Told = Callable[[int, int], None]
+PilotProgress = Callable[[int, int], None]
 """(pilots done, pilots in all)."""
 
 
@@ -54,7 +54,7 @@ class Calibration:
     spacing: int
 
     @property
-    def settled(self) -> ResolvedSettings:
+    def resolved(self) -> ResolvedSettings:
         """The sampler and its chains."""
         return self.found.resolved
 
@@ -65,7 +65,7 @@ class Calibration:
     def as_yaml(self) -> str:
         """`sampler` and `chains` as BIFCallback takes them in a LightningCLI configuration."""
         lines = ["# init_args of bif_lightning.BIFCallback"]
-        for name, value in (("sampler", self.settled.sampler), ("chains", self.settled.chains)):
+        for name, value in (("sampler", self.resolved.sampler), ("chains", self.resolved.chains)):
             lines += [f"{name}:", f"  class_path: bif_lightning.{type(value).__name__}", "  init_args:"]
             lines += [f"    {key}: {_plain(each)}" for key, each in asdict(value).items()]
         return "\n".join(lines) + "\n"
@@ -86,7 +86,7 @@ def calibrate(
     params: str | Sequence[str] | None = None,
     collate_fn: Collate | None = None,
     eval_batch_size: int = 256,
-    told: Told | None = None,
+    progress: PilotProgress | None = None,
 ) -> Calibration:
     """Measure which settings of SGLD suit a model at its present weights, without labels.
 
@@ -101,14 +101,14 @@ def calibrate(
         chains: taken as they are; None chooses draws, thinning and burn-in.
         params: name patterns of the parameters to sample; None for all trainable ones.
         collate_fn, eval_batch_size: as of `estimate`.
-        told: called after every pilot of the grid.
+        progress: called after every pilot of the grid.
 
     Raises:
         ValueError: bad input, a loss that is flat or not finite, or chains that run away with every setting.
 
     >>> from bif_lightning import Chains, calibrate
     >>> found = calibrate(module, loss_fn, data, chains=Chains(num_chains=2, num_draws=4))
-    >>> type(found.settled.sampler).__name__, len(found.cells)
+    >>> type(found.resolved.sampler).__name__, len(found.cells)
     ('SGLD', 36)
     """
     check_map_style(train, "train")
@@ -124,10 +124,12 @@ def calibrate(
         params=[params] if isinstance(params, str) else params,
         eval_batch_size=eval_batch_size,
     )
-    return calibrate_problem(problem, chains, told=told)
+    return calibrate_problem(problem, chains, progress=progress)
 
 
-def calibrate_problem(problem: Problem, chains: Chains | None = None, *, told: Told | None = None) -> Calibration:
+def calibrate_problem(
+    problem: Problem, chains: Chains | None = None, *, progress: PilotProgress | None = None
+) -> Calibration:
     """`calibrate` for a problem that is there already. On one process."""
     given = chains or Chains()
     with engine_context(problem, given, ranks_of(problem.module)) as (backend, _, _):
@@ -139,8 +141,8 @@ def calibrate_problem(problem: Problem, chains: Chains | None = None, *, told: T
             sampler = scaled(last.sampler, found.curvature, *factors)
             pilot = last if factors == (1, 1, 1) else _pilot(small, backend, sampler, given, last.spacing)
             cells.append(_cell((block, row, column), pilot, found.curvature, chosen=factors == (1, 1, 1)))
-            if told is not None:
-                told(len(cells), size)
+            if progress is not None:
+                progress(len(cells), size)
     return Calibration(found, tuple(cells), last.spacing)
 
 

@@ -80,7 +80,7 @@ class Pilot:
 
 
 def small_problem(problem: Problem, backend: WeightBackend, seed: int) -> Problem:
-    """The same problem with at most `EXAMPLES` train examples, and no queries of its own."""
+    """The same problem with at most `EXAMPLES` train examples, and without other queries."""
     count = len(problem.train)
     rows = range(count) if count <= EXAMPLES else [int(row) for row in torch.linspace(0, count - 1, EXAMPLES)]
     train = problem.train

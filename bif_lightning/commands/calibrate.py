@@ -44,14 +44,14 @@ def calibrate_checkpoint(
         found = with_problem(
             module,
             loader,
-            lambda problem: calibrate_problem(problem, told=_show),
+            lambda problem: calibrate_problem(problem, progress=_show),
             loss_fn=loss,
             params=params,
             accelerator=accelerator,
         )
     page.write_bytes(to_png(found.plot())[0])
     settings.write_text(found.as_yaml())
-    answer = found.settled.as_dict() | {"reasons": str(found.found), "sound": found.found.sound}
+    answer = found.resolved.as_dict() | {"reasons": str(found.found), "sound": found.found.sound}
     return found, answer | {"target": found.found.target, "files": [str(page), str(settings)], "grid": _grid(found)}
 
 

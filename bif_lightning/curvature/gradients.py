@@ -95,7 +95,7 @@ def column_gradients(
 
 
 def _key_global(problem: Problem, backend: WeightBackend) -> None:
-    """The same random numbers for a model that draws some: what they change is no slope and no curvature."""
+    """Key the random numbers of a model that draws some: what they change is neither slope nor curvature."""
     if problem.stochastic:
         seed_global(backend.device, stream_seed(GLOBAL))
 
@@ -164,7 +164,7 @@ def map_threads(
     workers: int,
     steps: Steps | None = None,
 ) -> list[T]:
-    """The function at the snapshot for every index, on threads with weights of their own; results in order.
+    """Apply the function at the snapshot to every index, on threads that have their own weights; results in order.
 
     Args:
         steps: that the function counts, and by which it can be stopped.

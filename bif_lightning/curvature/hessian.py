@@ -175,7 +175,7 @@ def _check_twice(slopes: Sequence[Tensor]) -> None:
 
     Raises:
         NotImplementedError: there is such a function. Autograd knows it by a node that raises, but leaves the node out
-            where only derivatives by leaves are asked for, and with it, silently, a part of the Hessian.
+            where only derivatives with respect to leaves are computed, and with it, silently, a part of the Hessian.
     """
     nodes: list[Any] = [slope.grad_fn for slope in slopes]
     seen = set(nodes)

@@ -146,7 +146,7 @@ def hessians_along(
         span: h, in units of the rows' length.
         workers: threads.
         ranks: the ranks, which share the groups.
-        progress: told of the products of this rank: of each direction with the Hessian of each of its groups.
+        progress: called after each product of this rank: of each direction with the Hessian of each of its groups.
     """
     with ranks.collective("the curvature at the snapshot"):
         found = curved_sample(problem, backend, directions, span, workers, len(directions))

@@ -1,6 +1,6 @@
 """Slopes of token losses along the directions of a closed-form posterior: one forward pass a direction, for all tokens.
 
-The loss of every token has a gradient of its own, and a backward pass for each would cost thousands. Along one
+Every token has its own loss, and a backward pass for each would make thousands. Along one
 direction q, though, a single forward-mode pass gives dl/dq of all tokens at once (Jacobian-vector product).
 """
 

@@ -40,7 +40,7 @@ def assemble(
         divergences: the chains that are left out.
         matrices: influence, correlation, and their errors.
         bias: measures of bias.
-        tokens: influence of single tokens, where it is asked for.
+        tokens: influence of single tokens, with `per_token`; else None.
         cost: of the estimate.
         store_traces: keep every draw in the result.
     """
@@ -106,7 +106,7 @@ def _influence(name: str, unit: str, columns: tuple[str, ...] | None, matrices: 
 def _diagnostics(context: ChainContext, losses: torch.Tensor, matrices: Matrices, bias: BiasMeasures) -> Diagnostics:
     of_ranks, of_groups = matrices.agreement()
     llc, llc_error = local_learning_coefficient(losses, context.loss, context.settings)
-    # Independent draws are no chains: nothing mixes, remembers or drifts.
+    # Independent draws do not mix, remember or drift.
     independent = context.settings.paired
     return Diagnostics(
         rhat=math.nan if independent else split_rhat(losses),

@@ -113,7 +113,7 @@ def at_snapshot(
     """Measure the losses at the snapshot, and decide how draws are kept.
 
     Raises:
-        ValueError: a loss is not finite at the snapshot; traces are asked for and refused at once; the sampler cannot
+        ValueError: a loss is not finite at the snapshot; traces are both wanted and ruled out; the sampler cannot
             run these chains.
     """
     check_together(kernel.sampler.settings, chains)

@@ -129,7 +129,7 @@ def _matrix_seconds(context: ChainContext, threads: int, ranks: Ranks) -> float:
 
 
 def _made_up(context: ChainContext, rows: int, lengths: list[int]) -> BlockBuilder:
-    """Draws for some rows, from a generator of their own; all chains share them."""
+    """Draws for some rows, from a separate generator; all chains share them."""
     generator, layout = torch.Generator().manual_seed(0), layout_of(context)
     record = ChainTrace(0, lengths, context.traces)
     for _ in range(sum(lengths)):

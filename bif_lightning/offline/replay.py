@@ -156,8 +156,8 @@ class OfflineRunner:
         due = [each for each in saved if str(each.path) not in failed and not self._has_dump(each.step)]
         self._tell()
         # Until "auto" has found settings that hold for later snapshots, take one at a time: the next may find them.
-        unsettled = self._unsettled()
-        return due[:1] if unsettled else due, more or (unsettled and len(due) > 1)
+        unresolved = self._unresolved()
+        return due[:1] if unresolved else due, more or (unresolved and len(due) > 1)
 
     def _tell(self) -> None:
         if not self.dry_run:
@@ -209,12 +209,12 @@ class OfflineRunner:
 
     def _opened(self, trainer: Any, module: Any) -> Session:
         """The session, opened at the first weights loaded: losses are proved at trained weights."""
-        settled = self._session.settled if self._session else None
-        if settled is None:  # other workers may have settled it since
+        resolved = self._session.resolved if self._session else None
+        if resolved is None:  # other workers may have found them since
             ranks = ranks_of(module)
-            with ranks.collective("reading what was settled"):
-                settled = self._settled()
-            settled = ranks.broadcast(settled)
+            with ranks.collective("reading the settings that were found"):
+                resolved = self._resolved()
+            resolved = ranks.broadcast(resolved)
         if self._session is None:
             left = left_by(self.directory)
             try:
@@ -226,17 +226,17 @@ class OfflineRunner:
                     None if self.dry_run else self.directory,
                     fresh=left is None,
                     data={} if left is None else left.data,
-                    settled=settled,
+                    resolved=resolved,
                 )
                 self.expected = self._session.announce(trainer, module)
             except (ValueError, TypeError, OSError) as error:
                 raise _RefusedError(str(error)) from error
             if left is None and not self.dry_run and ranks_of(module).rank == 0:
                 RunManifest(self.wanted.settings, self._session.outputs.fingerprints).write(self.directory)
-        self._session.settled = settled
+        self._session.resolved = resolved
         return self._session
 
-    def _unsettled(self) -> bool:
+    def _unresolved(self) -> bool:
         return self.wanted.sampler in (None, "auto") and self._kept() is None
 
     def _kept(self) -> Mapping[str, Any] | None:
@@ -246,7 +246,7 @@ class OfflineRunner:
             self._found = next((settings for settings in stored if settings.get("lasting", True)), None)
         return self._found
 
-    def _settled(self) -> ResolvedSettings | None:
+    def _resolved(self) -> ResolvedSettings | None:
         """The settings that the run found, as its dumps have them; None where it was given them."""
         kept = self._kept() if self.wanted.sampler in (None, "auto") else None
         return ResolvedSettings.from_dict(kept) if kept is not None and kept.get("reasons") else None

@@ -112,7 +112,7 @@ class TokenBlocks:
         """All entries of these tokens; beyond the budget (bytes) in a temporary file.
 
         Args:
-            product: multiplies matrices where no errors are asked for.
+            product: multiplies matrices where errors are not wanted.
 
         Raises:
             OSError: there is no room for the file.
@@ -152,7 +152,7 @@ class TokenBlocks:
     ) -> Iterator[tuple[slice, TokenBatch]]:
         """The tokens, so many at a time, with their places among all; in units of their standard deviations or not.
 
-        A loss that never varied is NaN in units of its own.
+        A loss that never varied is NaN in units of its standard deviation.
         """
         for here in _slices(len(tokens), at_once or self.width):
             side = self.law.side(source.take(tokens[here]))

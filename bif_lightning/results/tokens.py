@@ -1,4 +1,4 @@
-"""Influence token by token: which tokens there are, and any block of their matrices when it is asked for. No torch."""
+"""Influence of single tokens: the tokens, and any block of their matrices, computed on demand. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ class Tokens:
             device: where draws are multiplied, such as "cuda"; None for NumPy on the CPU, as for errors in any case.
 
         Raises:
-            ValueError: there is no such sequence, or no such device; errors are asked for on a device.
+            ValueError: there is no such sequence, or no such device; errors cannot be computed on a device.
             OSError: the matrix takes more than 1 GiB, and there is no room for a temporary file.
         """
         rows, columns = self.train.rows_of(train), self.query.rows_of(query)

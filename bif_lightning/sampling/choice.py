@@ -26,7 +26,7 @@ def sampler_of(settings: config.Sampler) -> Sampler:
 
 
 def default_settings(problem: Problem, chains: Chains | None) -> Subspace | Literal["auto"]:
-    """`Subspace` where the gradients of all examples can be held and no chains are asked for; else "auto".
+    """`Subspace` where the gradients of all examples fit into memory and no chains are given; else "auto".
 
     On every network tried it predicted retraining better than draws of any kind, in less time (benchmarks/lds.py). The
     closed form knows of single tokens only what lies within the span of its directions, so tokens take "auto".

@@ -68,7 +68,7 @@ class Sampler(Protocol):
         ...
 
     def unprepared(self) -> "Kernel":
-        """Stands in for `prepare` where only the cost of draws is asked for."""
+        """Stands in for `prepare` where only the cost of draws is wanted."""
         ...
 
     def checks(self, estimate: Estimate) -> Iterator[Verdict]:
@@ -169,7 +169,7 @@ class Prepared(Kernel, Protocol):
 class Draw:
     """The observables at one recorded state of a chain, and its distance from the snapshot.
 
-    `tokens` are the losses of single tokens of train and query examples, where they are asked for.
+    `tokens` are the losses of single tokens of train and query examples, with `per_token`.
     """
 
     index: int

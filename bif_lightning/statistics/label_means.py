@@ -83,7 +83,7 @@ class _Groups:
 
     @classmethod
     def of(cls, labels: Int[np.ndarray, " example"]) -> "_Groups":
-        """Group them; −1 is no label."""
+        """Group them; −1 means unlabelled."""
         labelled = np.flatnonzero(labels >= 0)
         order = labelled[np.argsort(labels[labelled], kind="stable")]
         present, starts = np.unique(labels[order], return_index=True)

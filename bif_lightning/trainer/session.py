@@ -1,4 +1,4 @@
-"""One fit of one Trainer: what is attributed, the settled sampler, and how a snapshot is taken."""
+"""One fit of one Trainer: what is attributed, the sampler's settings, and how a snapshot is taken."""
 
 import time
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Session:
         sampler, chains: as the user gave them.
         store_traces: whether dumps keep every draw.
         verify: at which snapshots to check that training is bitwise as it was.
-        settled: the settings that a snapshot settled on for all later ones; None before.
+        resolved: the settings that a snapshot found for all later ones; None before.
         budget: what snapshots may take.
         launch: whether an estimate follows each snapshot here, or others make it of the snapshot's file.
         expected: what a snapshot was forecast to take.
@@ -57,7 +57,7 @@ class Session:
     chains: Chains | None
     store_traces: bool
     verify: Verify
-    settled: ResolvedSettings | None
+    resolved: ResolvedSettings | None
     budget: TimeBudget
     launch: Literal["inline", "snapshot"] = "inline"
     expected: Forecast | None = None
@@ -82,18 +82,18 @@ class Session:
         reshard(module)
         problem.loss_scale = loss_scale_of(trainer)
         with self._guarded(trainer, module), self.attribution.around():
-            found = self.settled
+            found = self.resolved
             if found is None and self.sampler == "auto":
                 found = provisional(self.chains)
             else:
-                found = resolve_sampler(problem, self.sampler, self.chains, self.settled)
+                found = resolve_sampler(problem, self.sampler, self.chains, self.resolved)
             self.expected = self._forecast(found)
-        unknown = self.settled is None and self.sampler == "auto"
+        unknown = self.resolved is None and self.sampler == "auto"
         say(
             trainer,
             f"BIF: {problem.num_train} train x {len(problem.query)} query examples (loss: {self.attribution.loss}), "
             f"{found.sampler.describe(found.chains)}: {self.expected}"
-            + (", to be settled at the first one" if unknown else "")
+            + (", to be found at the first one" if unknown else "")
             + (f"; dumps in {self.outputs.directory}" if self.outputs.directory else "; nothing is written"),
         )
         return self.expected
@@ -140,23 +140,23 @@ class Session:
         if self.budget.limited:
             say(trainer, f"BIF: {self.budget}")
 
-    def _forecast(self, settled: ResolvedSettings) -> Forecast:
+    def _forecast(self, resolved: ResolvedSettings) -> Forecast:
         return forecast(
             self.attribution.problem,
-            settled.sampler,
-            settled.chains,
+            resolved.sampler,
+            resolved.chains,
             store_traces=self.store_traces,
             scratch=self.outputs.directory,
         )
 
-    def _settle(self, trainer: Any) -> ResolvedSettings:
+    def _resolve(self, trainer: Any) -> ResolvedSettings:
         """The settings of this snapshot, and a line about them where they were found here."""
         tick = partial(stop_if_requested, trainer)
-        settled = resolve_sampler(self.attribution.problem, self.sampler, self.chains, self.settled, tick)
-        if self.settled is None and settled.reasons:
-            until = "kept from now on" if settled.lasting else "for this snapshot alone, as they would not stay right"
-            say(trainer, f"BIF settings, {until}: {settled.reasons}")
-        return settled
+        resolved = resolve_sampler(self.attribution.problem, self.sampler, self.chains, self.resolved, tick)
+        if self.resolved is None and resolved.reasons:
+            until = "kept from now on" if resolved.lasting else "for this snapshot alone, as they would not stay right"
+            say(trainer, f"BIF settings, {until}: {resolved.reasons}")
+        return resolved
 
     def snapshot(self, trainer: Any, module: Any, moment: TrainingPosition | None = None) -> Estimate | None:
         """Take the present weights as a snapshot, estimate, and write. All ranks do, or none; rank 0 gets the result.
@@ -212,11 +212,11 @@ class Session:
             self.attribution.around(),
             progress_of(trainer, f"BIF step {moment.step}") as show,
         ):
-            settled = self._settle(trainer)
+            resolved = self._resolve(trainer)
             result = estimate_problem(
                 problem,
-                settled.sampler,
-                settled.chains,
+                resolved.sampler,
+                resolved.chains,
                 snapshot=moment.step,
                 labels=self.outputs.labels,
                 store_traces=self.store_traces,
@@ -224,8 +224,8 @@ class Session:
                 scratch=self.outputs.directory,
                 progress=stopping_progress(trainer, show),
             )
-        self.settled = self.settled or (settled if settled.lasting else None)
-        return None if result is None else with_reasons(result, settled)
+        self.resolved = self.resolved or (resolved if resolved.lasting else None)
+        return None if result is None else with_reasons(result, resolved)
 
     def _guarded(self, trainer: Any, module: Any) -> Any:
         return training_guard(trainer, module, self.attribution.datasets)

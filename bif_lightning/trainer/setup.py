@@ -69,7 +69,7 @@ def open_session(
     *,
     fresh: bool,
     data: Mapping[str, str],
-    settled: ResolvedSettings | None,
+    resolved: ResolvedSettings | None,
 ) -> Session:
     """Open a session for this fit. Collective.
 
@@ -77,7 +77,7 @@ def open_session(
         directory: of the dumps; None writes nothing.
         fresh: the folder must be unused.
         data: fingerprints of the data of a resumed run; empty for a new run.
-        settled: sampler and chains of a resumed run.
+        resolved: sampler and chains of a resumed run.
 
     Raises:
         MisconfigurationException: the folder belongs to another run, the data changed, or losses cannot be derived.
@@ -125,7 +125,7 @@ def open_session(
         chains=chains,
         store_traces=wanted.store_traces,
         verify=wanted.verify,
-        settled=settled,
+        resolved=resolved,
         budget=wanted.budget,
         launch=wanted.launch,
     )

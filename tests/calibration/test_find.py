@@ -267,9 +267,9 @@ def test_a_flat_loss_is_refused() -> None:
 
 def test_settled_settings_survive_plain_values() -> None:
     for sampler in (SGLD(step_size=1e-5, inverse_temperature=1e3, localization=7.0), Pairs(scale=0.02)):
-        settled = ResolvedSettings(sampler, Chains(num_draws=6), "because")
-        assert ResolvedSettings.from_dict(settled.as_dict()) == settled
-    values = settled.as_dict() | {"sampler": {"kind": "Newer"}}
+        resolved = ResolvedSettings(sampler, Chains(num_draws=6), "because")
+        assert ResolvedSettings.from_dict(resolved.as_dict()) == resolved
+    values = resolved.as_dict() | {"sampler": {"kind": "Newer"}}
     with pytest.raises(ValueError, match=r"'Newer' is unknown.*SGLD"):
         ResolvedSettings.from_dict(values)
 

@@ -164,11 +164,11 @@ def test_calibrate_in_python_does_not_touch_the_model(app: Path) -> None:
     net = calibrate_app.Net()
     before = [p.detach().clone() for p in net.parameters()]
     seen = list[tuple[int, int]]()
-    found = bl.calibrate(net, calibrate_app.losses, calibrate_app.points()[0], told=lambda *done: seen.append(done))
+    found = bl.calibrate(net, calibrate_app.losses, calibrate_app.points()[0], progress=lambda *done: seen.append(done))
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert seen[-1] == (36, 36)
     assert any(cell.diverged for cell in found.cells)
     framed = [cell for cell in found.cells if cell.chosen]
-    assert [cell.sampler for cell in framed] == [found.settled.sampler]
+    assert [cell.sampler for cell in framed] == [found.resolved.sampler]
     assert np.isfinite(framed[0].rise).all()
     assert len(found.plot().axes) == 36

@@ -152,8 +152,8 @@ def test_a_closed_form_that_the_draws_contradict_is_not_local() -> None:
     )
     assert judge(estimate(llc_ratio=3.0, sampler=CLOSED)).word == "good"
     assert judge(estimate(llc_ratio=math.nan, sampler=CLOSED)).word == "good"
-    unsettled = replace(CLOSED, localization=None)
-    assert "set a localization above 0, or take SGLD" in judge(estimate(llc_ratio=4.2, sampler=unsettled)).advice
+    unresolved = replace(CLOSED, localization=None)
+    assert "set a localization above 0, or take SGLD" in judge(estimate(llc_ratio=4.2, sampler=unresolved)).advice
 
 
 def test_a_curvature_of_too_few_examples() -> None:
@@ -165,8 +165,8 @@ def test_a_curvature_of_too_few_examples() -> None:
     )
     single = Subspace(num_directions=1, localization=50.0)
     assert judge(estimate(group_agreement=0.25, sampler=single)).advice == "raise localization from 50 to about 94"
-    unsettled = replace(CLOSED, localization=None)
-    assert judge(estimate(group_agreement=0.25, sampler=unsettled)).advice == "lower num_directions from 64"
+    unresolved = replace(CLOSED, localization=None)
+    assert judge(estimate(group_agreement=0.25, sampler=unresolved)).advice == "lower num_directions from 64"
     assert judge(estimate(group_agreement=0.55, sampler=CLOSED)).word == "good"
     assert judge(estimate(group_agreement=math.nan, sampler=CLOSED)).word == "good"
 

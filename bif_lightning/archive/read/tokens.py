@@ -1,4 +1,4 @@
-"""Reads influence token by token from a dump: any block of it, made when it is asked for. No torch."""
+"""Reads influence token by token from a dump: any block of it, computed on demand. No torch."""
 
 import math
 import os

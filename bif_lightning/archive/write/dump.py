@@ -115,7 +115,7 @@ def _records(estimate: Estimate, records: Mapping[str, Any]) -> Iterator[Variabl
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: what is no mapping, sequence, number, truth value or text becomes its `str`.
+    """A value as JSON knows it: anything but a mapping, sequence, number, truth value or text becomes its `str`.
 
     >>> plain({"path": ("a", 1, float("nan"))})
     {'path': ['a', 1, 'nan']}
