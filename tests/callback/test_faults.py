@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader
 
 import bif_lightning as bl
+from bif_lightning.trainer import interrupts
 from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
 from faults import FUSE, Breakable, Fragile, Journal, Screen, Surviving, collate, condition, surviving
 
@@ -171,9 +172,15 @@ def fit_loudly(folder: Path, callback: Any) -> L.Trainer:
 def test_control_c_inside_a_chain_stops_the_training_with_its_weights(tmp_path: Path) -> None:
     """A real SIGINT while chains run on threads: Lightning shuts down, and the module holds the training's state."""
 
+    sent = list[str]()
+
     def interrupted(module: Any, batch: Any) -> Any:
-        if module.trainer.global_step == 2 and threading.current_thread() is not threading.main_thread():
+        thread = threading.current_thread()
+        if module.trainer.global_step == 2 and thread is not threading.main_thread() and not sent:
+            sent.append(thread.name)
             os.kill(os.getpid(), signal.SIGINT)
+            # The main thread notes a signal when it next runs; chains as short as these may end before.
+            assert interrupts._pending.wait(60)
         return margin_of(module, batch)
 
     broken = surviving(tmp_path, observables=[bl.PerExample("stop", interrupted)], on_error="raise")
