@@ -1,19 +1,29 @@
-# make demo | test | test-all | check | docs | evidence | format | wheel | clean. Needs Python 3.11 or later with pip; nothing else.
+# make demo | test | test-all | test-lowest | test-clients | check | docs | evidence | format | wheel | clean. Needs Python 3.11 or later with pip; nothing else.
 # The environment is made in .venv on first use; `make VENV=elsewhere test` uses another place.
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 OUT ?= runs/digits
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+# At a version with a CPU build where the index has one, in every installation: others bring gigabytes of CUDA packages along.
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
+# On all cores, where pip takes one; what is written for another Python does not compile, and need not.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
+# Each process that a test starts would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check docs evidence format wheel clean
+.PHONY: help demo test test-all test-lowest test-clients check docs evidence format wheel clean
 
 help:
 	@echo "make demo      train on real digits, watch influence evolve: dumps and TensorBoard logs in $(OUT)"
 	@echo "make test      the tests that take seconds"
 	@echo "make test-all  all tests, the slow ones too"
+	@echo "make test-lowest  the same with the oldest versions of all dependencies, but for torch, in $(LOWEST)"
+	@echo "make test-clients  trainings with other libraries, each in an environment in .venv-clients; LIBRARY=name for one"
 	@echo "make check     lint, formatting, types, import layers"
 	@echo "make docs      the documentation site, into site/"
 	@echo "make evidence  measure every table of the documentation anew; hours"
@@ -29,6 +39,13 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal --timeout=1500
+
+test-lowest: $(LOWEST)/.test
+	@$(LOWEST)/bin/python -m pytest -q -n auto --dist worksteal -m "not slow"
+
+test-clients: $(VENV)/.torch
+	@$(PIP) uv
+	@$(BIN)/python tests/clients/run.py $(LIBRARY)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check
@@ -61,10 +78,31 @@ $(VENV)/.torch:
 		{ echo "bif_lightning needs Python 3.11 or later; name one: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "Installing into $(VENV); this takes some minutes, once."
 	@$(PYTHON) -m venv $(VENV)
-# Alone and first, at the version that has a CPU build: a later one brings gigabytes of CUDA packages along.
-	@$(PIP) torch==2.13.0
+	@$(PIP) $(TORCH)
+	@$(COMPILE)
 	@touch $@
 
-$(VENV)/.examples $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.peers: $(VENV)/.%: $(VENV)/.torch pyproject.toml
-	@$(PIP) --editable '.[$*]'
+# kronfluence asks for torchvision without using it here, and the one on PyPI does not load beside a CPU build of torch.
+$(VENV)/.peers: $(VENV)/.torch pyproject.toml
+	@$(PIP) $(TORCH) --editable '.[peers]'
+	@$(BIN)/python -m pip --disable-pip-version-check uninstall -qq -y torchvision
+	@touch $@
+
+$(VENV)/.examples $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(VENV)/.torch pyproject.toml
+	@$(PIP) $(TORCH) --editable '.[$*]'
+	@$(COMPILE)
+	@touch $@
+
+# What .ci/run needs, at once: each installation resolves all and builds the package.
+$(VENV)/.all: $(VENV)/.torch pyproject.toml
+	@$(PIP) $(TORCH) --editable '.[dev,docs]'
+	@$(COMPILE)
+	@touch $(addprefix $(VENV)/.,all dev test examples docs)
+
+# Older builds of torch on PyPI bring gigabytes of CUDA packages along.
+$(LOWEST)/.test: $(VENV)/.torch pyproject.toml tests/lowest.txt
+	@$(PIP) uv
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --override tests/lowest.txt \
+		$(TORCH) --editable '.[test]'
 	@touch $@

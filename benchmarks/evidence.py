@@ -11,6 +11,7 @@ and the others still run; the exit status is then 1.
 """
 
 import argparse
+import ast
 import datetime
 import os
 import platform
@@ -34,6 +35,8 @@ CLOSED_FORM = (*ESTIMATE, "bif_lightning/curvature", "bif_lightning/calibration"
 SHELL = ("bif_lightning/callback.py", "bif_lightning/trainer")
 RETRAINING = ("benchmarks/retraining", "bif_lightning/config.py")
 TOKENS = ("bif_lightning/results", "bif_lightning/statistics")
+TASKS = {"digits_mlp": 10, "digits_cnn": 20, "tabular": 5, "bytes_gpt": 20, "fashion_mlp": 10, "held_out": 5}
+"""Networks that are retrained, and the minutes that their scores take."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,20 @@ TABLES = {
         Table("ranks", "benchmarks/overhead.py", "--quick --repeats 1 --steps 20 --every 10", (*ESTIMATE, *SHELL), 6),
         Table("budget", "benchmarks/budget.py --seconds 60", "--seconds 2 --repeats 1", (*CLOSED_FORM, *SHELL), 15),
         Table("offline", "benchmarks/offline.py", "--workers 1 --kills 0", ("bif_lightning/offline", *ESTIMATE), 5),
-        Table("retraining", "benchmarks/lds.py", "--task tabular --method gradient", (*CLOSED_FORM, *RETRAINING), 60),
+        *(
+            Table(
+                f"retraining-{task.replace('_', '-')}", f"benchmarks/lds.py --task {task}", "--method gradient",
+                (*CLOSED_FORM, *RETRAINING), minutes,
+            )
+            for task, minutes in TASKS.items()
+        ),
+        *(
+            Table(
+                f"whole-training-{task.replace('_', '-')}", f"benchmarks/whole_training.py --task {task}",
+                "--part seeds --count 2", (*CLOSED_FORM, *RETRAINING), 2 * minutes,
+            )
+            for task, minutes in TASKS.items() if task != "bytes_gpt"
+        ),
         Table("reliability", "benchmarks/reliability.py", "--task tabular", (*CLOSED_FORM, *RETRAINING), 10),
         Table(
             "clean-labels", "examples/clean_labels.py --seeds 4 --out runs/clean_labels", "--seeds 2",
@@ -119,11 +135,40 @@ def stale(table: Table) -> str | None:
         return None
     if _git("cat-file", "-e", f"{commit}^{{commit}}") is None:
         return f"Its commit {commit} is not in this history."
-    since = (_git("log", "--format=%h of %as", f"{commit}..HEAD", "--", *table.paths) or "").splitlines()
-    if not since:
+    changed = [path for path in _changed(commit, table.paths) if _code(commit, path) != _code("HEAD", path)]
+    if not changed:
         return None
-    count = "A commit" if len(since) == 1 else f"{len(since)} commits"
-    return f"{count} changed the code it measures since it was made; the last is {since[0]}."
+    others = f" and {len(changed) - 1} more" * (len(changed) > 1)
+    return f"The code it measures has changed since {commit}: {changed[0]}{others}."
+
+
+def _changed(commit: str, paths: Sequence[str]) -> list[str]:
+    return (_git("diff", "--name-only", "--no-renames", commit, "HEAD", "--", *paths) or "").splitlines()
+
+
+def _code(commit: str, path: str) -> str | None:
+    """What a file computes at a commit, without the words for people; None where there is no such file.
+
+    Comments, docstrings and messages (texts with a blank in them) make no table stale, and documents hold no code.
+    """
+    if path.endswith(".md"):
+        return None
+    if not path.endswith(".py"):
+        return _git("rev-parse", f"{commit}:{path}")
+    source = _git("show", f"{commit}:{path}")
+    return None if source is None else ast.dump(_Wordless().visit(ast.parse(source)))
+
+
+class _Wordless(ast.NodeTransformer):
+    """Drops docstrings, and empties the texts for people."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        is_words = isinstance(node.value, str) and " " in node.value
+        return ast.Constant("") if is_words else node
 
 
 def make(table: Table, folder: Path, *, trial: bool) -> str | None:

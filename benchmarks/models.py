@@ -1,9 +1,12 @@
-"""The three models of the benchmark and their data: nothing is downloaded."""
+"""Models of the benchmarks and their data: nothing is downloaded."""
 
+import gzip
+import os
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -23,6 +26,37 @@ def digits(count: int) -> Pairs:
     pixels, labels = load_digits(return_X_y=True)
     inputs, targets = torch.from_numpy(pixels).float() / 16, torch.from_numpy(labels).long()
     return [(inputs[i % len(inputs)], targets[i % len(inputs)]) for i in range(count)]
+
+
+def fashion_mnist(count: int, folder: str | os.PathLike[str] | None = None) -> Pairs:
+    """The first `count` images of Fashion-MNIST's train set, 784 pixels in [0, 1] each.
+
+    Args:
+        count: of images.
+        folder: with train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz; None for $FASHION_MNIST, else the place
+            where Debian's package dataset-fashion-mnist puts them.
+
+    Raises:
+        FileNotFoundError: they are not there.
+    """
+    where = Path(folder or os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+    try:
+        pixels, labels = (_idx(where / f"train-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error.filename} does not exist: apt-get install dataset-fashion-mnist, or set FASHION_MNIST to the "
+            "folder with the files of Fashion-MNIST"
+        ) from error
+    inputs = torch.from_numpy(pixels[:count].reshape(count, -1)).float() / 255
+    return list(zip(inputs, torch.from_numpy(labels[:count]).long(), strict=True))
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An array of bytes in the IDX format: two zeros, type 8, number of axes; sizes as big-endian uint32; the bytes."""
+    data = gzip.decompress(path.read_bytes())
+    axes = data[3]
+    shape = np.frombuffer(data, ">u4", axes, 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
 
 
 class ResNet9(nn.Module):

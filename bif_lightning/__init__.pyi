@@ -9,12 +9,14 @@ from .archive.read import open_traces as open_traces
 from .archive.read import top as top
 from .archive.read import trajectory as trajectory
 from .archive.write import write_dump as write_dump
+from .archive.write import write_integrated as write_integrated
 from .archive.write import write_samples as write_samples
 from .calibration.grid import Calibration as Calibration
 from .calibration.grid import calibrate as calibrate
 from .callback import BIFCallback as BIFCallback
 from .config import SGLD as SGLD
 from .config import Chains as Chains
+from .config import ControlledSGLD as ControlledSGLD
 from .config import Pairs as Pairs
 from .config import Subspace as Subspace
 from .estimation.estimate import estimate as estimate

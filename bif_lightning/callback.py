@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from bif_lightning.config import Chains, Sampler
@@ -17,16 +18,22 @@ from bif_lightning.losses.derived.derive import PerSample
 from bif_lightning.losses.observables import LossFn, Observable
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.settings import ResolvedSettings
+from bif_lightning.sampling.context import ranks_of
+from bif_lightning.storage.places import local_path
 from bif_lightning.tensorboard.summaries import VIEWS, check_summaries
+from bif_lightning.trainer.columns import declare_columns
 from bif_lightning.trainer.failures import is_fatal, is_file_error, is_preemption
 from bif_lightning.trainer.interrupts import defer_interrupts
 from bif_lightning.trainer.outputs import Precision
+from bif_lightning.trainer.packages import served_by_both
 from bif_lightning.trainer.problem import AttributionRequest, check_request
+from bif_lightning.trainer.run_folder import LogFolder, log_folder, own_folder
 from bif_lightning.trainer.schedule import (
     Schedule,
     averages_weights,
     is_extra_epoch,
     is_last_epoch,
+    of_training,
     waits_for_the_clock,
 )
 from bif_lightning.trainer.session import Session, Verify
@@ -45,37 +52,46 @@ class BIFCallback(pl.Callback):
 
     Args:
         train: the attribution set (rows): a map-style dataset, a Hugging Face `datasets.Dataset`, or indices into
-            the Trainer's own training data.
+            the Trainer's own training data, also as a mask of True and False.
         query: the query set (columns), in the same forms; None for train x train.
         every_n_train_steps: a snapshot at every multiple of this many optimizer steps.
-        every_n_epochs: a snapshot at the end of every n-th epoch; the default (1) where no other interval is given.
-        at_steps: snapshots at these optimizer steps, often log-spaced.
+        every_n_epochs: a snapshot at the end of every n-th epoch.
+        at_steps: snapshots at these optimizer steps, often log-spaced; `at_end` adds one after the last batch.
+
         num_snapshots: so many snapshots over the whole training, at equal distances of √step: of 600 steps 8 are at 9,
-            38, 84, 150, 234, 338, 459 and 600. They serve `bif_lightning.integrated`.
+            38, 84, 150, 234, 338, 459 and 600. They serve `bif_lightning.integrated`. Without any interval it is 8,
+            or, where the number of steps is not known before training starts, a snapshot at each epoch's end. A
+            resumed run takes those of the whole training; with another max_epochs, those to come are spread anew.
         at_start: a snapshot before the first batch.
         at_end: a snapshot after the last one.
         budget: largest share of training time for the callback, such as 0.1. A snapshot that would exceed it is
             skipped, except at_start, at_steps and at_end. None for no limit.
         chains: number and length of the chains, minibatch size, seed; None for those that "auto" finds, or the default.
-        sampler: how to draw, and its settings: `SGLD`, `Pairs` or `Subspace`; "auto" is SGLD with settings measured at
-            the first snapshot and kept. None takes `Subspace`, which predicted retraining best, where the gradients of
-            all examples fit into memory and no chains are given; else "auto".
+        sampler: how to draw: `SGLD`, `ControlledSGLD`, `Pairs` or `Subspace`, with settings; "auto" is SGLD with
+            settings measured at the first snapshot and kept. None takes `Subspace`, which predicted retraining best,
+            where the gradients of all examples fit into memory and no chains are given; else "auto".
         observables: further quantities of the query set to measure beside its losses (see `Observable`).
         params: name patterns of the parameters to sample (weight-restricted influence); None for all.
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token], or (losses, mask) of that shape with False for
-            tokens without a loss (summed over tokens). None derives the loss of each example from `training_step`
-            and checks it on examples, or refuses and says what to pass.
+            tokens without a loss (summed over tokens). It gets batches of train, of query and of the training data, as
+            training_step does: collated, in the collection of the loaders, transferred by the hooks. None derives the
+            loss of each example from `training_step` and checks it on examples, or refuses and says what to pass.
         per_sample: of derived losses: "mean" is what `training_step` returns for an example alone; "sum" multiplies
             that by its divisor (tokens, class weight), which is its share in the objective of a batch.
-        collate_fn: makes a batch of a list of examples; None for that of the training loader.
+        collate_fn: makes a batch of a list of examples, of train, of query and of the training data; None for that of
+            the training loader.
+        training_data: the data that L(w) is the mean loss over, in the forms of train; None for the rows that the
+            Trainer draws, or for train where it has no such rows (a stream, several loaders).
         describe: item -> mapping with any of id, label, label_name, label_names, text, thumbnail, where the dataset
             does not provide them.
         eval_batch_size: examples in a batch where losses are measured.
-        dirpath: folder of the dumps; None for `<log_dir>/<name>`.
+        dirpath: folder of the dumps. None for one beside the first logger's files, which no other run has:
+            <save_dir>/<name>/<version>/bif. Where no logger has a version, the next free one is taken, as in
+            lightning_logs/version_0/bif. A resumed run keeps its folder, unless its logger has a new version.
         name: of the folder, and of the callback's state where a Trainer has several callbacks of this class.
         log: write to the Trainer's loggers; False for dumps only.
-        views: of TensorBoard to write.
-        pairs: up to 50 (train id, query id) that TensorBoard shows as separate curves.
+        views: what loggers get: numbers, and pictures and tables if they take any (docs/guides/loggers.md).
+        pairs: up to 50 (train id, query id) that loggers show as separate curves.
         store_traces: keep every draw in the dumps.
         precision: "10bit" rounds the matrices in the dumps to 10 mantissa bits, far finer than their error.
         on_error: "raise" stops training when a snapshot fails; "warn" goes on without that snapshot. A snapshot that
@@ -144,10 +160,12 @@ class BIFCallback(pl.Callback):
         tokenizer: Decoder | None = None,
         launch: Literal["inline", "snapshot"] = "inline",
         allow_untested: bool = False,
+        training_data: Any = None,
     ) -> None:
-        check_request(train, "train")
-        if query is not None:
-            check_request(query, "query")
+        cast(Any, self).__class__ = served_by_both(type(self))
+        for role, data in (("train", train), ("query", query), ("training_data", training_data)):
+            if role == "train" or data is not None:
+                check_request(data, role)
         check_summaries(views, pairs)
         check_options(
             on_error=on_error, verify_restore=verify_restore, precision=precision, launch=launch, per_token=per_token,
@@ -170,8 +188,9 @@ class BIFCallback(pl.Callback):
             eval_batch_size=eval_batch_size,
             check_gradient=not allow_untested,
             per_token=per_token,
+            training_data=training_data,
         )
-        self.wanted = SnapshotOptions(
+        self.options = SnapshotOptions(
             chains=chains, sampler=sampler, describe=describe, tokenizer=tokenizer, precision=precision, pairs=pairs,
             views=views if log else (),
             store_traces=store_traces, verify=verify_restore,
@@ -186,19 +205,20 @@ class BIFCallback(pl.Callback):
         self._resolved: ResolvedSettings | None = None
         self._data = dict[str, str]()
         self._owned: Path | None = None
+        self._logs: LogFolder | None = None
 
     # -- hooks --------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse settings that cannot work, before training starts."""
-        log_dir = trainer.log_dir  # collective: every rank reads it, at every stage
         if stage != "fit":
             return
         check_trainer(trainer, allow_untested=self.allow_untested)
-        chosen = (
-            Path(self.dirpath) if self.dirpath is not None else Path(log_dir or trainer.default_root_dir) / self.name
-        )
-        self.directory = None if cast(Any, trainer).fast_dev_run else trainer.strategy.broadcast(chosen)
+        self._session, self._resumed = None, False
+        # Loggers of other ranks than the first may not know their version.
+        self._logs, self.directory = trainer.strategy.broadcast(self._places(trainer))
+        if self.options.views and trainer.is_global_zero:
+            declare_columns(trainer, pl_module)
         if waits := waits_for_the_clock(trainer):
             rank_zero_warn(
                 f"{', '.join(waits)} acts by the clock, and snapshots take time: training will not be bitwise the "
@@ -208,8 +228,9 @@ class BIFCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the data, derive the losses and announce the cost; take a snapshot if `at_start`."""
         self._seen = trainer.global_step
-        if self.triggers.num_snapshots is not None:
-            self.triggers = self.triggers.over(trainer.estimated_stepping_batches)
+        if self._seen == 0 and not self._resumed:  # a new run, perhaps with the callback of an earlier one
+            self._last = self._resolved = self._owned = None
+        self.triggers = of_training(self.triggers, trainer)
         self.budget.start()
         try:
             with defer_interrupts(), self.budget.spending():
@@ -266,8 +287,9 @@ class BIFCallback(pl.Callback):
             "last": self._last,
             "resolved": None if self._resolved is None else self._resolved.as_dict(),
             "budget": self.budget.state(),
-            "settings": dict(self.wanted.settings),
+            "settings": dict(self.options.settings),
             "data": self._data,
+            "directory": None if self._owned is None else str(self._owned.absolute()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -276,20 +298,49 @@ class BIFCallback(pl.Callback):
         Raises:
             MisconfigurationException: its settings differ from these.
         """
-        check_same("settings", state_dict["settings"], dict(self.wanted.settings))
+        check_same("settings", state_dict["settings"], dict(self.options.settings))
         self._data = state_dict.get("data", {})
         self._last, self._resumed = state_dict["last"], True
+        self._owned = None if (former := state_dict.get("directory")) is None else Path(former)
         self._resolved = None if (found := state_dict.get("resolved")) is None else ResolvedSettings.from_dict(found)
         self.budget.load(state_dict["budget"])
+
+    def _places(self, trainer: Any) -> tuple[LogFolder | None, Path | None]:
+        """Folder of the first logger, where it decides; and folder of the dumps, as far as it is known before a fit.
+
+        Raises:
+            MisconfigurationException: the folder is not on this machine.
+        """
+        if trainer.fast_dev_run:
+            return None, None
+        try:
+            if self.dirpath is not None:
+                return None, local_path(self.dirpath, "dirpath")
+            logs = log_folder(trainer)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        return logs, logs.path / self.name if logs.versioned else None
+
+    def _own_folder(self, trainer: Any, module: Any, logs: LogFolder) -> Path:
+        """The folder of this run beside the logs; rank 0 chooses it for all. Collective."""
+        others = (each for each in trainer.callbacks if isinstance(each, BIFCallback) and each._session is not None)
+        beside = next((each.directory for each in others if each._logs is not None), None)
+        ranks, found = ranks_of(module), None
+        with ranks.collective("choosing the folder"):
+            if ranks.rank == 0:
+                found = own_folder(logs, self.name, former=self._owned, beside=beside)
+        return cast(Path, ranks.broadcast(found))
 
     # -- snapshots ----------------------------------------------------------------------------------------------
 
     def _open(self, trainer: Any, module: Any) -> Session:
+        if self._logs is not None:
+            self.directory = self._own_folder(trainer, module, self._logs)
         session = open_session(
             trainer,
             module,
             self.request,
-            self.wanted,
+            self.options,
             self.directory,
             fresh=self.directory != self._owned and not self._resumed,
             data=self._data if self._resumed else {},

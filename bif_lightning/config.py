@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from numbers import Integral
+from typing import Any, ClassVar, Literal, cast
 
 Gradient = Literal["control_variate", "minibatch"]
 Preconditioner = Literal["rmsprop"]
@@ -35,9 +36,10 @@ def _check_non_negative(settings: object, *names: str) -> None:
 
 def _check_whole(settings: object, least: int, *names: str) -> None:
     for name in names:
-        value = getattr(settings, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        _check(whole and value >= least, name, value, f"a whole number, {least} or above")
+        value: Any = getattr(settings, name)
+        whole = isinstance(value, Integral) and type(cast(object, value)) is not bool
+        _check(whole and int(cast(Any, value)) >= least, name, value, f"a whole number, {least} or above")
+        object.__setattr__(settings, name, int(cast(Any, value)))  # of NumPy too, which JSON does not know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,71 @@ class Subspace:
         return f"closed form in {self.num_directions} directions, checked by {draws} draws"
 
 
-Sampler = SGLD | Pairs | Subspace
+@dataclass(frozen=True, kw_only=True)
+class ControlledSGLD:
+    """Settings of SGLD chains whose covariance is controlled by that of their quadratic approximation.
+
+    In the coordinates u = M^½·w, in which the pull γ/2·|u − u*|² is isotropic (see `Subspace`), let H be the curvature
+    of the mean training loss along the K strongest directions of the train gradients g. Beside each chain of the true
+    loss runs its *surrogate*, the chain of nβ·½·δᵀHδ + γ/2·|δ|² with the same start and noise, whose covariance is
+    known. With x and x' the coordinates of both along the r most curved directions, and a, b those of gradients,
+
+        influence = −[g_iᵀ(nβ·H + γ)⁻¹g_j + α·a_iᵀ(Cov x − Cov x')b_j]   (`sampling.controlled`).
+
+    H is a Gauss-Newton matrix, from a few random backward passes for each training example, where the loss is one of
+    `torch.nn.functional` that has one (cross-entropy, squares, ...); in the directions where that differs from the
+    Hessian, and for other losses, it is the Hessian.
+
+    Args:
+        num_directions: K; the smallest of K, n and d is used.
+        num_probes: m, random backward passes for each training example.
+        num_corrected: r; the smaller of r and K is used.
+        alpha: α in [0, 1], or "agreement": the share of the correction that the chains agree on, and 0 where chain
+            and surrogate part, as at the kinks of ReLUs (`statistics.correction`). 1 gives the chains' own covariance.
+        step_size: ε, squared weight units per nat in the metric; None takes 1/(nβ·h₁ + γ), with h₁ the largest
+            eigenvalue of H.
+        inverse_temperature: nβ; None as for `Subspace`.
+        localization: γ; None as for `Subspace`.
+        metric: M, as for `Subspace`.
+        span: as for `Subspace`.
+
+    Raises:
+        ValueError: a value out of range.
+
+    >>> ControlledSGLD(num_directions=64).alpha
+    'agreement'
+    """
+
+    num_directions: int = 128
+    num_probes: int = 4
+    num_corrected: int = 32
+    alpha: float | Literal["agreement"] = "agreement"
+    step_size: float | None = None
+    inverse_temperature: float | None = None
+    localization: float | None = None
+    metric: PullMetric = "kronecker"
+    span: float = 0.005
+
+    paired: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_whole(self, 1, "num_directions", "num_probes", "num_corrected")
+        _check_positive(self, "span")
+        known = "kronecker", "euclidean"
+        _check(self.metric in known, "metric", self.metric, " or ".join(map(repr, known)))
+        alpha = self.alpha
+        within = alpha == "agreement" or (_is_number(alpha) and 0 <= float(alpha) <= 1)
+        _check(within, "alpha", alpha, "'agreement' or a number from 0 to 1")
+        for name in ("step_size", "inverse_temperature", "localization"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
+
+    def describe(self, chains: "Chains") -> str:
+        """What is run, in words."""
+        return f"{chains.num_chains} controlled chains of {chains.num_steps} SGLD steps"
+
+
+Sampler = SGLD | Pairs | Subspace | ControlledSGLD
 """Settings of one way to draw from a posterior around the snapshot."""
 
 
@@ -312,8 +378,14 @@ def check_together(sampler: Sampler, chains: Chains) -> None:
     """Check that a sampler can run such chains.
 
     Raises:
-        ValueError: burn-in, thinning or an odd number of draws with antithetic pairs.
+        ValueError: burn-in, thinning or an odd number of draws with antithetic pairs, or chains of one draw beside
+            their quadratic approximations.
     """
+    if isinstance(sampler, ControlledSGLD) and chains.num_draws < 2:
+        raise ValueError(
+            f"num_draws is {chains.num_draws}: each chain of ControlledSGLD is compared with its own quadratic "
+            "approximation, by the covariance of its draws; record at least 2 draws a chain"
+        )
     if not sampler.paired:
         return
     name = type(sampler).__name__

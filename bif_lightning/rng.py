@@ -99,7 +99,7 @@ class Noise:
     def minibatch(self, step: int, size: int, batch_size: int) -> Int[Tensor, " batch"]:
         """Indices of `batch_size` of `size` examples, without replacement; all of them, in order, if fewer."""
         if batch_size >= size:
-            return torch.arange(size)
+            return torch.arange(size, device="cpu")
         # Takes time proportional to the batch size, not to the size of the data.
         self.choices.bit_generator.state = _philox_start(self.key(step, MINIBATCH))
         return torch.from_numpy(self.choices.choice(size, batch_size, replace=False))

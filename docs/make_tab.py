@@ -62,9 +62,6 @@ def photograph(page: Page, address: str) -> bytes:
     if frame is None:
         raise SystemExit(f"{address} has no Influence tab; is the package installed where TensorBoard runs?")
     settle(frame)
-    frame.locator("[data-name=since]").select_option(index=1)
-    frame.wait_for_selector(".card .moved")
-    settle(frame)
     return page.screenshot()
 
 

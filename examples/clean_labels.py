@@ -1,9 +1,10 @@
 """Find wrong labels while a network trains, then show that leaving the most harmful examples out helps.
 
-A small network learns handwritten digits of which every tenth has a wrong label. At each snapshot, four rankings look
-for the wrong ones: influence on held-out queries (this package), EK-FAC self-influence (where kronfluence is
-installed), the training loss, and the area under the margin. Then the 5 % that hurt the queries most are left out, and
-the network is trained anew with several seeds; what counts is the loss on a third set that nothing above has seen.
+A small network learns handwritten digits of which every tenth has a wrong label. At each snapshot, these rankings look
+for the wrong ones: influence on held-out queries, at the snapshot and over the training so far (this package), EK-FAC
+self-influence (where kronfluence is installed), the training loss, and the area under the margin. Then the 5 % that
+hurt the queries most are left out, and the network is trained anew with several seeds; what counts is the loss on a
+third set that nothing above has seen.
 
     python examples/clean_labels.py [--out runs/clean_labels] [--seeds 8]
 """
@@ -118,13 +119,14 @@ def train(train_set: TensorDataset, queries: TensorDataset, out: Path) -> tuple[
 
 def rankings(run: Any, step: int, watch: Watch, train_set: TensorDataset) -> dict[str, np.ndarray]:
     """How suspect each example is by each method, larger = more."""
-    now = run.sel(step=step)
+    now, so_far = run.sel(step=step), bl.integrated(run, before=step + 1)
     images, labels = train_set.tensors
     with torch.no_grad():
         loss = F.cross_entropy(watch.weights[step](images), labels, reduction="none").numpy()
     found = {
         # Influence of an example on the mean loss of the queries: positive = it hurts them.
         "influence": now.influence.values.mean(axis=1),
+        "influence over training": so_far.integrated.values.mean(axis=1),
         "correlation": -now.correlation.values.mean(axis=1),
         "loss": loss,
         "area under margin": -watch.area_under_margin(step),
@@ -172,10 +174,10 @@ def report(run: Any, watch: Watch, train_set: TensorDataset, wrong: np.ndarray) 
             found.setdefault(name, []).append((float(roc_auc_score(wrong, suspect)), float(wrong[first].mean())))
     count = wrong.sum()
     print(f"\nWho finds the {count} wrong labels among {len(wrong)}? AUROC / precision among the first {count}")
-    print(f"{'step':>22s}" + "".join(f"{step:>14d}" for step in STEPS))
+    print(f"{'step':>24s}" + "".join(f"{step:>14d}" for step in STEPS))
     for name, scores in found.items():
-        print(f"{name:>22s}" + "".join(f"{f'{auroc:.3f} / {precision:.2f}':>14s}" for auroc, precision in scores))
-    print(f"{'verdict':>22s}" + "".join(f"{word:>14s}" for word in run.verdict.values.tolist()))
+        print(f"{name:>24s}" + "".join(f"{f'{auroc:.3f} / {precision:.2f}':>14s}" for auroc, precision in scores))
+    print(f"{'verdict':>24s}" + "".join(f"{word:>14s}" for word in run.verdict.values.tolist()))
     if "EK-FAC self-influence" not in found:
         print("EK-FAC is left out: pip install kronfluence")
     return found
@@ -215,7 +217,7 @@ def removal(
         value, change = np.array(values), np.array(values) - base
         table[name] = (value.mean(), _error(value), _error(change))
         errors = _error(value), _error(change)
-        print(f"{name:>22s}  {value.mean():.4f} ± {errors[0]:.4f}   change {change.mean():+.4f} ± {errors[1]:.4f}")
+        print(f"{name:>24s}  {value.mean():.4f} ± {errors[0]:.4f}   change {change.mean():+.4f} ± {errors[1]:.4f}")
     print('"influence, helps" leaves out those that help most: it should do harm.')
     return table
 
@@ -230,7 +232,13 @@ def picture(
     """Both results side by side."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = {"influence": "#2c6fbb", "correlation": "#7fb0e0", "loss": "#888888", "area under margin": "#3f9b5f"}
+    colours = {
+        "influence": "#2c6fbb",
+        "influence over training": "#123e70",
+        "correlation": "#7fb0e0",
+        "loss": "#888888",
+        "area under margin": "#3f9b5f",
+    }
     colours |= {"EK-FAC self-influence": "#d9722a"}
     for name, scores in found.items():
         left.plot(STEPS, [auroc for auroc, _ in scores], marker="o", label=name, color=colours[name])

@@ -1,5 +1,7 @@
 """Settings of all tests: array checks in the whole package, the same hypothesis cases in every run; shared fixtures."""
 
+import gc
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,19 +22,50 @@ array_types.install("bif_lightning")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Processes of pytest-xdist share the cores; more threads than these only wait for one another.
+CORES = torch.get_num_threads()
+SHARE = max(1, CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+torch.set_num_threads(SHARE)
+
 # The same cases in every run; `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest tests, which are those that ask for the most time, come first: else one process might have
+    to end them while the others have nothing left."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0.0), timeout.args[0] if timeout else 0.0)
+    items.sort(key=lambda item: -longest[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking for garbage in it takes a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A training has all cores, as that of a user: also chains on several threads must leave it as it was.
+
+    A hook, not a fixture: those of a module come before those of a test, and a training that one of them runs must have
+    the bits of one in the test.
+    """
+    torch.set_num_threads(CORES if item.get_closest_marker("trainer") else SHARE)
+
+
 @pytest.fixture(autouse=True)
 def _switches_of_torch_as_they_were() -> Iterator[None]:
     """A Trainer sets some for the whole process; the next test of this worker must not compute other bits for it."""
-    before = torch.get_deterministic_debug_mode(), torch.get_num_threads(), torch.get_default_dtype()
+    before = torch.get_deterministic_debug_mode(), torch.get_default_dtype()
     yield
     torch.set_deterministic_debug_mode(before[0])
-    torch.set_num_threads(before[1])
-    torch.set_default_dtype(before[2])
+    torch.set_default_dtype(before[1])
 
 
 @pytest.fixture(autouse=True)

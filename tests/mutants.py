@@ -3,10 +3,11 @@
 
 Each mutant is one wrong line that a person might write. The script patches it into a copy of the package, runs the
 tests that ought to see it until one fails, and prints a table. It exits with 1 if any mutant survives, or if a patch
-no longer fits the source (then mend it here), or if the tests fail without a mutant.
+no longer fits the source (then mend it here), or if a test that noticed a mutant fails without it too.
 """
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -14,14 +15,20 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 WORKERS = 2
 # Of others, and slow to import: the process that each mutant's is forked of has them already.
-LOADED = ["pytest", "hypothesis", "beartype", "torch", "lightning", "torchmetrics", "datasets", "xarray", "matplotlib"]
+LOADED = [
+    "pytest", "_pytest.doctest", "pytest_timeout", "_hypothesis_pytestplugin", "hypothesis", "beartype", "jaxtyping",
+    "torch", "lightning", "torchmetrics", "datasets", "h5py", "xarray", "matplotlib",
+]  # fmt: skip
+PLUGINS = ["pytest_timeout", "_hypothesis_pytestplugin"]
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL, REPLAY = "sampling/test_sgld.py", "sampling/test_chain.py"
 INFLUENCE, BOOKS = "statistics/test_influence.py", "estimation/test_estimator.py"
@@ -36,7 +43,7 @@ DATA, OBSERVABLES = "data/test_dataset.py", "losses/test_observables.py"
 
 @dataclass(frozen=True)
 class Mutant:
-    """A name, a file of the package, the texts to exchange there, and the tests that ought to fail."""
+    """A name, a file of the package, the texts to exchange there, and the tests that ought to fail: files, or tests."""
 
     name: str
     file: str
@@ -302,7 +309,7 @@ MUTANTS = [
     mutant(
         "directions not turned back",
         "curvature/kronecker.py",
-        ("factor.turn(found, back=True)", "factor.turn(found)"),
+        ("factor.rotate(found, back=True)", "factor.rotate(found)"),
         tests=(METRIC,),
     ),
     mutant(
@@ -323,7 +330,7 @@ MUTANTS = [
     mutant(
         "curvature along other directions",
         "curvature/laplace.py",
-        ("hessians_along(problem, backend, lowered, span", "hessians_along(problem, backend, directions, span"),
+        ("hessians_along(problem, backend, in_weights, span", "hessians_along(problem, backend, directions, span"),
         tests=(SUBSPACE,),
     ),
     mutant(
@@ -371,7 +378,7 @@ MUTANTS = [
     mutant(
         "errors as narrow as a chain",
         "statistics/standard_errors.py",
-        ("wide = _widened(draws, chain_mean_covariance(parts, centring)), 1.0", "wide = 1.0, 1.0"),
+        ("wide = _width_ratio(draws, chain_mean_covariance(parts, centring)), 1.0", "wide = 1.0, 1.0"),
         tests=("statistics/test_standard_errors.py",),
     ),
     mutant(
@@ -528,7 +535,10 @@ MUTANTS = [
     mutant("rounded gradient kept", "model/weights.py", ("own.zero_()", "pass"), tests=(HALF,)),
     mutant("loss scale left in", "sampling/sgld.py", ("self.weights.gradient.div_(self.scale)", "pass"), tests=(HALF,)),
     mutant(
-        "loss scale never lowered", "sampling/sgld.py", ("return self.scale <= 1 or", "return True or"), tests=(HALF,)
+        "loss scale never lowered",
+        "sampling/sgld.py",
+        ("return self.scale <= 1 or", "return True or"),
+        tests=(HALF,),
     ),
     mutant(
         "rmsprop of the loss scale",
@@ -599,10 +609,10 @@ MUTANTS = [
         tests=("estimation/test_untouched.py",),
     ),
     mutant(
-        "Control-C acts while a claim is let go of",
+        "Control-C acts while a lease is released",
         "offline/replay.py",
-        ("with defer_interrupts(), self._claimed", "with self._claimed"),
-        tests=("offline/test_attribute.py",),
+        ("with defer_interrupts(), self._leased", "with self._leased"),
+        tests=("offline/test_attribute.py::test_control_c_waits_until_nothing_is_half_done",),
     ),
     mutant(
         "gather in the order of ranks",
@@ -622,7 +632,7 @@ MUTANTS = [
     mutant(
         "integrated influence with the wrong sign",
         "results/integrated.py",
-        ("self.total[:, added] += ", "self.total[:, added] -= "),
+        ("each[:, added] += _whole(z", "each[:, added] -= _whole(z"),
         tests=("results/test_integrated.py",),
     ),
     mutant(
@@ -637,26 +647,344 @@ MUTANTS = [
         ("np.float64)[:, added] / scale[added], _QUANTUM", "np.float64)[:, added], _QUANTUM"),
         tests=("results/test_integrated.py",),
     ),
+    mutant(
+        "repeated columns counted again",
+        "results/integrated.py",
+        ("new = ~(self.digests == digest).all(2).any(0)", "new = np.ones(len(digest), bool)"),
+        tests=("results/test_integrated.py",),
+    ),
+    mutant(
+        "the halves of a sum are its beginning and its end",
+        "results/integrated.py",
+        ("if len(self.steps) % 2 else [self.total]", "if len(self.steps) > 2 else [self.total]"),
+        tests=("results/test_integrated.py",),
+    ),
+    mutant(
+        "sums that are not rounded to a quantum",
+        "results/integrated.py",
+        ("return np.round(values / quantum) * quantum", "return values"),
+        tests=("results/test_integrated.py",),
+    ),
+    mutant(
+        "a dump that was replaced is not seen",
+        "archive/read/integrated_file.py",
+        ("own = list(zip(self.steps, self.created, strict=True))", "own = [(step, '') for step in self.steps]"),
+        ("return own == [(each.step, each.created)", "return own == [(each.step, '')"),
+        tests=("archive/write/test_integrated_file.py",),
+    ),
+    mutant(
+        "the sum of all train examples for some of them",
+        "archive/read/over_training.py",
+        (" or not np.array_equal(at.positions[0], np.arange(at.shape[0]))", ""),
+        tests=("archive/read/test_over_training.py",),
+    ),
+    mutant(
+        "a file of the sum that was replaced is read on",
+        "archive/read/integrated_file.py",
+        ("if _described(file, of.path) != of:", "if False:"),
+        tests=("archive/read/test_integrated_file.py",),
+    ),
+    mutant(
+        "columns of no snapshot begin with NaN",
+        "archive/read/integrated_file.py",
+        ("(np.where(known, values, 0.0) for values in sums)", "sums"),
+        tests=("archive/write/test_integrated_file.py",),
+    ),
+    mutant(
+        "moments at equal distances of t where nothing says when",
+        "trainer/schedule.py",
+        ("(k / count) ** 2", "(k / count)"),
+        tests=("callback/test_triggers.py",),
+    ),
+    mutant(
+        "a failure to write the sum stops the training",
+        "trainer/outputs.py",
+        ("    except Exception as error:\n        why", "    except ZeroDivisionError as error:\n        why"),
+        tests=("callback/test_integrated.py",),
+    ),
+    mutant(
+        "the tab takes a file of the sum that is not of the dumps",
+        "tensorboard/plugin/over_training.py",
+        ("if known is None or not known.begins(dumps):", "if known is None:"),
+        tests=("tensorboard/plugin/test_over_training.py",),
+    ),
+    mutant(
+        "the tab follows a link to a file of the sum",
+        "tensorboard/plugin/over_training.py",
+        ("str(regular(path))", "str(path)"),
+        tests=("tensorboard/plugin/test_over_training.py",),
+    ),
+    mutant(
+        "each rank takes a folder of its own",
+        "callback.py",
+        (
+            "            if ranks.rank == 0:\n                found = own_folder",
+            "            if True:\n                found = own_folder",
+        ),
+        tests=("trainer/test_run_folder.py::test_all_ranks_have_the_folder_of_the_first",),
+    ),
+    mutant(
+        "a resumed run takes a new folder",
+        "callback.py",
+        ("former=self._owned", "former=None"),
+        tests=("trainer/test_run_folder.py::test_a_trainer_that_goes_on_keeps_the_folder",),
+    ),
+    mutant(
+        "a run takes the folder of another",
+        "trainer/run_folder.py",
+        ("if former is not None or not _is_used(parent / name):", "if True:"),
+        tests=("trainer/test_run_folder.py",),
+    ),
+    mutant(
+        "a logger that fails stops the training",
+        "trainer/loggers.py",
+        ("        except Exception as error:", "        except ZeroDivisionError as error:"),
+        tests=("trainer/test_loggers.py::test_a_logger_that_fails_is_named_and_costs_no_snapshot",),
+    ),
+    mutant(
+        "a random loss is asked for with one seed",
+        "losses/derived/randomness.py",
+        ("batches[0]).detach(), seed) for seed in (0, 1)]", "batches[0]).detach(), seed) for seed in (0, 0)]"),
+        tests=("losses/derived/test_randomness.py",),
+    ),
+    mutant(
+        "a random batch is told as a random loss",
+        "losses/derived/randomness.py",
+        ("if digest(batches[0]) != digest(batches[1]):", "if False:"),
+        tests=("losses/derived/test_randomness.py",),
+    ),
+    mutant(
+        "the whole module is what needs training mode",
+        "losses/derived/modes.py",
+        ("len(inside) for path", "-len(inside) for path"),
+        tests=("losses/derived/test_modes.py",),
+    ),
+    mutant(
+        "an error in both modes is one of evaluation mode",
+        "losses/derived/modes.py",
+        ("return None if found is None else TrainingPart(found, error)", 'return TrainingPart(found or "", error)'),
+        tests=("losses/derived/test_modes.py",),
+    ),
+    mutant(
+        "what a hook sets at the start of an epoch is not seen",
+        "offline/dependence.py",
+        ('HOOKS = ("on_train_start", "on_train_epoch_start", ', 'HOOKS = ("on_train_start", '),
+        tests=("offline/test_dependence.py::test_what_no_checkpoint_tells_is_refused",),
+    ),
+    mutant(
+        "what a hook writes into buffers is not that of the checkpoint",
+        "offline/dependence.py",
+        ("module.load_state_dict(saved)", "pass"),
+        tests=("offline/test_dependence.py::test_the_loss_of_each_checkpoint_is_that_of_its_position",),
+    ),
+    mutant(
+        "rates that schedulers tell are not seen",
+        "offline/dependence.py",
+        ("each._last_lr = [rate * 2 for rate in each._last_lr]", "pass"),
+        tests=("offline/test_dependence.py::test_what_no_checkpoint_tells_is_refused",),
+    ),
+    mutant(
+        "epochs that matter late are not seen",
+        "offline/dependence.py",
+        ("_MORE = (7, 1_000_000)", "_MORE = (7, 8)"),
+        tests=("offline/test_dependence.py::test_an_epoch_that_matters_only_late_is_asked_for",),
+    ),
+    mutant(
+        "a statement that adds sets nothing",
+        "offline/hook_state.py",
+        ("ast.AugAssign | ast.AnnAssign", "ast.AnnAssign"),
+        tests=("offline/test_hook_state.py",),
+    ),
+    mutant(
+        "a loader with batches of some rows draws all",
+        "trainer/drawn_rows.py",
+        ("sampler = batching.sampler if plain", "sampler = loader.sampler if plain"),
+        tests=("trainer/test_drawn_rows.py",),
+    ),
+    mutant(
+        "weights without replacement are shares",
+        "trainer/drawn_rows.py",
+        ("if not sampler.replacement:", "if False:"),
+        tests=("trainer/test_drawn_rows.py",),
+    ),
+    mutant(
+        "the first epoch of a sampler twice",
+        "trainer/drawn_rows.py",
+        ("(_epoch(copied, epoch, ", "(_epoch(copied_sampler(sampler, dataset), 0, "),
+        tests=("trainer/test_drawn_rows.py",),
+    ),
+    mutant(
+        "batches that are dropped count",
+        "trainer/drawn_rows.py",
+        ("if batching.drop_last:", "if False:"),
+        tests=("trainer/test_drawn_rows.py",),
+    ),
+    mutant(
+        "batches are prepared once for all snapshots",
+        "trainer/prepared.py",
+        ("return before != self._before", "return False"),
+        tests=("trainer/test_prepared.py",),
+    ),
+    mutant(
+        "a drive is another machine",
+        "storage/places.py",
+        ("[a-zA-Z][a-zA-Z0-9+.-]+)", "[a-zA-Z][a-zA-Z0-9+.-]*)"),
+        tests=("storage/test_places.py",),
+    ),
+    mutant(
+        "a cache of a bucket is a folder",
+        "storage/places.py",
+        ("return local_path(rest, name, access=access)", "return Path(text)"),
+        tests=("storage/test_places.py",),
+    ),
+    mutant(
+        "spaces of a URL stay as they are written",
+        "storage/places.py",
+        ('Path(url2pathname(f"/{rest}"))', 'Path(f"/{rest}")'),
+        tests=("storage/test_places.py",),
+    ),
+    mutant("a mask is turned", "data/rows.py", ("if kept)", "if not kept)"), tests=("data/test_rows.py",)),
+    mutant(
+        "numbers in floating point are rows",
+        "data/rows.py",
+        ("isinstance(value, numbers.Integral)", "isinstance(value, numbers.Real)"),
+        tests=("data/test_rows.py",),
+    ),
+    mutant(
+        "a column of rows is a dataset",
+        "data/rows.py",
+        ("found.shape[1] == 1 and", "found.shape[1] == 0 and"),
+        tests=("data/test_rows.py",),
+    ),
+    mutant(
+        "rare examples are not looked at",
+        "data/variety.py",
+        ("[: count // 2]", "[:0]"),
+        tests=("data/test_variety.py",),
+    ),
+    mutant(
+        "labels of uint8 are a mask",
+        "losses/derived/intercept.py",
+        ("target = target.long()", "target = target"),
+        tests=("callback/test_equivalences.py",),
+    ),
+    mutant(
+        "losses of queries are not checked",
+        "trainer/problem.py",
+        (
+            "for further in checked[1:]:\n            check_rows",
+            "for further in checked[2:]:\n            check_rows",
+        ),
+        tests=("losses/derived/test_rows_in_batches.py",),
+    ),
+    mutant(
+        "memory that runs out is another way to compute",
+        "model/devices.py",
+        ("        raise error\n", "        pass\n"),
+        tests=("model/test_devices.py",),
+    ),
+    mutant(
+        "rounding of memorized examples is a factor",
+        "curvature/gradients.py",
+        ("if problem.sums_elements else 1.0", ""),
+        tests=("curvature/test_gradients.py",),
+    ),
+    mutant(
+        "gradients are checked along themselves alone",
+        "sampling/preflight.py",
+        ("if error > MOST_ERROR:", "if False:"),
+        tests=("sampling/test_preflight.py",),
+    ),
+    mutant(
+        "surrogate with noise of its own",
+        "sampling/controlled.py",
+        ("alpha=-0.5 * step).add_(noise)", "alpha=-0.5 * step).add_(self._normal(index + 1000) * step**0.5)"),
+        tests=("sampling/test_controlled.py",),
+    ),
+    mutant(
+        "surrogate with a start of its own",
+        "sampling/controlled.py",
+        ("self.surrogate = self.chain.clone()", "self.surrogate = torch.zeros_like(self.chain)"),
+        tests=("sampling/test_controlled.py",),
+    ),
+    mutant(
+        "start without the first noise",
+        "sampling/controlled.py",
+        ("0.5 * math.sqrt(step) * self.standard + outside", "outside"),
+        tests=("sampling/test_controlled.py",),
+    ),
+    mutant(
+        "noise of plain Euler steps",
+        "sampling/controlled.py",
+        ("(self.standard + following).mul_(0.5 * math.sqrt(step))", "following.mul(math.sqrt(step))"),
+        tests=("sampling/test_controlled.py",),
+    ),
+    mutant(
+        "sign of the correction",
+        "statistics/correction.py",
+        ("(chain.T @ chain - surrogate.T @ surrogate)", "(surrogate.T @ surrogate - chain.T @ chain)"),
+        tests=("statistics/test_correction.py",),
+    ),
+    mutant(
+        "correction also where chain and surrogate part",
+        "sampling/covariances.py",
+        ("if share <= MOST_RESIDUAL else 0.0", ""),
+        tests=("sampling/test_controlled.py",),
+    ),
+    mutant(
+        "agreement of a chain with itself",
+        "statistics/correction.py",
+        ("(whole - np.trace(products)) / (chains * (chains - 1))", "whole / chains**2"),
+        tests=("statistics/test_correction.py",),
+    ),
+    mutant(
+        "softmax without its mean",
+        "curvature/outputs.py",
+        ("(scaled - probability * scaled.sum(classes, keepdim=True))", "scaled"),
+        tests=("curvature/test_outputs.py",),
+    ),
+    mutant(
+        "calls inside the network are outputs",
+        "curvature/outputs.py",
+        ("None if slope is None or slope.requires_grad else slope", "slope"),
+        tests=("curvature/test_outputs.py",),
+    ),
+    mutant(
+        "strata without their shares",
+        "curvature/strata.py",
+        ("Stratum(part, found[number], len(part) / size)", "Stratum(part, found[number], 1 / len(parts))"),
+        tests=("curvature/test_gauss_newton.py",),
+    ),
 ]
 
 
-def run_tests(folder: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """The exit status of pytest and what it said, in a process that has not imported the package yet."""
+class Failures:
+    """A pytest plugin: the tests that failed, in the order in which they did."""
+
+    def __init__(self) -> None:
+        self.found = list[str]()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.found.append(report.nodeid)
+
+
+def run_tests(folder: Path, tests: tuple[str, ...], *more: str) -> tuple[int, list[str], str]:
+    """The exit status of pytest, what failed, and what was said, in a process that has not imported the package yet."""
     import pytest
 
+    gc.freeze()  # what is loaded stays
+    sys.dont_write_bytecode = False  # that of the whole copy serves all mutants
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    os.environ["PYTHONPATH"] = str(folder)
-    options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(folder)]
-    said = io.StringIO()
+    os.environ |= {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(WORKERS)  # for the share of the cores
+    options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(folder), *more]
+    options += [word for plugin in PLUGINS for word in ("-p", plugin)]
+    failures, said = Failures(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = pytest.main([*options, *(str(folder / "tests" / test) for test in tests)])
-    return int(status), said.getvalue()
-
-
-def first_failure(output: str) -> str:
-    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0].split("::")[-1].split(" - ")[0] if failed else ""
+        status = pytest.main([*options, *(f"{folder}/tests/{test}" for test in tests)], plugins=[failures])
+    return int(status), failures.found, said.getvalue()
 
 
 def mutated(folder: Path, one: Mutant) -> str:
@@ -669,19 +997,31 @@ def mutated(folder: Path, one: Mutant) -> str:
     return source
 
 
-def judge(base: Path, one: Mutant) -> tuple[bool, str, float]:
-    """Whether the mutant was noticed, by which test, and in how many seconds."""
+@dataclass(frozen=True)
+class Verdict:
+    """The test that noticed a mutant, as file::name, or why none did; and how long that took."""
+
+    by: str | None
+    why: str
+    seconds: float
+
+
+def judge(base: Path, one: Mutant) -> Verdict:
+    """Run the tests of a mutant in a copy of the project."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        folder = shutil.copytree(base, Path(name) / "project")
+        folder = shutil.copytree(base, Path(name) / "project", copy_function=os.link)
         try:
             source = mutated(base, one)
         except ValueError as error:
-            return False, str(error), 0.0
-        (folder / "bif_lightning" / one.file).write_text(source)
-        status, said = run_tests(folder, one.tests)
+            return Verdict(None, str(error), 0.0)
+        changed = folder / "bif_lightning" / one.file
+        changed.unlink()  # the copy is one of names alone
+        changed.write_text(source)
+        status, failed, said = run_tests(folder, one.tests)
     # 1: tests failed; anything else is a break that no test had to notice, such as a syntax error.
-    return status == 1, first_failure(said) if status == 1 else said[-300:], time.perf_counter() - started
+    by = failed[0].removeprefix("tests/") if status == 1 and failed else None
+    return Verdict(by, said[-300:], time.perf_counter() - started)
 
 
 def copy_project(folder: Path) -> None:
@@ -691,27 +1031,44 @@ def copy_project(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def main(words: list[str]) -> int:
-    chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+def report(one: Mutant, verdict: Verdict) -> None:
+    how = verdict.by.partition("::")[2] if verdict.by else verdict.why
+    print(f"{'killed' if verdict.by else 'SURVIVED':8}  {one.name:36}  {verdict.seconds:5.1f} s  {how}", flush=True)
+
+
+def pass_without_mutants(pool: ProcessPoolExecutor, base: Path, tests: set[str]) -> bool:
+    """Whether these tests pass in the copy that the mutants were made of."""
+    files = sorted({test.partition("::")[0] for test in tests})
+    each = [tuple(sorted(test for test in tests if test.startswith(f"{file}::"))) for file in files]
+    for status, _, said in pool.map(partial(run_tests, base), each):
+        if status != 0:
+            print(said[-3000:], "\nThe test fails without any mutant.")
+            return False
+    return True
+
+
+def main(words: list[str], mutants: Sequence[Mutant] = MUTANTS) -> int:
+    chosen = [m for m in mutants if not words or any(word in m.name for word in words)]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
     with (
         tempfile.TemporaryDirectory() as name,
         ProcessPoolExecutor(WORKERS, mp_context=context, max_tasks_per_child=1) as pool,
     ):
-        base = Path(name)
+        base = Path(name) / "project"
         copy_project(base)
-        files = sorted({test for one in chosen for test in one.tests})
-        for status, said in pool.map(partial(run_tests, base), [(test,) for test in files]):
-            if status != 0:
-                print(said[-3000:], "\nThe tests fail without any mutant.")
-                return 1
-        survivors = 0
-        for one, (killed, how, seconds) in zip(chosen, pool.map(partial(judge, base), chosen), strict=True):
-            print(f"{'killed' if killed else 'SURVIVED':8}  {one.name:36}  {seconds:5.1f} s  {how}", flush=True)
-            survivors += not killed
-    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
-    return 1 if survivors else 0
+        files = tuple(sorted({test for one in chosen for test in one.tests}))
+        pool.submit(run_tests, base, files, "--collect-only").result()  # leaves the bytecode of all
+        verdicts = list[Verdict]()
+        for one, verdict in zip(chosen, pool.map(partial(judge, base), chosen), strict=True):
+            report(one, verdict)
+            verdicts.append(verdict)
+        noticed = {verdict.by for verdict in verdicts if verdict.by}
+        if not pass_without_mutants(pool, base, noticed):
+            return 1
+    killed = sum(verdict.by is not None for verdict in verdicts)
+    print(f"{killed} of {len(chosen)} mutants killed, by {len(noticed)} tests that pass without them")
+    return 0 if killed == len(chosen) else 1
 
 
 if __name__ == "__main__":

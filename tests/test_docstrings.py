@@ -19,7 +19,7 @@ ELSEWHERE = {  # of Python, Lightning, torch, TensorBoard and Hugging Face
     "SummaryWriter.add_scalar", "add_image", "export", "dict", "str", "state_dict", "pytorch_lightning", "rc_context",
     "Figure.colorbar", "savefig", "__dict__", "ClassLabel", "training_step", "validation_step", "Subset",
     "Image", "MisconfigurationException", "Summary.Value", "TensorBoardLogger.experiment", "should_stop",
-    "trainer.global_step", "samples.h5",
+    "trainer.global_step", "samples.h5", "integrated.h5",
 }  # fmt: skip
 OTHERS = {
     "torch",

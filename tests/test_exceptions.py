@@ -14,9 +14,11 @@ PACKAGE = Path(bif_lightning.__file__).parent
 INTERNAL = {
     "HeapError",  # becomes an UnreadableFileError
     "IncompleteError",  # the command line's exit status
+    "NoOutputsError",  # the curvature is computed in another way, and the notes say so
     "NotSeparableError",  # the next way of deriving the losses is tried
     "RefusedError",  # an answer of the tab's server
     "StoppedError",  # ends a thread
+    "UndecidedError",  # a check is made in another precision
 }
 PUBLIC = [value for value in vars(exceptions).values() if isinstance(value, type)]
 

@@ -1,7 +1,6 @@
 """Metrics against SciPy and numbers worked out by hand, in one update, in several and on several ranks."""
 
 import math
-import multiprocessing
 import pickle
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from bif_lightning.metrics import (
     SplitRHat,
 )
 from bif_lightning.statistics.diagnostics import effective_sample_size, local_learning_coefficient, split_rhat
+from forked import together
 
 pytestmark = pytest.mark.exact
 
@@ -147,13 +147,7 @@ def test_chains_of_unequal_length_are_refused() -> None:
 
 @pytest.mark.slow
 def test_two_ranks_are_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=metric_ranks.work, args=(rank, 2, str(tmp_path))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    together(metric_ranks.work, 2, 2, str(tmp_path))
     alone = metric_ranks.computed(slice(None))
     for rank in range(2):
         found = pickle.loads(Path(tmp_path, f"{rank}.pickle").read_bytes())

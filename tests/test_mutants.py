@@ -9,22 +9,26 @@ import pytest
 
 pytestmark = pytest.mark.statistical
 
-SCRIPT = Path(__file__).parents[0] / "mutants.py"
+HERE = Path(__file__).parent
+SCRIPTS = [HERE / "mutants.py", HERE / "device" / "mutants.py"]
 
 
-def test_every_mutant_fits_the_source() -> None:
+@pytest.mark.parametrize("path", SCRIPTS, ids=["engine", "device"])
+def test_every_mutant_fits_the_source(path: Path) -> None:
     """That its patch still says something, and its tests are still there, is known long before the mutants are run."""
-    script = runpy.run_path(str(SCRIPT))
+    script = runpy.run_path(str(path))
     for one in script["MUTANTS"]:
         source = script["mutated"](script["ROOT"], one)
         compile(source, one.file, "exec")
         assert source != (script["ROOT"] / "bif_lightning" / one.file).read_text(), one.name
         for test in one.tests:
-            assert (SCRIPT.parent / test).is_file(), f"{one.name}: {test}"
+            file, _, name = test.partition("::")
+            assert f"def {name.partition('[')[0]}" in (HERE / file).read_text(), f"{one.name}: {test}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_every_mutant_is_killed() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("path", SCRIPTS, ids=["engine", "device"])
+def test_every_mutant_is_killed(path: Path) -> None:
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]

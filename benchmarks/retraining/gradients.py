@@ -77,7 +77,7 @@ def gradients(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
     """Gradient of every example's loss, [n, weights] and [q, weights]."""
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return task.losses(_Called(model, weights), (x[None], y[None])).sum()
+        return task.losses(Called(model, weights), (x[None], y[None])).sum()
 
     train, query = (_per_example(grad(loss), model, part) for part in task.data())
     return train, query
@@ -92,7 +92,7 @@ def effective_damping(curvatures: Tensor, wanted: float) -> float:
     return high
 
 
-class _Called(nn.Module):
+class Called(nn.Module):
     """A module with other weights."""
 
     def __init__(self, module: nn.Module, weights: dict[str, Tensor]) -> None:

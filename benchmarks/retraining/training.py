@@ -13,6 +13,9 @@ from retraining.tasks import Recipe, Task, stack
 Weights = dict[str, Tensor]
 """Parameters of several models, stacked along the first dimension."""
 
+MOMENTUM = 0.9
+"""Of SGD."""
+
 _TOGETHER = 20  # models: more of them leave the cache
 
 
@@ -41,7 +44,7 @@ def train(
         group = slice(start, start + _TOGETHER)
         weights = initial(task, seeds[group])
         rows = torch.stack(
-            [_batches(member, seed, task.recipe) for member, seed in zip(members[group], seeds[group], strict=True)], 1
+            [batches(member, seed, task.recipe) for member, seed in zip(members[group], seeds[group], strict=True)], 1
         )
         _descend(weights, lambda w, r: gradient(w, inputs[r], targets[r]), rows, task.recipe)
         trained.append(weights)
@@ -67,7 +70,7 @@ def trajectory(task: Task, seed: int = 0) -> dict[int, Weights]:
 
     weights = initial(task, [seed])
     everyone = torch.ones(len(inputs), dtype=torch.bool)
-    _descend(weights, gradient, _batches(everyone, seed, task.recipe)[:, None], task.recipe)
+    _descend(weights, gradient, batches(everyone, seed, task.recipe)[:, None], task.recipe)
     return dict(enumerate([*path, weights]))
 
 
@@ -94,7 +97,7 @@ def query_losses(task: Task, weights: Weights) -> Tensor:
         return torch.stack([losses({name: value[i] for name, value in weights.items()}) for i in range(count)])
 
 
-def _batches(member: Tensor, seed: int, recipe: Recipe) -> Tensor:
+def batches(member: Tensor, seed: int, recipe: Recipe) -> Tensor:
     """Rows of each step's minibatch, [steps, batch]: one shuffled pass over the subset after the other."""
     generator = torch.Generator().manual_seed(seed)
     rows = member.nonzero().squeeze(1)
@@ -120,7 +123,7 @@ def _descend(weights: Weights, gradient: Callable[[Weights, Tensor], Weights], r
         for name, value in weights.items():
             g = gradients[name]
             if recipe.optimizer == "sgd":
-                first[name].mul_(0.9).add_(g).add_(value, alpha=recipe.weight_decay)
+                first[name].mul_(MOMENTUM).add_(g).add_(value, alpha=recipe.weight_decay)
                 value.sub_(first[name], alpha=rate)
             else:
                 first[name].lerp_(g, 0.1)

@@ -1,4 +1,4 @@
-"""What a samples file holds, and the digest that says whether two runs describe the same examples."""
+"""Content of the samples file, and the digest that identifies the examples of a run."""
 
 import hashlib
 import re
@@ -15,10 +15,10 @@ COLUMN_NAME = re.compile(r"[^/]{1,80}")
 
 
 def check_samples(samples: Samples, side: str) -> None:
-    """Refuse descriptions that do not belong together.
+    """Check that the descriptions of examples can be stored.
 
     Raises:
-        ValueError: columns of different lengths, no examples, or an id or a name that no file can hold as it is.
+        ValueError: columns have different lengths, there are no examples, or an id or name cannot be stored unchanged.
     """
     if len(samples) == 0:
         raise ValueError(f"the {side} samples are empty; describe at least one example")
@@ -35,7 +35,7 @@ def check_samples(samples: Samples, side: str) -> None:
             raise ValueError(f"the {side} samples have {len(samples)} ids but {length} {name}; give one for each id")
     for value in samples.ids:
         if value != storable(value):
-            raise ValueError(f"{side} id {value!r} holds NUL or a lone surrogate; give ids that are plain Unicode")
+            raise ValueError(f"{side} id {value!r} contains NUL or a lone surrogate; use ids of valid Unicode text")
     for name in samples.columns or {}:
         if not COLUMN_NAME.fullmatch(name) or not name.isprintable():
             raise ValueError(
@@ -44,10 +44,10 @@ def check_samples(samples: Samples, side: str) -> None:
 
 
 def digest(train: Samples, query: Samples) -> str:
-    """SHA-256 over ids, indices, labels, label names and texts of both sides.
+    """SHA-256 of the ids, indices, labels, label names and texts of both sides.
 
-    Thumbnails are left out: they are pictures of the same examples, and another version of an image library
-    encodes them differently. So are columns, which are remarks on the examples.
+    Thumbnails are left out, since versions of an image library encode the same picture differently. Columns are left
+    out, since they may be measured again when a run is resumed.
     """
     sha = hashlib.sha256()
     for part in (*_parts(train), *_parts(query)):
@@ -65,7 +65,7 @@ def _parts(samples: Samples) -> Iterator[bytes]:
 
 
 def samples_content(train: Samples, query: Samples, attrs: dict[str, str]) -> Content:
-    """The whole of samples.h5: one group for each side.
+    """Content of samples.h5: one group for each side.
 
     Args:
         train, query: descriptions of the examples.
@@ -99,9 +99,9 @@ def _side(side: str, samples: Samples) -> Iterator[Variable]:
 
     yield column(side, np.arange(len(samples)), "1", f"row of the {side} axis")
     yield column("id", strings(samples.ids), None, "unique id of each example")
-    yield column("index", np.asarray(samples.index, np.int64), "1", "position in the dataset it came from")
+    yield column("index", np.asarray(samples.index, np.int64), "1", "index of the example in its dataset")
     if samples.labels is not None:
-        yield column("label", np.asarray(samples.labels, np.int64), "1", "class index, -1 where there is none")
+        yield column("label", np.asarray(samples.labels, np.int64), "1", "class index, -1 for none")
     if samples.label_names:
         yield column("class", np.arange(len(samples.label_names)), "1", "class index", dim="class")
         yield column("class_name", strings(samples.label_names), None, "name of each class", dim="class")
@@ -110,12 +110,16 @@ def _side(side: str, samples: Samples) -> Iterator[Variable]:
     for name, values in (samples.columns or {}).items():
         is_text = values.dtype.kind == "O"
         stored = strings(values.tolist()) if is_text else np.asarray(values, np.float64)
-        yield column(f"{COLUMN}{name}", stored, None if is_text else "1", "the user's own column, to sort by")
+        yield column(
+            f"{COLUMN}{name}", stored, None if is_text else "1", "user-defined column of the examples, to sort by"
+        )
     if thumbnails := _pictures(samples):
         sizes = np.array([0, *map(len, thumbnails)], np.int64)
         joined = np.frombuffer(b"".join(thumbnails), np.uint8)
-        yield column("thumbnail", joined, "1", "PNG files, one after the other", dim="byte")
-        yield column("thumbnail_offset", np.cumsum(sizes), "byte", "where each PNG starts, and the end", dim="edge")
+        yield column("thumbnail", joined, "1", "concatenated PNG files", dim="byte")
+        yield column(
+            "thumbnail_offset", np.cumsum(sizes), "byte", "start of each PNG file, and end of the last", dim="edge"
+        )
     yield from _tokens(side, samples)
 
 
@@ -127,25 +131,28 @@ def _tokens(side: str, samples: Samples) -> Iterator[Variable]:
     if lengths is None:
         return
     if samples.tokens is not None:
-        yield column("token_text", strings([text for each in samples.tokens for text in each]), None, "text of a token")
+        yield column(
+            "token_text", strings([text for each in samples.tokens for text in each]), None, "text of each token"
+        )
     if samples.token_ids is not None:
         numbers = np.concatenate(samples.token_ids).astype(np.int64)
-        yield column("token_id", numbers, "1", "number of each token in its vocabulary")
+        yield column("token_id", numbers, "1", "id of each token in the vocabulary")
     edges = np.cumsum([0, *lengths], dtype=np.int64)
-    yield column("token_offset", edges, "1", "where the tokens of each example start, and the end", dim="token_edge")
+    words = "first token of each example, and end of the last example"
+    yield column("token_offset", edges, "1", words, dim="token_edge")
 
 
 def token_lengths(samples: Samples, side: str) -> tuple[int, ...] | None:
-    """Tokens of each example; None where they are unknown.
+    """Number of tokens of each example; None if unknown.
 
     Raises:
-        ValueError: an example has another number of texts than of token ids.
+        ValueError: an example has different numbers of token texts and token ids.
     """
     sets = [tuple(map(len, each)) for each in (samples.tokens, samples.token_ids) if each is not None]
     for row, (texts, numbers) in enumerate(zip(sets[0], sets[-1], strict=True) if sets else ()):
         if texts != numbers:
             raise ValueError(
-                f"{side} example {row} has {texts} token texts and {numbers} token ids; give one text for each of its "
-                "tokens, or leave out the texts"
+                f"{side} example {row} has {texts} token texts but {numbers} token ids; give one text for each token, "
+                "or leave out the texts"
             )
     return sets[0] if sets and sum(sets[0]) else None

@@ -1,4 +1,4 @@
-"""Names, versions and small rules of the file format that SPEC.md describes. No h5py."""
+"""Names, versions and encodings of the file format that SPEC.md describes. Without h5py."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,46 +9,56 @@ import numpy as np
 
 DUMP = "bif-lightning-dump"
 SAMPLES = "bif-lightning-samples"
-VERSION = "1.3"
-LOSS = "loss"  # the observable that every dump has: the losses of the queries
+INTEGRATED = "bif-lightning-integrated"
+VERSION = "1.4"
+LOSS = "loss"  # the observable of every dump: the query losses
 SAMPLES_FILE = "samples.h5"
+INTEGRATED_FILE = "integrated.h5"
 DUMP_NAME = re.compile(r"step=(\d{9,})\.h5")
 CHUNK_VALUES = 256 * 256
 OVERVIEW_SIDE = 256
 
-# A netCDF dimension without values: readers that follow netCDF take the size and show no variable.
+# Marks a dimension without values: netCDF readers use its size and show no variable.
 PURE_DIMENSION = "This is a netCDF dimension but not a netCDF variable."
 
-# Numbers of a dump that stand alone: name -> (units, long_name).
+# Scalars of every dump: name -> (units, long_name).
 DIAGNOSTICS = {
     "rhat": ("1", "split R-hat of the mean train loss"),
-    "ess": ("1", "effective number of independent draws behind the mean train loss"),
-    "llc": ("nat", "local learning coefficient estimate, inverse temperature x (mean loss - loss at the snapshot)"),
+    "ess": ("1", "effective sample size of the mean train loss"),
+    "llc": ("nat", "estimated local learning coefficient: inverse temperature x (mean loss - loss at the snapshot)"),
     "llc_standard_error": ("nat", "Monte Carlo standard error of llc"),
-    "drift": ("1", "second-half minus first-half mean loss, in standard errors of that difference"),
-    "score_agreement": ("1", "median rank correlation of influence columns between halves of the chains, or examples"),
-    "group_agreement": ("1", "median correlation of influence columns between the same halves"),
+    "drift": ("1", "mean loss of the second half of the draws minus the first, in standard errors"),
+    "score_agreement": (
+        "1",
+        "median rank correlation of influence columns between two halves of the chains (Subspace: of the examples)",
+    ),
+    "group_agreement": (
+        "1",
+        "median correlation of influence columns, summed over random groups, between the same two halves",
+    ),
     "noise_ratio": (
         "1",
-        "minibatch variance of an SGLD step over its injected-noise variance, where that ratio is largest",
+        "minibatch variance of an SGLD step divided by its injected-noise variance, along the worst direction",
     ),
-    "llc_ratio": ("1", "llc over half the effective dimension of the loss at the snapshot"),
+    "llc_ratio": ("1", "llc divided by half the effective dimension of the loss at the snapshot"),
     "control_agreement": (
         "1",
-        "median rank correlation of influence columns with those of draws from the pull alone",
+        "median rank correlation of influence columns with those of draws from the localization prior",
     ),
     "snapshot_loss": ("nat", "mean train loss at the snapshot"),
 }
-# Those of some samplers alone.
+# Scalars of some samplers.
 PARTICULARS = {
-    "ridge": ("nat^2", "ridge of the conditioned influence"),
+    "ridge": ("nat^2", "error variance of the train losses in the conditioned influence"),
     "effective_dimension": ("1", "effective dimension of the posterior"),
+    "alpha": ("1", "share of the chains' correction of the closed form that the influence contains"),
+    "residual_share": ("1", "variance of a chain beside its quadratic approximation, over that of the approximation"),
 }
 COSTS = {
     "seconds": ("s", "wall time of the estimate"),
-    "steps": ("1", "sampler steps of all chains"),
-    "workers": ("1", "chains run at a time by each process"),
-    "extra_bytes": ("byte", "memory beyond the model"),
+    "steps": ("1", "sampler steps of all chains together"),
+    "workers": ("1", "chains that each process runs at a time"),
+    "extra_bytes": ("byte", "memory used in addition to the model"),
 }
 
 
@@ -58,10 +68,10 @@ class Variable:
 
     Attributes:
         path: name from the root, without a leading slash.
-        dims: name of each axis. Where it is the variable's own name, the variable is that axis's scale.
+        dims: name of each axis. A variable with its own name as its one axis is the scale of that axis.
         values: numbers, or an object array of strings.
-        units: of numbers ("1" for pure numbers and counts); None for strings.
-        long_name: what it is, in words.
+        units: units of numbers ("1" for dimensionless numbers and counts); None for strings.
+        long_name: description for readers of the file.
         attrs: further attributes.
         rounded: whether float32 values are written with 10 mantissa bits (`round_to_10_bits`).
     """
@@ -85,16 +95,20 @@ class Variable:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """Everything in one file: attributes by group ("" is the root), datasets, dimensions without values, links."""
+    """Content of one file: datasets, attributes by group ("" is the root), hard links, dimensions without values.
+
+    Sums over a training hardly compress, and their file is written anew at each dump: `compressed` is False there.
+    """
 
     variables: Sequence[Variable]
     attrs: Mapping[str, Mapping[str, Any]]
     links: Mapping[str, str] = field(default_factory=dict[str, str])
     pure_dims: Mapping[str, int] = field(default_factory=dict[str, int])
+    compressed: bool = True
 
     @property
     def nbytes(self) -> int:
-        """Size before compression, in bytes; strings are counted as UTF-8."""
+        """Size before compression, in bytes, with strings in UTF-8."""
         return sum(_nbytes(variable.values) for variable in self.variables)
 
 
@@ -116,7 +130,7 @@ def dump_name(step: int) -> str:
 
 
 def chunk_shape(shape: tuple[int, ...], values: int = CHUNK_VALUES) -> tuple[int, ...]:
-    """Chunk of at most `values` entries, near square in the last two axes, so that a row and a column cost alike.
+    """Chunk of at most `values` entries, nearly square in the last two axes: rows and columns cost the same to read.
 
     >>> chunk_shape((10000, 1000)), chunk_shape((10000, 10)), chunk_shape((4, 100, 5000))
     ((256, 256), (6553, 10), (1, 100, 655))
@@ -131,9 +145,9 @@ def chunk_shape(shape: tuple[int, ...], values: int = CHUNK_VALUES) -> tuple[int
 
 
 def round_to_10_bits(values: np.ndarray) -> np.ndarray:
-    """float32 rounded to 10 mantissa bits, ties to even; the 13 low bits become 0 and compress away.
+    """Round float32 values to 10 mantissa bits, ties to even; the 13 low bits become 0, which compresses well.
 
-    The relative error is at most 2⁻¹¹. NaN and infinities stay; a finite value never becomes infinite.
+    The relative error is at most 2⁻¹¹. NaN and infinities are unchanged; finite values stay finite.
 
     >>> round_to_10_bits(np.array([1 / 3, np.inf], np.float32)).tolist()
     [0.333251953125, inf]
@@ -148,47 +162,48 @@ def round_to_10_bits(values: np.ndarray) -> np.ndarray:
 
 
 def float64(path: str, values: Any, units: str, long_name: str, dims: tuple[str, ...] = ()) -> Variable:
-    """64-bit floats, or one of them where there are no dims."""
+    """Variable of 64-bit floats; a scalar without dims."""
     return Variable(path=path, dims=dims, values=np.asarray(values, np.float64), units=units, long_name=long_name)
 
 
 def int64(path: str, values: Any, long_name: str, dims: tuple[str, ...] = (), units: str = "1") -> Variable:
-    """64-bit integers, or one of them where there are no dims."""
+    """Variable of 64-bit integers; a scalar without dims."""
     return Variable(path=path, dims=dims, values=np.asarray(values, np.int64), units=units, long_name=long_name)
 
 
 def float32(
     path: str, values: Any, units: str, long_name: str, dims: tuple[str, ...], sign: str | None = None
 ) -> Variable:
-    """32-bit floats, for what makes a dump large; with what its sign means, where it has one."""
+    """Variable of 32-bit floats, for the large arrays of a dump; `sign` explains the meaning of the sign."""
     single = np.asarray(values, np.float32)
     attrs = {} if sign is None else {"sign": sign}
     return Variable(path=path, dims=dims, values=single, units=units, long_name=long_name, attrs=attrs)
 
 
 def text_column(path: str, values: Sequence[str], long_name: str, dim: str) -> Variable:
-    """Texts along one axis."""
+    """Variable of strings along one axis."""
     return Variable(path=path, dims=(dim,), values=strings(values), units=None, long_name=long_name)
 
 
 def strings(values: Sequence[str]) -> np.ndarray:
-    """Texts as an object array that HDF5 can hold: NUL and lone surrogates are replaced by visible marks."""
+    """Strings as an object array for HDF5; NUL and lone surrogates, which HDF5 cannot store, are replaced."""
     array = np.empty(len(values), dtype=object)
     array[:] = [storable(value) for value in values]
     return array
 
 
 def string(value: str) -> np.ndarray:
-    """One text as a 0-d object array."""
+    """One string as a 0-d object array for HDF5."""
     return np.array(storable(value), dtype=object)
 
 
 def storable(text: str) -> str:
+    """Replace NUL by U+2400 and lone surrogates by a question mark."""
     return text.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """Name of a class index, or the index itself where it has no name.
+    """Name of a class, or its index if it has no name.
 
     >>> class_name(("cat", "dog"), 1), class_name(None, 1), class_name(("cat",), 7)
     ('dog', '1', '7')

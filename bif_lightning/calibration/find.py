@@ -1,18 +1,18 @@
-"""Settings of a sampler by measurement at the snapshot, without labels.
+"""Find settings of SGLD by measurement at the snapshot, without labels.
 
-A setting of SGLD is a pull λ = γ/nβ, a temperature nβ and a step ε. Each follows from one thing that short chains show
-(`bif_lightning.calibration.pilot`):
+The settings are a pull λ = γ/nβ, an inverse temperature nβ, a step size ε, a thinning k and a number of draws C·T. Each
+is set by a criterion that short chains measure (`bif_lightning.calibration.pilot`):
 
-    λ    its effective dimension is a tenth of the training examples, as far as the draws can fill it
-    nβ   the losses are nearly linear over the reach of the chains
-    ε    c/(nβ·λmax + γ), with λmax the largest Hessian eigenvalue; halved where chains run away, and where that
-         does not help, since the loss curves downwards at w*, λ is raised; shorter where minibatches would heat the
-         chains, since their part in the variance of a step is proportional to it
-    k    draws have forgotten the one before
-    C·T  another estimate of as many draws would agree with this one
+    λ    the effective dimension is a tenth of the number of training examples, or less if there are few draws
+    nβ   the losses are nearly linear over the range of the chains
+    ε    c/(nβ·λmax + γ), with λmax the largest Hessian eigenvalue. It is halved if chains diverge. If that does not
+         help, the loss has negative curvature at w*, and λ is raised. It is smaller if minibatch noise would heat the
+         chains, since the minibatch share of a step's variance is proportional to ε
+    k    successive draws are nearly uncorrelated
+    C·T  a second estimate with as many draws would agree with this one
 
-The first two are measured and not computed from the Hessian, since a network of ReLUs or maxima has none: differences
-of its gradients over any distance hold jumps, which swamp all but the largest eigenvalues.
+λ and nβ are measured instead of computed from the Hessian, since networks with ReLUs or maxima have none: finite
+differences of their gradients contain jumps, which dominate all but the largest eigenvalues.
 """
 
 import math
@@ -33,33 +33,33 @@ from bif_lightning.sampling.sgld import SGLDSampler
 from bif_lightning.sampling.stability import largest_curvature, shrink_step_size
 
 EXAMPLES_PER_DIMENSION, DRAWS_PER_DIMENSION = 10, 8
-"""d_eff is n/10, and an eighth of the draws at most: fewer draws see a posterior that they cannot tell from noise."""
+"""d_eff is n/10, but at most an eighth of the draws: fewer draws per dimension give mostly noise."""
 
 RELIABILITY = 0.75
-"""Of the agreement with another estimate on groups of examples: a little more than the verdict asks for."""
+"""Required agreement with a second estimate on groups of examples, a little more than the verdict requires."""
 
 LEAST_DRAWS, MOST_DRAWS = 64, 800
-"""Draws of all chains."""
+"""Fewest and most draws of all chains together."""
 
 MOST_STEPS = 12_800
-"""Steps between the draws of all chains: where draws forget slowly, there are fewer of them."""
+"""Most steps between draws, of all chains together: with a long autocorrelation time there are fewer draws."""
 
 MOST_COOLED = 4.0
-"""The factor at most by which minibatches shorten the step, and lengthen the chains. Larger minibatches would do as
-well, but nobody has said that memory has room for them."""
+"""Largest factor by which minibatch noise shortens the step and lengthens the chains. Larger minibatches would have the
+same effect, but may not fit into memory."""
 
 LASTING = 0.25
-"""The share of its aim that d_eff has to reach for later snapshots to keep the settings. Of four networks of
-digits, d_eff was 0.25 to 1.3 of it once training had begun to pay, and below 0.06, or negative, in the first steps."""
+"""Share of the target that d_eff must reach for later snapshots to keep the settings. On four networks for digits,
+d_eff was 0.25 to 1.3 of the target once training had made progress, and below 0.06 or negative in the first steps."""
 
-_COOL = 0.5 * MOST_NOISE  # 8 gradients tell the ratio within a factor of two
+_COOL = 0.5 * MOST_NOISE  # 8 gradients estimate the ratio within a factor of two
 _ATTEMPTS = 12
-_SNAPSHOT = -1  # keys noise that no snapshot uses
+_SNAPSHOT = -1  # a key that no snapshot uses
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A pilot, and what was concluded from it."""
+    """A pilot, and the conclusion drawn from it."""
 
     pilot: Pilot
     conclusion: str
@@ -67,17 +67,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class FoundSettings:
-    """The settings found, and how.
+    """The settings found, and the measurements behind them.
 
     Attributes:
         sampler, chains: the settings.
         lasting: whether later snapshots may keep them.
         curvature: λmax, nats per squared weight unit.
         noise: λmax(F), the scale of the gradient noise of single examples (`spectrum.GradientNoise`).
-        target: the effective dimension that was aimed at.
-        pilot: of the settings found.
-        trials: every pilot, in order.
-        sound: whether the effective dimension is what was aimed at, up to the factor allowed.
+        target: the target of the effective dimension.
+        pilot: the pilot with these settings.
+        trials: all pilots, in order.
+        sound: whether the effective dimension is within the factor `WITHIN` of the target.
         minibatch_noise: noise ratio (`bias.noise_ratio`) of these settings.
     """
 
@@ -94,12 +94,12 @@ class FoundSettings:
 
     @property
     def resolved(self) -> ResolvedSettings:
-        """As a snapshot keeps them."""
+        """The settings as a snapshot stores them."""
         return ResolvedSettings(self.sampler, self.chains, lasting=self.lasting)
 
     @property
     def plain_noise_ratio(self) -> float:
-        """ε·(nβ)²·λmax(F)/4m: above 1, plain minibatches in place of control variates would heat the chains."""
+        """ε·(nβ)²·λmax(F)/4m: above 1, minibatches without control variates would heat the chains."""
         heat = self.sampler.step_size * self.sampler.inverse_temperature**2 * self.noise
         return heat / (4 * self.chains.batch_size)
 
@@ -110,8 +110,8 @@ class FoundSettings:
             f"{sampler.localization:.3g}; {chains.num_chains} chains x {chains.num_draws} draws, thinning "
             f"{chains.thinning}, burn-in {chains.burn_in} (largest curvature {self.curvature:.3g}, noise ratio "
             f"{self.minibatch_noise:.2g}, {self.plain_noise_ratio:.2g} without control variates, effective dimension "
-            f"{last.dimension:.3g} for {self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, memory "
-            f"{last.memory:.3g} steps; {len(self.trials)} pilots)"
+            f"{last.dimension:.3g} for {self.target:.3g}, nonlinear share {last.nonlinearity:.2g}, autocorrelation "
+            f"time {last.autocorrelation_time:.3g} steps; {len(self.trials)} pilots)"
         )
 
 
@@ -126,32 +126,32 @@ def find_settings(
     """Find settings of SGLD by measurement at the snapshot.
 
     Args:
-        chains: as given by the user, taken as they are; None chooses draws, thinning and burn-in too.
-        seed: of the random start of the power iteration.
+        chains: chains given by the user, used unchanged; None chooses draws, thinning and burn-in too.
+        seed: seed of the random start of the power iteration.
         tick: called after every step of a pilot.
 
     Raises:
-        ValueError: the loss is flat or not finite at the snapshot, or chains run away with every setting.
+        ValueError: the loss is flat or not finite at the snapshot, or chains diverge with every setting.
     """
     given, small = chains or Chains(), small_problem(problem, backend, seed)
-    curvature = _checked(largest_curvature(problem, backend, replace(given, seed=seed)))
+    curvature = _check_curvature(largest_curvature(problem, backend, replace(given, seed=seed)))
     target = dimension_for(
         len(problem.training), MOST_DRAWS if chains is None else chains.num_chains * chains.num_draws
     )
-    aim, trials = SettingsSearch(curvature, target), list[Trial]()
+    search, trials = SettingsSearch(curvature, target), list[Trial]()
     while len(trials) < _ATTEMPTS:
-        pilot = run_pilot(small, backend, aim.sampler, given, aim.spacing, tick=tick)
-        trials.append(Trial(pilot, aim.learn(pilot)))
-        if aim.done:
+        pilot = run_pilot(small, backend, search.sampler, given, search.spacing, tick=tick)
+        trials.append(Trial(pilot, search.learn(pilot)))
+        if search.done:
             break
-    if aim.best is None:
+    if search.best is None:
         last = trials[-1].pilot
         raise ValueError(
             f"chains did not stay near the snapshot in any of {len(trials)} pilots; the last, with step_size "
             f"{last.sampler.step_size:.3g} and localization {last.sampler.localization:.3g}: {trials[-1].conclusion}; "
             "give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...), with more localization"
         )
-    best = aim.best
+    best = search.best
     heat = _noise_ratio(problem, backend, best.sampler, given)
     shorter = min(heat / _COOL, MOST_COOLED) if heat > _COOL else 1.0
     sampler = replace(best.sampler, step_size=best.sampler.step_size / shorter)
@@ -187,7 +187,7 @@ def _noise_ratio(problem: Problem, backend: WeightBackend, settings: SGLD, chain
 
 
 def dimension_for(examples: int, draws: int) -> float:
-    """The effective dimension to aim at: n/10, and at most an eighth of the draws.
+    """Target of the effective dimension: n/10, and at most an eighth of the draws.
 
     >>> dimension_for(1000, 800), dimension_for(50_000, 800), dimension_for(20, 800)
     (100.0, 100.0, 2.0)
@@ -196,36 +196,36 @@ def dimension_for(examples: int, draws: int) -> float:
 
 
 def provisional(chains: Chains | None) -> ResolvedSettings:
-    """Settings that take about as long as those that `find_settings` finds, before it can."""
+    """Settings that cost about as much as those of `find_settings`, for a forecast before it runs."""
     usual = Chains(num_draws=MOST_DRAWS // 2 // Chains().num_chains, thinning=10, burn_in=20)
     return ResolvedSettings(SGLD(step_size=1e-9, inverse_temperature=1.0, localization=1.0), chains or usual)
 
 
 def _chains_for(pilot: Pilot, shorter: float) -> Chains:
-    """Thinning by the memory, burn-in of two memories, and draws by how far the chains of the pilot agree.
+    """Set thinning and burn-in by the autocorrelation time, and draws by the agreement of the pilot's chains.
 
     Args:
-        pilot: of the settings.
-        shorter: the factor by which steps are shorter than the pilot's, and the memory of the chains longer.
+        pilot: pilot with the settings found.
+        shorter: factor by which steps are shorter, and the autocorrelation time longer, than in the pilot.
     """
     default = Chains()
-    memory = 1.0 if math.isnan(pilot.memory) else pilot.memory * shorter
-    thinning = max(1, min(MOST_THINNING, round(memory)))
+    correlated = 1.0 if math.isnan(pilot.autocorrelation_time) else pilot.autocorrelation_time * shorter
+    thinning = max(1, min(MOST_THINNING, round(correlated)))
     needed = pilot.draws_for(RELIABILITY, thinning / shorter)
     draws = min(max(needed, LEAST_DRAWS), MOST_DRAWS, MOST_STEPS // thinning)
     return replace(
         default,
         num_draws=math.ceil(draws / default.num_chains),
         thinning=thinning,
-        burn_in=min(math.ceil(2 * memory), 4 * MOST_THINNING),
+        burn_in=min(math.ceil(2 * correlated), 4 * MOST_THINNING),
     )
 
 
-def _checked(curvature: float) -> float:
+def _check_curvature(curvature: float) -> float:
     if not 0 < curvature < float("inf"):
         raise ValueError(
-            f"the largest curvature of the loss is {curvature:g} at the snapshot, which sets no scale for the "
-            "sampler; give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...)"
+            f"the largest curvature of the loss is {curvature:g} at the snapshot, which gives no scale for the "
+            "settings; give sampler=SGLD(step_size=..., inverse_temperature=..., localization=...)"
         )
     return curvature
 
@@ -237,13 +237,13 @@ def found_settings(
     backend: WeightBackend,
     tick: Callable[[], None] = lambda: None,
 ) -> ResolvedSettings:
-    """The settings of this snapshot by "auto".
+    """Find the settings of a snapshot for "auto".
 
-    They are measured until they last, then frozen, all but a step size that later proves too long.
+    They are measured until a snapshot finds lasting ones, and then kept, except for a step size that becomes too large.
 
     Args:
         chains: as given by the user.
-        earlier: what an earlier snapshot found; None where none did.
+        earlier: lasting settings of an earlier snapshot; None if there are none.
         tick: called after every step of a pilot.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Calibration by itself: the settings that fit a model, a grid of pilots around them, a page, and a YAML."""
+"""Calibration without a run: settings that fit a model, a grid of pilots around them, a figure, and YAML."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,31 +22,31 @@ from bif_lightning.sampling.context import engine_context, ranks_of, to_device_o
 from bif_lightning.sampling.stability import stiffness
 
 STEPS = (0.25, 1.0, 4.0, 8.0)
-"""Factors of the step size, in columns; SGLD is unstable from 4 on."""
+"""Factors of the step size, in columns; SGLD is unstable from 4 upwards."""
 
 PULLS = (0.1, 1.0, 10.0)
-"""Factors of the pull, localization over inverse temperature, in rows."""
+"""Factors of the pull (localization divided by inverse temperature), in rows."""
 
 TEMPERATURES = (0.01, 1.0, 100.0)
-"""Factors of nβ, in blocks: smaller posteriors to the right."""
+"""Factors of nβ, in blocks: narrower posteriors to the right."""
 
 PilotProgress = Callable[[int, int], None]
-"""(pilots done, pilots in all)."""
+"""Called with (pilots done, total pilots)."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Settings for a run, and the pilots around them.
+    """Settings for a run, and a grid of pilots around them.
 
     Attributes:
-        found: the settings, and how they were found.
+        found: the settings, and the measurements behind them.
         cells: the grid.
-        spacing: steps from one draw of a pilot to the next.
+        spacing: steps between draws of a pilot.
 
     >>> from bif_lightning import Chains, calibrate
     >>> found = calibrate(module, loss_fn, data, chains=Chains(num_chains=2, num_draws=4))
-    >>> print(found.as_yaml().splitlines()[1:3])
-    ['sampler:', '  class_path: bif_lightning.SGLD']
+    >>> print(found.as_yaml().splitlines()[1], found.as_yaml().splitlines()[-1])
+    sampler:   ridge: auto
     """
 
     found: FoundSettings
@@ -59,20 +59,20 @@ class Calibration:
         return self.found.resolved
 
     def plot(self) -> Figure:
-        """Loss traces over the grid, cells that diverged marked, the choice framed."""
+        """Draw the loss traces over the grid, with diverged cells marked and the choice framed."""
         return sweep(self.cells, self.found.target, self.spacing, str(self.found))
 
     def as_yaml(self) -> str:
-        """`sampler` and `chains` as BIFCallback takes them in a LightningCLI configuration."""
+        """`sampler` and `chains` as arguments of BIFCallback in a LightningCLI configuration."""
         lines = ["# init_args of bif_lightning.BIFCallback"]
         for name, value in (("sampler", self.resolved.sampler), ("chains", self.resolved.chains)):
-            lines += [f"{name}:", f"  class_path: bif_lightning.{type(value).__name__}", "  init_args:"]
-            lines += [f"    {key}: {_plain(each)}" for key, each in asdict(value).items()]
+            # Fields alone: jsonargparse before 4.53 takes no class_path for a dataclass.
+            lines += [f"{name}:", *(f"  {key}: {_plain(each)}" for key, each in asdict(value).items())]
         return "\n".join(lines) + "\n"
 
     def __str__(self) -> str:
         trials = [f"  {n}. {trial.conclusion}" for n, trial in enumerate(self.found.trials, 1)]
-        doubt = "" if self.found.sound else "\nThe effective dimension is not what was aimed at: look at the page."
+        doubt = "" if self.found.sound else "\nThe effective dimension is not near its target: look at the figure."
         return "\n".join(["Pilots:", *trials, f"Choice: {self.found}{doubt}"])
 
 
@@ -88,23 +88,23 @@ def calibrate(
     eval_batch_size: int = 256,
     progress: PilotProgress | None = None,
 ) -> Calibration:
-    """Measure which settings of SGLD suit a model at its present weights, without labels.
+    """Find settings of SGLD for a model at its current weights by measurement, without labels.
 
-    The same search as `sampler="auto"` makes at the first snapshot of a run, followed by pilots over a grid around what
-    it finds: step size x localization x inverse temperature. The model is not written to.
+    It runs the same search as `sampler="auto"` at the first snapshot of a run. Then it runs pilots over a grid around
+    the result: step size x localization x inverse temperature. The model is not changed.
 
     Args:
         model: any module with float32 or float64 parameters, trained or not.
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token].
         train: the attribution set.
-        training_data: where gradient minibatches come from; None for `train`.
-        chains: taken as they are; None chooses draws, thinning and burn-in.
+        training_data: data for the gradient minibatches; None for `train`.
+        chains: chains to use unchanged; None chooses draws, thinning and burn-in.
         params: name patterns of the parameters to sample; None for all trainable ones.
-        collate_fn, eval_batch_size: as of `estimate`.
+        collate_fn, eval_batch_size: as in `estimate`.
         progress: called after every pilot of the grid.
 
     Raises:
-        ValueError: bad input, a loss that is flat or not finite, or chains that run away with every setting.
+        ValueError: invalid input, a loss that is flat or not finite, or chains that diverge with every setting.
 
     >>> from bif_lightning import Chains, calibrate
     >>> found = calibrate(module, loss_fn, data, chains=Chains(num_chains=2, num_draws=4))
@@ -130,7 +130,7 @@ def calibrate(
 def calibrate_problem(
     problem: Problem, chains: Chains | None = None, *, progress: PilotProgress | None = None
 ) -> Calibration:
-    """`calibrate` for a problem that is there already. On one process."""
+    """Run `calibrate` on an existing problem, in one process."""
     given = chains or Chains()
     with engine_context(problem, given, ranks_of(problem.module)) as (backend, _, _):
         found = find_settings(problem, backend, chains, seed=given.seed)
@@ -147,7 +147,7 @@ def calibrate_problem(
 
 
 def scaled(sampler: SGLD, curvature: float, temperature: float, pull: float, step: float) -> SGLD:
-    """The sampler with these multiples of nβ, of γ/nβ, and of ε·(nβ·λmax + γ).
+    """Multiply nβ, γ/nβ, and ε·(nβ·λmax + γ) of a sampler by these factors.
 
     A step in the last unit is as stable in one cell of the grid as in another.
     """
@@ -167,8 +167,8 @@ def _size() -> int:
 def _pilot(small: Problem, backend: WeightBackend, sampler: SGLD, chains: Chains, spacing: int) -> Pilot:
     try:
         return run_pilot(small, backend, sampler, chains, spacing)
-    except (RuntimeError, ValueError) as error:  # of a model that refuses weights which are not finite
-        lost = torch.full((CHAINS, DRAWS), torch.nan, dtype=torch.float64)
+    except (RuntimeError, ValueError) as error:  # some models refuse weights that are not finite
+        lost = torch.full((CHAINS, DRAWS), torch.nan, dtype=torch.float64, device="cpu")
         return Pilot(sampler, spacing, lost, float("nan"), f"{type(error).__name__}: {error}")
 
 
@@ -188,7 +188,7 @@ def _cell(place: tuple[int, int, int], pilot: Pilot, curvature: float, *, chosen
 
 
 def _plain(value: object) -> str:
-    """A YAML scalar. An exponent without a point is text to YAML 1.1."""
+    """Format a YAML scalar. YAML 1.1 reads a number with an exponent but no point as a string."""
     if value is None:
         return "null"
     if isinstance(value, bool):

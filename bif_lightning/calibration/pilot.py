@@ -1,14 +1,14 @@
-"""A pilot: two short chains that show how large, how linear and how slow the posterior of given settings is.
+"""A pilot: two short chains that measure effective dimension, nonlinearity and autocorrelation time of given settings.
 
-Every draw w is looked at together with its mirror image w̄ = 2w* − w, a draw just as likely where w* is the mode and the
-posterior is symmetric. With l_i the loss of example i, and l̄ its value at w̄,
+Losses are measured at every draw w and at its mirror image w̄ = 2w* − w, which is equally likely if the posterior is
+symmetric about its mode w*. With l_i the loss of example i at w and l̄_i its value at w̄,
 
-    odd part    (l_i − l̄_i)/2            what losses that are linear around w* would show
-    even part   (l_i + l̄_i)/2 − l_i(w*)  what curvature adds
+    odd part    (l_i − l̄_i)/2            the part that is linear around w*
+    even part   (l_i + l̄_i)/2 − l_i(w*)  the part from curvature
 
 The mean of the even part over examples and draws, times 2nβ, is the effective dimension tr nβH(nβH + γI)⁻¹ of a
-Gaussian posterior: twice the local learning coefficient, without the share of the gradient at w*, whose noise covers it
-where training has not ended.
+Gaussian posterior. This is twice the local learning coefficient, without the contribution of the gradient at w*, whose
+noise would hide the rest during training.
 """
 
 import math
@@ -32,26 +32,27 @@ CHAINS, DRAWS = 2, 24
 """Chains of a pilot, and draws of each."""
 
 EXAMPLES = 512
-"""Train examples that a pilot measures, spread over the set; all of them where there are fewer."""
+"""Most train examples that a pilot measures, evenly spaced over the set."""
 
-_SNAPSHOT = -1  # keys noise that no snapshot uses
+_SNAPSHOT = -1  # a key that no snapshot uses
 _SETTLING = 4  # the first quarter of the draws is left out
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What the pilot of one setting showed.
+    """The results of one pilot.
 
     Attributes:
-        sampler: the setting.
-        spacing: steps from one draw to the next.
-        loss: mean train loss at each draw, nats; NaN from the draw on at which a chain left the posterior.
-        snapshot_loss: that at w*.
-        diverged: why a chain left the posterior; empty if none did.
-        dimension: effective dimension, see above; NaN if diverged, as all that follows.
-        nonlinearity: share of the even parts in the variance of the single losses, 0 to 1.
-        memory: steps in which the odd parts forget, 1/e of their correlation left.
-        agreement: of the two chains, on the influence of random groups of examples (`diagnostics.group_agreement`).
+        sampler: the settings.
+        spacing: steps between draws.
+        loss: mean train loss at each draw, nats; NaN after a chain diverged.
+        snapshot_loss: mean train loss at w*, nats.
+        diverged: why a chain diverged; empty if none did.
+        dimension: effective dimension, see above; this and all following values are NaN if a chain diverged.
+        nonlinearity: share of the even parts in the variance of single losses, 0 to 1.
+        autocorrelation_time: steps after which the correlation of the odd parts has fallen to 1/e.
+        agreement: agreement of the two chains on the influence of random groups of examples
+            (`diagnostics.group_agreement`).
     """
 
     sampler: SGLD
@@ -61,26 +62,30 @@ class Pilot:
     diverged: str = ""
     dimension: float = math.nan
     nonlinearity: float = math.nan
-    memory: float = math.nan
+    autocorrelation_time: float = math.nan
     agreement: float = math.nan
 
     def draws_for(self, reliability: float, thinning: float) -> float:
-        """Draws, so many steps apart, with which two estimates would agree so far on groups of examples.
+        """Number of draws with which two estimates would have a given agreement on groups of examples.
 
-        Estimates of N independent draws each agree at N/(N + D), and D follows from the chains of the pilot, whose
-        draws count as independent: what they lack of that, they also lack of the spread of longer chains. Draws that
-        are k steps apart, and so correlated by e^{−k/m} at a memory of m steps, are worth N·tanh(k/m) of them.
-        Infinite where the chains of the pilot do not agree at all.
+        Two estimates of N independent draws each have an agreement of N/(N + D). D follows from the pilot's chains,
+        whose draws are taken as independent: their correlation costs them precision and range alike. N draws that are k
+        steps apart, with correlation e^{−k/m} at an autocorrelation time of m steps, are worth N·tanh(k/m) independent
+        draws. Infinite if the chains of the pilot do not agree.
+
+        Args:
+            reliability: required agreement.
+            thinning: steps between draws.
         """
         if not self.agreement > 0:
             return math.inf
         unresolved = (DRAWS - DRAWS // _SETTLING) * (1 - self.agreement) / self.agreement
-        worth = math.tanh(thinning / self.memory) if self.memory > 0 else 1.0
+        worth = math.tanh(thinning / self.autocorrelation_time) if self.autocorrelation_time > 0 else 1.0
         return unresolved * reliability / (1 - reliability) / worth
 
 
 def small_problem(problem: Problem, backend: WeightBackend, seed: int) -> Problem:
-    """The same problem with at most `EXAMPLES` train examples, and without other queries."""
+    """Reduce a problem to at most `EXAMPLES` train examples, which are also its queries."""
     count = len(problem.train)
     rows = range(count) if count <= EXAMPLES else [int(row) for row in torch.linspace(0, count - 1, EXAMPLES)]
     train = problem.train
@@ -88,7 +93,7 @@ def small_problem(problem: Problem, backend: WeightBackend, seed: int) -> Proble
     small = replace(problem, train=examples, query=examples, observables=())
     small.twins, small.stochastic, small.loaded = problem.twins, problem.stochastic, True
     seed_global(backend.device, stream_seed(seed, DATA))
-    _ = small.train_batches  # read here, and not where chains are keyed
+    _ = small.train_batches  # read now, before chains seed the generators
     return small
 
 
@@ -105,9 +110,9 @@ def run_pilot(
     """Run the chains of a pilot.
 
     Args:
-        small: see `small_problem`.
-        chains: minibatch size and seed are taken from it.
-        spacing: steps from one draw to the next.
+        small: a problem from `small_problem`.
+        chains: source of minibatch size and seed.
+        spacing: steps between draws.
         tick: called after every step.
     """
     context = ChainContext(
@@ -121,7 +126,7 @@ def run_pilot(
         tick=tick,
         stochastic=small.stochastic,
     )
-    found = [_walk(context, chain) for chain in range(CHAINS)]
+    found = [_run_chain(context, chain) for chain in range(CHAINS)]
     loss = torch.stack([chain.loss for chain in found])
     why = next((chain.diverged for chain in found if chain.diverged), "")
     snapshot_loss = float(found[0].center.mean())
@@ -137,13 +142,13 @@ def run_pilot(
         snapshot_loss,
         dimension=2 * sampler.inverse_temperature * float(even[:, start:].mean()),
         nonlinearity=_nonlinearity(odd[:, start:], even[:, start:]),
-        memory=_memory(odd[:, start:], spacing),
-        agreement=_agreement(odd[:, start:]),
+        autocorrelation_time=_autocorrelation_time(odd[:, start:], spacing),
+        agreement=_chain_agreement(odd[:, start:]),
     )
 
 
 @dataclass
-class _Walk:
+class _PilotChain:
     center: Float[Tensor, " train"]
     loss: Float[Tensor, " draw"]
     odd: Float[Tensor, "draw train"]
@@ -151,12 +156,12 @@ class _Walk:
     diverged: str = ""
 
 
-def _walk(context: ChainContext, chain: int) -> _Walk:
+def _run_chain(context: ChainContext, chain: int) -> _PilotChain:
     kernel = context.kernel
     state, mirror = kernel.start(context, chain), ChainState(context, chain)
     center, count = state.measure(0, 0).train.cpu().double(), context.chains.num_draws
-    odd, even = (torch.full((count, len(center)), math.nan, dtype=center.dtype) for _ in range(2))
-    walk = _Walk(center, torch.full((count,), math.nan, dtype=center.dtype), odd, even)
+    odd, even = (torch.full((count, len(center)), math.nan, dtype=center.dtype, device="cpu") for _ in range(2))
+    walk = _PilotChain(center, torch.full((count,), math.nan, dtype=center.dtype, device="cpu"), odd, even)
     for draw in range(count):
         for step in range(draw * context.chains.thinning, (draw + 1) * context.chains.thinning):
             kernel.draw(state, step)
@@ -183,8 +188,8 @@ def _nonlinearity(odd: Tensor, even: Tensor) -> float:
     return curved / (curved + straight) if curved + straight > 0 else math.nan
 
 
-def _memory(odd: Tensor, spacing: int) -> float:
-    """−spacing/ln ρ, with ρ the correlation of neighbouring draws, all examples pooled; the odd parts have mean 0."""
+def _autocorrelation_time(odd: Tensor, spacing: int) -> float:
+    """−spacing/ln ρ, with ρ the correlation of successive draws over all examples; the odd parts have mean 0."""
     square = odd.square()
     ends = float(square[:, :-1].sum() + square[:, 1:].sum()) / 2
     if not ends > 0:
@@ -193,14 +198,14 @@ def _memory(odd: Tensor, spacing: int) -> float:
     return -spacing / math.log(min(max(correlation, 1e-3), 0.999))
 
 
-def _agreement(odd: Tensor) -> float:
-    """Of the covariances that the two chains find, each example with all others; the odd parts have mean 0."""
-    one, other = (_with_others(chain.mT @ chain) for chain in odd)
+def _chain_agreement(odd: Tensor) -> float:
+    """Agreement of the two chains' covariances of each example with all others; the odd parts have mean 0."""
+    one, other = (_without_diagonal(chain.mT @ chain) for chain in odd)
     return group_agreement(one, other)
 
 
-def _with_others(products: Tensor) -> Tensor:
-    """Without what each example has to do with itself: the mean of its column stands there."""
+def _without_diagonal(products: Tensor) -> Tensor:
+    """Replace the diagonal by the mean of the other entries of its column."""
     count = len(products)
-    own = torch.eye(count, dtype=torch.bool)
+    own = torch.eye(count, dtype=torch.bool, device="cpu")
     return torch.where(own, products.masked_fill(own, 0).sum(0) / max(count - 1, 1), products)

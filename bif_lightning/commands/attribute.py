@@ -16,7 +16,7 @@ from tqdm.contrib import DummyTqdmFile
 from bif_lightning.commands.calibrate import quietly
 from bif_lightning.config import Chains, Sampler
 from bif_lightning.offline.attribute import attribute, watch
-from bif_lightning.offline.fit_start import imported, module_and_data, yaml_of
+from bif_lightning.offline.fit_start import NO_TRAINING, imported, module_and_data, yaml_of
 from bif_lightning.offline.replay import AttributionReport
 
 _ROWS = "rows of the training data as FIRST:LAST (LAST not included), or the import path of a dataset"
@@ -38,7 +38,7 @@ class Machine:
         return pl.Trainer(
             accelerator=self.accelerator, devices=self.devices, num_nodes=self.num_nodes, strategy=self.strategy,
             precision=cast(Any, self.precision), logger=TensorBoardLogger(logs, name="", version="") if logs else False,
-            enable_checkpointing=False, enable_model_summary=False, max_steps=1,
+            enable_checkpointing=False, enable_model_summary=False, max_steps=NO_TRAINING,
             num_sanity_val_steps=0, limit_val_batches=0,
         )  # fmt: skip
 
@@ -155,7 +155,7 @@ def sampling(path: str) -> dict[str, Any]:
 
 def _as_dict(done: AttributionReport) -> dict[str, Any]:
     expected = done.expected
-    return {
+    answer = {
         "directory": str(done.directory),
         "written": list(done.written),
         "present": list(done.present),
@@ -163,6 +163,9 @@ def _as_dict(done: AttributionReport) -> dict[str, Any]:
         "expected_seconds": None if expected is None else expected.seconds,
         "expected_bytes": None if expected is None else expected.extra_bytes,
     }
+    if done.planned is None:
+        return answer
+    return answer | {"planned": list(done.planned), "expected_seconds_in_all": done.expected_seconds_in_all}
 
 
 @contextmanager

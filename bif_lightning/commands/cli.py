@@ -6,13 +6,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from bif_lightning.commands.terminal import as_json
 
 _ABOUT = """Bayesian influence of training examples on predictions, while a model trains.
 
-A run is the folder that BIFCallback fills, by default <log_dir>/bif: one dump a snapshot, step=000006000.h5.
+A run is the folder that BIFCallback fills, beside the logger's files: one dump a snapshot, step=000006000.h5.
 
   bif-lightning show lightning_logs/version_0/bif              what is in a run, and can it be trusted?
   bif-lightning top lightning_logs/version_0/bif --query 3     which train examples help or hurt query 3?
@@ -30,18 +31,20 @@ Exit status: 0 done, 1 the data or a checkpoint is broken or the disk is full, 2
 130 interrupted, 143 terminated. Progress goes to standard error; with --json, standard output is the answer alone."""
 
 
-def show_run(run: str, *, json: bool = False) -> None:
+def show_run(run: str, *, step: int | None = None, legend: bool = False, json: bool = False) -> None:
     """Print what a run holds: its steps, how the chains did, and the influence of labels on labels.
 
     Args:
         run: folder of the dumps, or a single dump.
+        step: global training step of the one snapshot to show; if not given all, of a long run 20 spread over it.
+        legend: explain the columns and the signs.
         json: one JSON document instead of tables.
     """
     from bif_lightning.archive.read import open_run
     from bif_lightning.commands import report
 
-    summary = report.summary(open_run(run), run)
-    print(as_json(summary) if json else report.summary_text(summary))
+    summary = report.summary(open_run(run), run, step)
+    print(as_json(summary) if json else report.summary_text(summary, legend=legend))
 
 
 def top_examples(
@@ -89,14 +92,14 @@ def calibrate_run(
     """Measure which sampler settings suit a checkpoint; write a page of loss traces, and YAML for BIFCallback.
 
     Args:
-        checkpoint: of Lightning, or a state dict; read with weights_only=True.
-        config: LightningCLI YAML, of which `model` and `data` are used.
-        model: import path of the LightningModule class, where no YAML says it.
+        checkpoint: Lightning checkpoint or state dict; read with weights_only=True.
+        config: LightningCLI YAML; its `model` and `data` are used.
+        model: import path of the LightningModule class, if no YAML gives it.
         data: import path of a LightningDataModule, DataLoader or dataset, or of a function that returns one.
         loss: import path of a function (module, batch) -> loss of each example; from training_step if not given.
         params: name patterns of the parameters to sample; all if not given.
         out: the files are <out>.png and <out>.yaml.
-        accelerator: cpu, gpu, ... as of a Trainer.
+        accelerator: accelerator of the Trainer, such as cpu or gpu.
         json: one JSON document instead of text.
     """
     from bif_lightning.commands.calibrate import calibrate_checkpoint
@@ -130,27 +133,27 @@ def attribute_run(
 ) -> None:
     """Estimate influence at saved checkpoints: the dumps and TensorBoard views that BIFCallback writes in training.
 
-    Dumps that are there are left as they are: the same command goes on where it was stopped. For several processes
-    start it with torchrun or srun, or give --devices and --strategy ddp.
+    Existing dumps are kept, so the same command continues where it stopped. For several processes, start it with
+    torchrun or srun, or give --devices and --strategy ddp.
 
     Args:
         checkpoints: a checkpoint, or a folder of them: Lightning's, state dicts (step=1000 in the name), sharded ones.
         train: rows of the training data as FIRST:LAST (LAST not included), or the import path of a dataset.
-        query: the same for the queries; train x train if not given.
-        config: LightningCLI YAML, of which `model` and `data` are used.
-        model: import path of the LightningModule class, where no YAML says it.
+        query: likewise for the queries; train x train if not given.
+        config: LightningCLI YAML; its `model` and `data` are used.
+        model: import path of the LightningModule class, if no YAML gives it.
         data: import path of a LightningDataModule, DataLoader or dataset, or of a function that returns one.
         loss: import path of a function (module, batch) -> loss of each example; from training_step if not given.
         params: name patterns of the parameters to sample; all if not given.
         settings: YAML with `sampler` and `chains`, as `bif-lightning calibrate` writes it; the default if not given.
         per_token: losses of single tokens; needs --loss.
-        out: folder of the dumps; TensorBoard reads the folder above it.
-        accelerator: cpu, gpu, ... as of a Trainer.
-        devices: how many, or which, as of a Trainer.
-        num_nodes: as of a Trainer.
-        strategy: ddp, ... as of a Trainer.
-        precision: as the training had it.
-        dry_run: check everything and say what a checkpoint will take, but estimate and write nothing.
+        out: folder of the dumps; point TensorBoard at its parent folder.
+        accelerator: accelerator of the Trainer, such as cpu or gpu.
+        devices: number of devices, or their indices, as in a Trainer.
+        num_nodes: number of nodes, as in a Trainer.
+        strategy: strategy of the Trainer, such as ddp.
+        precision: precision of the training.
+        dry_run: check the inputs, list the checkpoints, and forecast time and memory, without estimates or files.
         json: one JSON document instead of text.
     """
     from bif_lightning.commands.attribute import Machine, Sources, attribute_checkpoints
@@ -185,18 +188,18 @@ def watch_run(
     Start one for each spare device, on any machine that sees the folder; they share the work.
 
     Args:
-        run: folder of the callback; it holds the snapshots, and gets the dumps.
-        config: LightningCLI YAML, of which `model` and `data` are used.
-        model: import path of the LightningModule class, where no YAML says it.
+        run: folder of the callback, which contains the snapshots and receives the dumps.
+        config: LightningCLI YAML; its `model` and `data` are used.
+        model: import path of the LightningModule class, if no YAML gives it.
         data: import path of a LightningDataModule, DataLoader or dataset, or of a function that returns one.
-        train: import path of the dataset that the callback was given; not needed where it was given rows.
-        query: the same for the queries.
+        train: import path of the dataset that the callback was given; not needed if it was given rows.
+        query: likewise for the queries.
         loss: import path of the loss_fn that the callback was given.
         idle: stop after this many seconds without work; at the end of the training if not given.
-        accelerator: cpu, gpu, ... as of a Trainer.
-        devices: how many, or which, as of a Trainer.
-        strategy: ddp, ... as of a Trainer.
-        precision: as the training had it.
+        accelerator: accelerator of the Trainer, such as cpu or gpu.
+        devices: number of devices, or their indices, as in a Trainer.
+        strategy: strategy of the Trainer, such as ddp.
+        precision: precision of the training.
         json: one JSON document instead of text.
     """
     from bif_lightning.commands.attribute import Machine, Sources, watch_snapshots
@@ -251,13 +254,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Any:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-    set_parsing_settings(add_print_completion_argument=True)
+    # Versions of jsonargparse before 4.47 print no completion for shells.
+    if "add_print_completion_argument" in inspect.signature(set_parsing_settings).parameters:
+        set_parsing_settings(add_print_completion_argument=True)
 
     class Layout(DefaultHelpFormatter):
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return text  # the description is laid out by hand
 
-    parser = ArgumentParser(prog="bif-lightning", description=_ABOUT, formatter_class=Layout)
+    parser = ArgumentParser(prog="bif-lightning", description=_ABOUT, formatter_class=Layout, version=_version())
     subcommands = parser.add_subcommands(title="commands", description="bif-lightning COMMAND --help says more.")
     for name, command in _COMMANDS.items():
         about = (inspect.getdoc(command) or "").partition("\n")[0]
@@ -265,13 +270,24 @@ def _parser() -> Any:
         parameters = inspect.signature(command).parameters
         options = {key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
         flags = [key for key, each in parameters.items() if each.annotation is bool]
+        letters = [key for key in options if len(key) == 1]
         sub.add_function_arguments(command, as_group=False, as_positional=True, skip=set[str | int](options))
-        sub.add_function_arguments(command, as_group=False, skip={*flags, *(parameters.keys() - options)})
+        sub.add_function_arguments(command, as_group=False, skip={*flags, *letters, *(parameters.keys() - options)})
+        for key in letters:
+            of = parameters[key]
+            sub.add_argument(f"-{key}", f"--{key}", type=of.annotation, default=of.default, help=_about(command, key))
         for flag in flags:
             spellings = dict.fromkeys((f"--{flag.replace('_', '-')}", f"--{flag}"))  # as other options are written, too
             sub.add_argument(*spellings, action="store_true", help=_about(command, flag))
         subcommands.add_subcommand(name, sub, help=about)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("bif-lightning")
+    except PackageNotFoundError:  # run from a folder that was not installed
+        return "unknown"
 
 
 def _spelled(given: str) -> str:

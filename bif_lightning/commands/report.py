@@ -1,19 +1,20 @@
 """Reports on a run for the command line: as plain data (the JSON of `--json`), and as text made from that."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from bif_lightning.archive.read import by_label, integrated, top
 from bif_lightning.archive.read.quantities import Quantity
-from bif_lightning.archive.read.queries import default_quantity
+from bif_lightning.archive.read.queries import at_step, default_quantity
 from bif_lightning.commands.terminal import number, plain, table, with_error
 from bif_lightning.results.bands import is_clear
 from bif_lightning.results.estimate import CONDITIONED_SIGN, CORRELATION_SIGN, INFLUENCE_SIGN
-from bif_lightning.results.integrated import INTEGRATED_SIGN
+from bif_lightning.results.integrated import INTEGRATED_SIGN, LEAST_SNAPSHOTS
 
 _SIGNS = {
     "integrated": INTEGRATED_SIGN,
@@ -27,6 +28,8 @@ _DIAGNOSTICS = (
     "snapshot_loss", "llc", "llc_standard_error", "rhat", "ess", "drift", "score_agreement", "group_agreement",
     "noise_ratio", "llc_ratio", "control_agreement", "seconds",
 )  # fmt: skip
+_MOST_STEPS = 20  # of a longer run, these are spread over all
+_MOST_DOUBTS = 3  # written out; of others, the steps
 _WIDTH = 110
 _IN_DOUBT = "?"
 _COLUMNS = """loss at w*  mean train loss at the snapshot, nat
@@ -43,13 +46,20 @@ control     rank agreement of the influence with that of noise alone, without da
 chains      behind the numbers / started; those that diverged are left out"""
 
 
-def summary(data: xr.Dataset, run: str) -> dict[str, Any]:
+def summary(data: xr.Dataset, run: str, step: int | None = None) -> dict[str, Any]:
     """What a run holds: sizes, a dict for each step with its diagnostics, label means of the last step.
 
     Args:
         data: from `open_run`.
         run: what to call it.
+        step: of the one snapshot to report; None for all.
+
+    Raises:
+        ValueError: the run has no such step.
     """
+    steps: list[int] = data["step"].values.tolist()
+    ranked_by = default_quantity(data, None)
+    data = data if step is None else data.isel(step=[at_step(data, step)])
     columns = {name: data[name].values.tolist() for name in ("step", "epoch", *_DIAGNOSTICS) if name in data}
     for name in ("verdict", "verdict_reason"):
         columns[name] = data[name].values.tolist()
@@ -66,6 +76,8 @@ def summary(data: xr.Dataset, run: str) -> dict[str, Any]:
         "observables": ["loss", *(name for name in observables if name != "label")],
         "steps": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         "labels": _label_means(data),
+        "all_steps": steps,
+        "ranked_by": ranked_by,
         "signs": dict(_SIGNS),
     }
 
@@ -86,45 +98,81 @@ def _label_means(data: xr.Dataset) -> dict[str, Any] | None:
     }
 
 
-def summary_text(summary: Mapping[str, Any]) -> str:
-    """The answer of `summary` as tables."""
+def summary_text(summary: Mapping[str, Any], *, legend: bool = False) -> str:
+    """The answer of `summary` as tables; with a legend of the columns, if asked for."""
     steps: list[dict[str, Any]] = summary["steps"]
-    head = ["step", "verdict", "loss at w*", "LLC", "R-hat", "ESS", "drift", "ranks"]
-    head += ["groups", "noise", "LLC ratio", "control", "chains", "seconds"]
-    rows = [
-        [
-            str(row["step"]),
-            row["verdict"] or "-",
-            number(row.get("snapshot_loss"), 4),
-            with_error(row.get("llc"), row.get("llc_standard_error")),
-            number(row.get("rhat")),
-            number(row.get("ess")),
-            number(row.get("drift"), 2),
-            number(row.get("score_agreement"), 2),
-            number(row.get("group_agreement"), 2),
-            number(row.get("noise_ratio"), 2),
-            number(row.get("llc_ratio"), 2),
-            number(row.get("control_agreement"), 2),
-            f"{row['chains']}/{row['chains'] + row['diverged']}",
-            number(row.get("seconds")),
-        ]
-        for row in steps
-    ]
-    parts = [
-        f"{plain(summary['run'], 200)}: {summary['train']} train x {summary['query']} query examples, "
-        f"{len(steps)} snapshot{'s' * (len(steps) != 1)}, influence on {plain(', '.join(summary['observables']), 200)}",
-        table(head, rows),
-        _COLUMNS,
-    ]
-    happened = [f"step {row['step']}: {plain(text, 400)}" for row in steps for text in row["divergences"]]
-    notes = dict.fromkeys(plain(text, 400) for row in steps for text in row["notes"])
+    shown = [steps[at] for at in _spread(len(steps), _MOST_STEPS)]
+    columns = _COLUMNS if legend else "--legend explains the columns"
+    parts = [_heading(summary, len(shown)), _steps_table(shown), columns, _ranked_by(summary)]
     doubtful = [row for row in steps if row["verdict"] not in ("", "good")]
-    doubts = [f"step {row['step']}: {plain(row['verdict_reason'], 400)}" for row in doubtful]
-    parts += ["\n".join(fill(doubt, _WIDTH, subsequent_indent="  ") for doubt in doubts)] * bool(doubts)
-    parts += ["\n".join(happened)] * bool(happened) + ["\n".join(f"note: {note}" for note in notes)] * bool(notes)
+    parts += ["\n".join(_doubts(doubtful))] * bool(doubtful)
+    happened = [f"step {row['step']}: {plain(text, 400)}" for row in shown for text in row["divergences"]]
+    parts += ["\n".join(happened)] * bool(happened)
+    notes = dict.fromkeys(plain(text, 400) for row in steps for text in row["notes"])
+    parts += ["\n".join(f"note: {note}" for note in notes)] * bool(notes)
     if summary["labels"] is not None:
         parts.append(_labels_text(summary["labels"]))
-    return "\n\n".join([*parts, "\n".join(fill(sign, _WIDTH) for sign in summary["signs"].values())])
+    signs = summary["signs"].values() if legend else [CORRELATION_SIGN] * (summary["labels"] is not None)
+    parts += ["\n".join(fill(sign, _WIDTH) for sign in signs)] * bool(signs)
+    return "\n\n".join(parts)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Positions of all, or of `most` that are evenly spread from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def _heading(summary: Mapping[str, Any], shown: int) -> str:
+    count, total = len(summary["steps"]), len(summary["all_steps"])
+    text = (
+        f"{plain(summary['run'], 200)}: {summary['train']} train x {summary['query']} query examples, "
+        f"{total} snapshot{'s' * (total != 1)}, influence on {plain(', '.join(summary['observables']), 200)}"
+    )
+    if count < total:
+        return f"{text}\nshown is step {summary['steps'][0]['step']}"
+    return text if shown == count else f"{text}\nshown are {shown} of them; --step shows a single one, --json all"
+
+
+def _steps_table(steps: Sequence[Mapping[str, Any]]) -> str:
+    """A row a step; columns that no step has a value for are left out."""
+    columns = {
+        "step": [str(row["step"]) for row in steps],
+        "verdict": [row["verdict"] or "-" for row in steps],
+        "loss at w*": [number(row.get("snapshot_loss"), 4) for row in steps],
+        "LLC": [with_error(row.get("llc"), row.get("llc_standard_error")) for row in steps],
+        "R-hat": [number(row.get("rhat")) for row in steps],
+        "ESS": [number(row.get("ess")) for row in steps],
+        "drift": [number(row.get("drift"), 2) for row in steps],
+        "ranks": [number(row.get("score_agreement"), 2) for row in steps],
+        "groups": [number(row.get("group_agreement"), 2) for row in steps],
+        "noise": [number(row.get("noise_ratio"), 2) for row in steps],
+        "LLC ratio": [number(row.get("llc_ratio"), 2) for row in steps],
+        "control": [number(row.get("control_agreement"), 2) for row in steps],
+        "chains": [f"{row['chains']}/{row['chains'] + row['diverged']}" for row in steps],
+        "seconds": [number(row.get("seconds")) for row in steps],
+    }
+    known = {head: cells for head, cells in columns.items() if set(cells) != {"-"}}
+    return table(list(known), list(zip(*known.values(), strict=True)))
+
+
+def _doubts(doubtful: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why snapshots are in doubt: of the last ones in full; of earlier ones, their steps by verdict."""
+    for row in doubtful[-_MOST_DOUBTS:]:
+        yield fill(f"step {row['step']}: {plain(row['verdict_reason'], 400)}", _WIDTH, subsequent_indent="  ")
+    earlier = doubtful[:-_MOST_DOUBTS]
+    for word in dict.fromkeys(row["verdict"] for row in earlier):
+        steps = [str(row["step"]) for row in earlier if row["verdict"] == word]
+        yield fill(f"also {word}: step {', '.join(steps)}; --step says why", _WIDTH, subsequent_indent="  ")
+
+
+def _ranked_by(summary: Mapping[str, Any]) -> str:
+    """What `bif-lightning top` ranks this run by."""
+    steps: list[int] = summary["all_steps"]
+    if summary["ranked_by"] == "integrated":
+        by = f"its influence over the whole training, {len(steps)} snapshots"
+    else:
+        by = f"the influence at step {steps[-1]}; from {LEAST_SNAPSHOTS} snapshots on by that over the whole training"
+    return fill(f"`bif-lightning top` ranks the run by {by}.", _WIDTH)
 
 
 def _labels_text(labels: dict[str, Any]) -> str:
@@ -170,9 +218,11 @@ def extremes(
     matrix = "influence" if by == "integrated" else by
     name = matrix if observable == "loss" else f"{observable}_{matrix}"
     axis = str(data[name].dims[-1]) if name in data else "query"
-    is_row = query.isascii() and query.isdecimal() and int(query) < data.sizes[axis]
-    rows = top(data, int(query) if is_row else query, k, step=step, by=by, observable=observable)
     names = [str(each) for each in data["query_id" if axis == "query" else axis].values.tolist()]
+    digits = query.isascii() and query.isdecimal()
+    # Beyond the last row, digits can be an id; if they are none, the number is what is wrong.
+    is_row = digits and (int(query) < data.sizes[axis] or query not in names)
+    rows = top(data, int(query) if is_row else query, k, step=step, by=by, observable=observable)
     row = int(query) if is_row else names.index(query)
     at = data.isel(step=-1) if step is None else data.sel(step=step)
     whole = integrated(data.isel({axis: [row]}), observable=observable) if by == "integrated" else None
@@ -218,7 +268,7 @@ def extremes_text(answer: Mapping[str, Any]) -> str:
     by = "integrated influence" if is_whole else answer["by"]
     title = (
         f"{answer['axis']} {answer['query']} (id {plain(answer['id'])}) {at}: "
-        f"{by} on {answer['observable']}{units}, ± standard error"
+        f"{by} on {answer['observable']}{units}, ± {'bound on its ' * is_whole}standard error"
     )
     optional = [name for name in ("label", "text") if any(row.get(name) is not None for row in examples)]
     beside = [f"at step {answer['step']}"] * is_whole

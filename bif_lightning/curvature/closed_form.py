@@ -1,16 +1,16 @@
-"""The closed form: influence under a Gaussian posterior, of losses that are linear where it lies.
+"""The closed form: influence under a Gaussian posterior with losses linearized at the snapshot.
 
-In the coordinates u = M^½·w of the pull's metric (`curvature.kronecker`), where gradients are g = M^(−½)·∇l, with
-l_i(u) ≈ l_i(u*) + g_i·(u − u*) and p = N(u*, Σ), Σ = (nβ·Qᵀ·H·Q + γ·I)⁻¹,
+The coordinates are u = M^½·w, with M the metric of the pull (`curvature.kronecker`); gradients there are
+g = M^(−½)·∇l. With l_i(u) ≈ l_i(u*) + g_i·(u − u*) and p = N(u*, Σ), Σ = (nβ·Qᵀ·H·Q + γ·I)⁻¹,
 
     Cov(l_i, φ_j) = g_iᵀΣg_j = g_i·g_j/γ + Σ_k (v_k − 1/γ)·(q_k·g_i)(q_k·g_j),   v_k = 1/(nβ·h_k + γ),
 
-in the eigenvectors q_k of H. There are no draws in it and so no Monte Carlo error; what it does not know exactly is H,
-which is a mean over training examples. Measured on G groups of them, group by group, it moves the covariance by
+in the eigenvectors q_k of H. The closed form has no Monte Carlo error. Its error comes from H, a mean over training
+examples. It is measured on G groups of examples; to first order, group g gives the covariance
 
-    Z_g − Cov = −nβ·(Σg_i)ᵀ·Qᵀ(H_g − H)Q·(Σg_j)
+    Z_g = Cov − nβ·(Σg_i)ᵀ·Qᵀ(H_g − H)Q·(Σg_j),
 
-to first order, and the standard error is that of the mean of these over groups.
+and the standard error is that of the mean of Z_g over groups.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ from bif_lightning.statistics.influence import BatchCovariances
 
 @dataclass(frozen=True)
 class LinearizedPosterior:
-    """Gradients at the snapshot of all that is measured, and the posterior of the weights.
+    """Gradients of all losses and observables at the snapshot, and the posterior of the weights.
 
     Attributes:
         normal: the posterior.
         train: gradients of the train losses, whitened by its metric, nats per weight unit.
-        columns: gradients of the columns.
+        columns: gradients of the columns (queries, then further observables), likewise.
         train_along, columns_along: q_k·g, float64, on the CPU.
         variances: v_k.
-        column_variances: g_jᵀΣg_j of all columns, as each group has it.
+        column_variances: g_jᵀΣg_j of all columns, under the Hessian of each group.
         deviations: H_g − H in the basis of the eigenvectors, nats per squared weight unit.
     """
 
@@ -55,11 +55,11 @@ class LinearizedPosterior:
         train: Float[Tensor, "train weight"],
         columns: Float[Tensor, "column weight"],
     ) -> "LinearizedPosterior":
-        """From the Hessian of each group in the basis of the posterior's directions."""
+        """Build it from the Hessian of each group in the basis of the posterior's directions."""
         along = (train @ normal.directions.mT).double().cpu()
         across = (columns @ normal.directions.mT).double().cpu()
         deviations = (hessians - hessians.mean(0)).double().cpu()
-        # A direction of negative curvature was cut off at 0, which a small change does not move.
+        # Negative curvature is clipped at 0, so that small deviations do not change it.
         cut = (normal.curvature == 0).cpu()
         deviations[:, cut] = 0
         deviations[:, :, cut] = 0
@@ -69,16 +69,19 @@ class LinearizedPosterior:
 
     @property
     def groups(self) -> int:
-        """Groups of training examples that the curvature was measured on."""
+        """Number of groups of training examples that the curvature was measured on."""
         return len(self.deviations)
 
-    def held(self) -> list[Tensor]:
-        """The tensors that take memory."""
+    def tensors(self) -> list[Tensor]:
+        """The tensors that take most of the memory."""
         factors = [side for each in self.normal.metric.factors for side in (each.left, each.right) if side is not None]
         return [self.train, self.columns, self.normal.directions, *factors]
 
     def products(self, rows: slice) -> BatchCovariances:
-        """Covariances of some train rows with all columns, for each group to first order; their mean is exact."""
+        """Covariances of some train rows with all columns under the Hessian of each group, to first order.
+
+        Their mean over groups is the covariance under the mean Hessian, exactly.
+        """
         pull = 1 / self.normal.localization
         train, along = self.train[rows], self.train_along[rows]
         whole = (train @ self.columns.mT).double().cpu() * pull
@@ -96,7 +99,7 @@ class LinearizedPosterior:
 def _variances(
     normal: SubspaceGaussian, gradients: Tensor, along: Tensor, variances: Tensor, deviations: Tensor
 ) -> Float[Tensor, "group row"]:
-    """gᵀΣg of each row, as each group has it."""
+    """gᵀΣg of each row under the Hessian of each group, to first order."""
     pull, moved = 1 / normal.localization, along * variances
     whole = gradients.square().sum(1, dtype=torch.float64).cpu() * pull + (along.square() * (variances - pull)).sum(1)
     return whole - normal.inverse_temperature * ((moved @ deviations) * moved).sum(-1)

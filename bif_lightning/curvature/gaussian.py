@@ -1,9 +1,9 @@
-"""A Gaussian posterior whose curvature is known in a few directions: N(u*, Σ), Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹.
+"""A Gaussian posterior with curvature along a few directions: N(u*, Σ), Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹.
 
-It lies in the coordinates u = M^½·w, in which the pull is isotropic (`curvature.kronecker`). Q holds K orthonormal
-directions as rows, h the eigenvalues of the Hessian of the mean loss in their span, clipped at 0. All other directions
-feel the pull γ alone. It is the Laplace approximation of the localized posterior (MacKay 1992), with the Hessian
-restricted to where the examples' gradients lie.
+This is the Laplace approximation of the localized posterior (MacKay 1992), with the Hessian restricted to the span of
+the examples' gradients. The coordinates are u = M^½·w, in which the pull is isotropic (`curvature.kronecker`). Q holds
+K orthonormal directions as rows; h are the eigenvalues of the Hessian of the mean loss in their span, clipped at 0. In
+all other directions only the pull γ acts.
 """
 
 from dataclasses import dataclass
@@ -17,32 +17,32 @@ from bif_lightning.curvature.kronecker import KroneckerPreconditioner
 from bif_lightning.distributed.threads import on_threads
 from bif_lightning.statistics.effective_dimension import effective_dimension
 
-_ROWS, _WEIGHTS = 128, 1 << 14  # of a matrix product
+_ROWS, _WEIGHTS = 128, 1 << 14  # block size of a matrix product
+_FEW = 256  # rows whose products are in float64, which costs little
 
 
 def strongest_directions(
     gradients: Float[Tensor, "example weight"], count: int, workers: int = 1
 ) -> Float[Tensor, "direction weight"]:
-    """An orthonormal basis of the `count` leading right singular vectors of the gradients; fewer where their rank is.
+    """An orthonormal basis of the `count` leading right singular vectors of the gradients; fewer if the rank is lower.
+
+    The singular vectors come from the Gram matrix of the examples in float64 (n x n). Dividing by small singular
+    values loses orthogonality, so they are orthonormalized again in the gradients' precision (Cholesky QR).
 
     Args:
-        workers: threads, which change no bit.
+        workers: threads; their number changes no bit.
 
     Raises:
-        ValueError: all of them are 0, or not finite.
-
-    By way of the examples' Gram matrix in float64 (n x n), then orthonormalized once more in the precision of the
-    gradients (Cholesky QR), which the division by small singular values has cost.
+        ValueError: all gradients are 0, or some are not finite.
     """
-    few = len(gradients) < 256
-    gram = gradients.double() @ gradients.mT.double() if few else _gram(gradients, workers)
+    gram = _gram(gradients, workers, wide=len(gradients) < _FEW)
     values, vectors = torch.linalg.eigh(gram)
     known = values > values[-1] * gram.shape[0] * torch.finfo(gradients.dtype).eps
     keep = min(count, int(known.sum()))
     if keep == 0:
         raise ValueError(
-            "the gradient of every train example is 0 or not finite: to first order none has influence; sample with "
-            "SGLD, or look at the loss there"
+            "the gradient of every train example is 0 or not finite, so that no example has influence to first order; "
+            "sample with SGLD, or check the losses"
         )
     coefficients = vectors[:, -keep:].flip(1) / values[-keep:].flip(0).sqrt()
     rough = coefficients.mT.to(gradients) @ gradients
@@ -50,13 +50,18 @@ def strongest_directions(
     return torch.linalg.solve_triangular(lower.to(rough), rough, upper=False)
 
 
-def _gram(rows: Float[Tensor, "row weight"], workers: int) -> Float[Tensor, "row row"]:
-    """Inner products of all rows: products in the rows' precision, a slice of weights at a time, sums in float64."""
+def _gram(rows: Float[Tensor, "row weight"], workers: int, *, wide: bool = False) -> Float[Tensor, "row row"]:
+    """Gram matrix of the rows, summed in float64 over slices of weights.
+
+    Args:
+        wide: also the products of slices are in float64, not in the rows' precision.
+    """
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
 
     def fill(start: int) -> None:
         some, rest = slice(start, start + _ROWS), slice(start, None)
-        for part in rows.split(_WEIGHTS, dim=1):
+        for narrow in rows.split(_WEIGHTS, dim=1):
+            part = narrow.double() if wide else narrow
             total[some, rest] += (part[some] @ part[rest].mT).double()
 
     on_threads([partial(fill, start) for start in range(0, len(rows), _ROWS)], workers, torch.get_num_threads())
@@ -65,13 +70,13 @@ def _gram(rows: Float[Tensor, "row weight"], workers: int) -> Float[Tensor, "row
 
 @dataclass(frozen=True)
 class SubspaceGaussian:
-    """N(u*, Σ) with Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹, without its mean.
+    """N(0, Σ) with Σ = (nβ·Qᵀ·diag(h)·Q + γ·I)⁻¹: the posterior of the displacement u − u*.
 
     Attributes:
         directions: Q, orthonormal rows, eigenvectors of the Hessian in their span.
         curvature: h, its eigenvalues there, 0 or above, in nats per squared weight unit.
         inverse_temperature, localization: nβ and γ.
-        metric: M, of the coordinates u = M^½·w.
+        metric: M in the coordinates u = M^½·w.
     """
 
     directions: Float[Tensor, "direction weight"]
@@ -89,7 +94,11 @@ class SubspaceGaussian:
         localization: float,
         metric: KroneckerPreconditioner = KroneckerPreconditioner(),  # noqa: B008 - it is frozen
     ) -> tuple["SubspaceGaussian", Float[Tensor, "direction direction"]]:
-        """From any basis of the span and the Hessian in it (its symmetric part); also its eigenvectors, as columns."""
+        """Build it from any orthonormal basis and the Hessian in it, of which the symmetric part counts.
+
+        Returns:
+            The posterior, and the eigenvectors of the Hessian in the given basis, as columns.
+        """
         values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
         own = vectors.mT.to(directions) @ directions
         return cls(own, values.clamp(min=0), inverse_temperature, localization, metric), vectors
@@ -101,12 +110,14 @@ class SubspaceGaussian:
 
     @property
     def effective_dimension(self) -> float:
-        """d_eff = Σ h_k/(h_k + γ/nβ): how many directions the data pins down more than the pull does."""
+        """d_eff = Σ h_k/(h_k + γ/nβ): the number of directions that the data determines more than the pull does."""
         return effective_dimension(self.curvature, self.localization / self.inverse_temperature)
 
     def color(self, standard: Float[Tensor, " weight"]) -> Float[Tensor, " weight"]:
-        """M^(−½)·QᵀVQ·ξ with V = diag(1/√(nβ·h_k + γ)): in the weights, the part within the span of a draw of
-        N(0, Σ), for ξ ~ N(0, I)."""
+        """Turn ξ ~ N(0, I) into the part of a draw of N(0, Σ) within the span, in weight space.
+
+        It is M^(−½)·QᵀVQ·ξ with V = diag(1/√(nβ·h_k + γ)).
+        """
         drawn = (self.variances.sqrt().to(standard) * (self.directions @ standard)) @ self.directions
         return self.metric.to_weight_space(drawn[None])[0]
 
@@ -114,6 +125,6 @@ class SubspaceGaussian:
 def rotate(
     hessians: Float[Tensor, "group direction direction"], vectors: Float[Tensor, "direction direction"]
 ) -> Float[Tensor, "group direction direction"]:
-    """Symmetric parts of Hessians in another basis of the same span, given as columns."""
+    """Transform Hessians (their symmetric parts) to another basis of the same span, given as columns."""
     hessians = hessians.double()
     return vectors.mT @ ((hessians + hessians.mT) / 2) @ vectors

@@ -1,7 +1,6 @@
-"""Gradients at the snapshot, of every single example's loss."""
+"""Per-example gradients of the losses at the snapshot."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -14,12 +13,13 @@ from bif_lightning.curvature.kronecker import KroneckerPreconditioner
 from bif_lightning.data.dataset import Batch
 from bif_lightning.distributed.threads import Steps, on_threads
 from bif_lightning.losses.problem import Problem
+from bif_lightning.model.devices import now
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, layout_of, sampled_parameters
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
 MOST_BYTES = 1 << 31
-"""Memory that the gradients of all examples may take: 2 GB."""
+"""Largest memory of all per-example gradients together: 2 GB."""
 
 _TIMED = 4
 
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 
 def why_no_gradients(problem: Problem) -> str | None:
-    """Why the gradients of all examples cannot be held; None if they can."""
+    """Explain why the per-example gradients cannot be held in memory; None if they can."""
     if is_sharded(problem.module):
-        return "the module is sharded over ranks, and gradients of single examples are not taken there"
+        return "the module is sharded over ranks, where per-example gradients are not supported"
     rows = problem.num_train + (0 if problem.query is problem.train else sum(problem.column_counts))
     layout = layout_of(sampled_parameters(problem.module, problem.params))
     needed = rows * layout.size * layout.dtype.itemsize
@@ -48,7 +48,7 @@ def train_gradients(
     """Gradient at w* of the loss of each train example, [n, size of the flat vector], nats per weight unit.
 
     Args:
-        steps: one for each example.
+        steps: counts one step for each example.
     """
     return _gradients(problem, backend, problem.train_singles, workers, steps)
 
@@ -63,15 +63,17 @@ def column_gradients(
     span: float,
     steps: Steps | None = None,
 ) -> Float[Tensor, "column weight"]:
-    """Gradient of each query loss, and the part within the span of the directions of that of further observables.
+    """Whitened gradients of all columns: of the query losses, and of further observables.
 
-    Those need not have a gradient: their slope along d_k = M^(−½)·q_k is (φ(w* + h·d_k) − φ(w* − h·d_k))/2h.
+    An observable may be non-differentiable, so its gradient is projected on the directions and measured by finite
+    differences: its slope along d_k = M^(−½)·q_k is (φ(w* + h·d_k) − φ(w* − h·d_k))/2h.
 
     Args:
-        train: gradients of the train examples, whitened, which serve as the queries' where the two sets are one.
-        metric: M, by which the others are whitened too.
+        train: whitened gradients of the train examples, reused for the queries if both sets are the same.
+        metric: M, which whitens the query gradients.
         directions, span: q_k, orthonormal rows, and h.
-        steps: one for each query, unless they are the train examples, and for each direction of observables.
+        steps: counts one step for each query unless the queries are the train examples, and one for each direction if
+            there are further observables.
     """
     queries, steps = train, steps or Steps()
     if problem.query is not problem.train:
@@ -79,12 +81,12 @@ def column_gradients(
         metric.whiten(queries)
     if not problem.observables:
         return queries
-    lowered = metric.to_weight_space(directions)
+    in_weights = metric.to_weight_space(directions)
 
     def slope(weights: Weights, bound: BoundModule, k: int) -> Tensor:
         ends = list[Tensor]()
         for sign in (1.0, -1.0):
-            _put(backend, weights, lowered[k], sign * span)
+            _set_weights(backend, weights, in_weights[k], sign * span)
             _key_global(problem, backend)
             ends.append(problem.measure_columns(bound)[problem.column_counts[0] :])
         steps.tick()
@@ -95,30 +97,30 @@ def column_gradients(
 
 
 def _key_global(problem: Problem, backend: WeightBackend) -> None:
-    """Key the random numbers of a model that draws some: what they change is neither slope nor curvature."""
+    """Seed the model's own random numbers, such as dropout: their noise must not enter slopes and curvature."""
     if problem.stochastic:
         seed_global(backend.device, stream_seed(GLOBAL))
 
 
-def _put(backend: WeightBackend, weights: Weights, direction: Tensor, step: float) -> None:
+def _set_weights(backend: WeightBackend, weights: Weights, direction: Tensor, step: float) -> None:
     with torch.no_grad():
         torch.add(backend.center, direction, alpha=step, out=weights.flat)
 
 
 def seconds_for_gradients(problem: Problem, backend: WeightBackend, workers: int) -> float:
-    """About how long the gradients of all examples take on so many threads, by a few of them."""
-    singles = problem.train_singles  # read before the clock runs
-    single = seconds(lambda: _gradients(problem, backend, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
+    """Estimate how long all per-example gradients take on `workers` threads, by timing a few of them."""
+    singles = problem.train_singles  # read before timing starts
+    single = time_call(lambda: _gradients(problem, backend, singles[:_TIMED], 1)) / min(_TIMED, len(singles))
     examples = len(singles) + problem.num_further_queries
     return examples * single / workers
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Of a call, the second time."""
+def time_call(call: Callable[[], object]) -> float:
+    """Seconds that a call takes the second time, after a warm-up."""
     call()
-    started = time.perf_counter()
+    started = now()
     call()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def _gradients(
@@ -149,12 +151,15 @@ def _gradient(problem: Problem, backend: WeightBackend, weights: Weights, bound:
 def _backward(problem: Problem, single: Batch, scale: float, module: nn.Module) -> None:
     loss = problem.loss(module, single).sum()
     if not loss.requires_grad:
-        # Losses taken from a training step come without a graph. The step on a batch of one is the same up to a
-        # factor that does not depend on the weights: the divisor of the example.
+        # Losses derived from a training step come without a graph. The objective on a batch of one is the same loss,
+        # or, of sums over the example's elements, the same but for its divisor.
         mean = problem.objective(module, single)
-        known = float(mean.detach())
-        loss = mean * (float(loss) / known if known != 0 else 1.0)
+        loss = mean * (_divisor(float(loss), float(mean.detach())) if problem.sums_elements else 1.0)
     (loss * scale).backward()
+
+
+def _divisor(loss: float, mean: float) -> float:
+    return loss / mean if mean != 0 else 1.0
 
 
 def map_threads(
@@ -164,10 +169,10 @@ def map_threads(
     workers: int,
     steps: Steps | None = None,
 ) -> list[T]:
-    """Apply the function at the snapshot to every index, on threads that have their own weights; results in order.
+    """Apply a function at the snapshot to every index, on threads with weights of their own; results in order.
 
     Args:
-        steps: that the function counts, and by which it can be stopped.
+        steps: progress, which the function counts and which can stop it.
     """
 
     def part(first: int) -> list[T]:

@@ -1,8 +1,8 @@
-"""Products with the Hessian H of the mean loss at the snapshot: the one way to its curvature.
+"""Hessian-vector products of the mean loss at the snapshot.
 
-By second derivatives (Pearlmutter 1994): the gradient of a minibatch is taken once with its graph, and H·v is the
-gradient of its slope along v. Where there are none (an operation that can be differentiated only once, a module in
-shards), by differences of gradients,
+They use second derivatives (Pearlmutter 1994): the gradient of a minibatch is computed once with its graph, and H·v is
+the gradient of its slope along v. Where second derivatives do not exist (an operation that can be differentiated only
+once, a sharded module), they use finite differences of gradients,
 
     H·v = (∇L(w* + h·v) − ∇L(w* − h·v)) / 2h,
 
@@ -22,33 +22,37 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.problem import Minibatch, Problem
+from bif_lightning.model.devices import raise_out_of_memory
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
 EXAMPLES = 512
-"""Training examples behind the curvature of the whole space, spread over the set; all where there are fewer."""
+"""Training examples that the curvature of the whole space is averaged over, evenly spaced; all if there are fewer."""
+
+ONCE_ONLY = "the curvature is by differences of gradients, since this model cannot be differentiated twice"
+"""Of such estimates, in their notes."""
 
 _RELATIVE_STEP = 1e-3
 _COPIES = 4
-_BLOCK = 16  # products that are held at once
+_BLOCK = 16  # products held at once
 _ONCE_ONLY = (RuntimeError, NotImplementedError)
 
 WeightedBatch = tuple[Minibatch, float]
-"""A minibatch, and the weight of its mean loss in the loss whose Hessian is meant."""
+"""A minibatch, and the weight of its mean loss in the total loss."""
 
 Slopes = Sequence[tuple[Tensor, int]]
-"""Derivatives of a loss that depend on the weights, with their graph, each with its place among the parameters."""
+"""Gradients of a loss with their graph, each with the index of its parameter; constant gradients are left out."""
 
 
 class Hessian:
     """The Hessian of Σ share·(mean loss of a minibatch) at the snapshot.
 
     Args:
-        problem, backend: whose loss, and whose snapshot.
+        problem, backend: the loss and the snapshot.
         parts: minibatches and their shares.
-        step: h of differences, in weight units; None for 1e-3·‖w*‖.
-        key: of the model's own randomness, where it has any.
-        weights, bound: to compute with, left at the snapshot; None for fresh ones.
+        step: h of finite differences, in weight units; None for 1e-3·‖w*‖.
+        key: seed of the model's own random numbers, if it draws any.
+        weights, bound: weights to compute with, left at the snapshot; None for fresh ones.
     """
 
     def __init__(
@@ -67,17 +71,18 @@ class Hessian:
         self.key = key
         self.weights: Weights = weights or backend.weights()
         self.bound: BoundModule = bound or backend.bind(self.weights)
-        self._once_only = backend.sharded
-        # One graph serves all products, where it is one and nobody else moves its weights.
+        self._once_only = backend.sharded or problem.by_differences
+        # One graph serves all products if there is one minibatch and no caller moves the weights.
         self._keeps, self._kept = len(parts) == 1 and weights is None, list[Slopes]()
 
     @classmethod
     def of_training(
         cls, problem: Problem, backend: WeightBackend, *, rows: Tensor | None = None, chunk: int = 64, key: int = 0
     ) -> "Hessian":
-        """Of the mean loss of these rows of the training data; of `EXAMPLES` spread over it where there are none.
+        """The Hessian of the mean training loss.
 
         Args:
+            rows: training examples to average over; None for `EXAMPLES` evenly spaced ones.
             chunk: examples in one pass.
         """
         chosen = spread_rows(len(problem.training), EXAMPLES) if rows is None else rows
@@ -87,39 +92,45 @@ class Hessian:
     def times(
         self,
         directions: Float[Tensor, "direction weight"],
-        seen: Callable[[Tensor], Tensor] = lambda products: products,
+        project: Callable[[Tensor], Tensor] = lambda products: products,
     ) -> Float[Tensor, "direction value"]:
-        """`seen` of H·q for each row q, of norm 1; by default H·q itself, nats per squared weight unit.
+        """Compute `project(H·q)` for each row q of norm 1; by default H·q itself, nats per squared weight unit.
 
         Args:
-            seen: of a few products, as rows, which need not all be held at once.
+            project: function of a few products as rows; with it, not all products are held in memory at once.
         """
         if not self._once_only:
-            exact = self._second_derivatives(directions, seen)
+            exact = self._second_derivatives(directions, project)
             if exact is not None:
                 return exact
             self._once_only = True
             self._kept.clear()
-        return torch.cat([seen(torch.stack([self._difference(q) for q in some])) for some in directions.split(_BLOCK)])
+            self.problem.remarks.setdefault("curvature", ONCE_ONLY)
+        return torch.cat(
+            [project(torch.stack([self._difference(q) for q in some])) for some in directions.split(_BLOCK)]
+        )
 
-    def _second_derivatives(self, directions: Tensor, seen: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """None where the model cannot be differentiated twice."""
+    def _second_derivatives(self, directions: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Products by second derivatives; None if the model cannot be differentiated twice."""
         try:
-            with _plain_attention():
-                found = [self.bound.call(partial(self._part, part, directions, seen)) for part in self.parts]
-        except _ONCE_ONLY:
+            with plain_attention():
+                first, *others = self.parts
+                total = self.bound.call(partial(self._part, first, directions, project))
+                for part in others:  # added up in place: a product for each pass would take the most memory of all
+                    total += self.bound.call(partial(self._part, part, directions, project))
+        except _ONCE_ONLY as error:
+            raise_out_of_memory(error)
             return None
-        total = torch.stack(found).sum(0) if len(found) > 1 else found[0]
         return total if bool(total.isfinite().all()) else None
 
     def _part(
-        self, part: WeightedBatch, directions: Tensor, seen: Callable[[Tensor], Tensor], module: nn.Module
+        self, part: WeightedBatch, directions: Tensor, project: Callable[[Tensor], Tensor], module: nn.Module
     ) -> Tensor:
         minibatch, share = part
         slopes = self._kept[0] if self._kept else self._slopes(minibatch, module)
         if self._keeps and not self._kept:
             self._kept.append(slopes)
-        blocks = [seen(self._products(slopes, some)) for some in directions.split(_BLOCK)]
+        blocks = [project(self._products(slopes, some)) for some in directions.split(_BLOCK)]
         return torch.cat(blocks) * (share * minibatch.weight / self.problem.loss_scale)
 
     def _slopes(self, minibatch: Minibatch, module: nn.Module) -> Slopes:
@@ -127,7 +138,7 @@ class Hessian:
         loss = self.problem.objective(module, minibatch.batch) * self.problem.loss_scale
         slopes = torch.autograd.grad(loss, self.weights.leaves, create_graph=True, materialize_grads=True)
         curved = [(slope, place) for place, slope in enumerate(slopes) if slope.grad_fn is not None]
-        _check_twice([slope for slope, _ in curved])
+        check_twice([slope for slope, _ in curved])
         return curved
 
     def _products(self, slopes: Slopes, directions: Tensor) -> Tensor:
@@ -165,17 +176,21 @@ class Hessian:
 
 
 def examples_in_a_pass(batch_size: int) -> int:
-    """So few that second derivatives, which hold several copies of all activations, take about the memory of a gradient
-    of so large a minibatch."""
+    """Examples in one pass of second derivatives.
+
+    Second derivatives hold several copies of all activations. With so few examples they take about the memory of the
+    gradient of a minibatch of `batch_size`.
+    """
     return max(1, batch_size // _COPIES)
 
 
-def _check_twice(slopes: Sequence[Tensor]) -> None:
-    """Refuse slopes through what is marked as differentiable once.
+def check_twice(slopes: Sequence[Tensor]) -> None:
+    """Check that every function in the graph of the gradients can be differentiated again.
 
     Raises:
-        NotImplementedError: there is such a function. Autograd knows it by a node that raises, but leaves the node out
-            where only derivatives with respect to leaves are computed, and with it, silently, a part of the Hessian.
+        NotImplementedError: a function is marked as once-differentiable. Autograd puts a node that raises in its place,
+            but skips this node when it differentiates with respect to leaves only, and so would silently drop a part of
+            the Hessian.
     """
     nodes: list[Any] = [slope.grad_fn for slope in slopes]
     seen = set(nodes)
@@ -189,7 +204,7 @@ def _check_twice(slopes: Sequence[Tensor]) -> None:
 
 
 class _ProcessWide:
-    """A setting of the whole process, made when the first thread needs it and put back when none does any more."""
+    """A process-wide setting, entered when the first thread needs it and left when the last one is done."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._entered = threading.Lock(), 0, ExitStack()
@@ -199,7 +214,7 @@ class _ProcessWide:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                # Fused attention has no second derivative; the plain one is the same function.
+                # Fused attention has no second derivative; the math backend computes the same function.
                 self._entered.enter_context(sdpa_kernel(SDPBackend.MATH))
         try:
             yield
@@ -210,4 +225,4 @@ class _ProcessWide:
                     self._entered.close()
 
 
-_plain_attention = _ProcessWide()
+plain_attention = _ProcessWide()

@@ -1,20 +1,19 @@
-"""The metric of the pull: how firmly each direction of the weights is held, from the gradients of single examples.
+"""The metric M of the pull γ/2·(w − w*)ᵀM(w − w*), a Kronecker-factored second moment of the train gradients.
 
-The localized posterior pulls to the snapshot by γ/2·(w − w*)ᵀM(w − w*). For each parameter, of shape a x b (with more
-dimensions, b of all but the first; with one, a = 1), and the gradients G_i of the train examples in it,
+Each parameter is taken as a matrix a x b: further dimensions join b, and a vector has a = 1. With G_i the gradient of
+train example i with respect to it,
 
     M ∝ (U ⊗ V)·diag(Λ + mean Λ)·(U ⊗ V)ᵀ,   Λ_kl = mean over i of (u_kᵀ G_i v_l)²,
 
-with U and V the eigenvectors of Σ_i G_i·G_iᵀ and Σ_i G_iᵀ·G_i. That is a diagonal estimate of the loss's curvature in
-Kronecker factors: factors from gradients as in Shampoo (Gupta, Koren & Singer 2018, Sec. 3), second moments in their
-eigenbasis as in EK-FAC (George et al. 2018, Sec. 3), damped layer by layer. Its scale is such that train gradients keep
-their mean square norm.
+where U and V are the eigenvectors of Σ_i G_i·G_iᵀ and Σ_i G_iᵀ·G_i. This approximates the curvature of the loss. The
+factors come from gradients as in Shampoo (Gupta, Koren & Singer 2018, Sec. 3), the second moments in their eigenbasis
+as in EK-FAC (George et al. 2018, Sec. 3), and each layer is damped by its mean. M is scaled to keep the mean square
+norm of the train gradients.
 
-In coordinates u = M^½·w the pull is γ/2·|u − u*|² again, gradients are M^(−½)·g, and a direction q of u is M^(−½)·q in
-the weights. All that is said of an isotropic pull holds there, word for word.
+In the coordinates u = M^½·w the pull is isotropic, γ/2·|u − u*|². Gradients there are M^(−½)·g, and a direction q of u
+is the direction M^(−½)·q in weight space.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,26 +23,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.distributed.threads import on_threads
+from bif_lightning.model.devices import now
 
 Places = Sequence[tuple[int, torch.Size]]
-"""Of parameters in the flat vector: the first element, and the shape."""
+"""The first element of each parameter in the flat vector, and its shape."""
 
 LONGEST_SIDE = 2048
-"""Longer sides of a parameter (a vocabulary) are not turned: M is taken as diagonal along them."""
+"""Longer sides of a parameter (such as a vocabulary) are not rotated: M is diagonal along them."""
 
-_ROWS, _NUMBERS = 64, 1 << 24  # that are worked on at once, at most
+_ROWS, _NUMBERS = 64, 1 << 24  # largest chunk
 _FEW = 4
-_LEAST = 1e-6  # of the mean curvature, for parameters in which no train example has a gradient
+_LEAST = 1e-6  # share of the mean curvature, for parameters where every train gradient is 0
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One parameter's part of the flat vector, as a matrix, and the bases that it is turned into.
+    """The eigenbases U and V of one parameter.
 
     Attributes:
-        start: its first element.
-        rows, columns: its shape.
-        left, right: U and V, as columns; None for a side that is not turned.
+        start: first element of the parameter in the flat vector.
+        rows, columns: shape of the parameter as a matrix.
+        left, right: U and V, as columns; None for a side that is not rotated.
     """
 
     start: int
@@ -53,23 +53,23 @@ class Factor:
     right: Float[Tensor, "column column"] | None
 
     def of(self, vectors: Float[Tensor, "vector weight"]) -> Float[Tensor, "vector row column"]:
-        """Its part of each vector, a view."""
+        """View of the parameter's part of each vector."""
         return vectors.narrow(1, self.start, self.rows * self.columns).unflatten(1, (self.rows, self.columns))
 
-    def turn(self, vectors: Float[Tensor, "vector weight"], *, back: bool = False) -> None:
-        """UᵀGV of its part G of each vector, or UGVᵀ, in place."""
+    def rotate(self, vectors: Float[Tensor, "vector weight"], *, back: bool = False) -> None:
+        """Rotate the parameter's part G of each vector in place: UᵀGV, or with `back` UGVᵀ."""
         for some in _chunks(self.of(vectors)):
-            turned = some if self.left is None else (self.left if back else self.left.mT) @ some
-            some.copy_(turned if self.right is None else turned @ (self.right.mT if back else self.right))
+            rotated = some if self.left is None else (self.left if back else self.left.mT) @ some
+            some.copy_(rotated if self.right is None else rotated @ (self.right.mT if back else self.right))
 
 
 @dataclass(frozen=True)
 class KroneckerPreconditioner:
-    """M, by its root's inverse; no factors stand for M = I.
+    """The metric M, stored as M^(−½); without factors M = I.
 
     Attributes:
-        factors: of the parameters.
-        scale: diagonal of M^(−½) in the turned bases.
+        factors: eigenbases of each parameter.
+        scale: diagonal of M^(−½) in the rotated bases.
     """
 
     factors: tuple[Factor, ...] = ()
@@ -79,12 +79,13 @@ class KroneckerPreconditioner:
     def whitening(
         cls, gradients: Float[Tensor, "train weight"], places: Places, workers: int = 1
     ) -> "KroneckerPreconditioner":
-        """The metric of these gradients, which are left as M^(−½)·g: in place, since they take most of the memory.
+        """Compute the metric of the train gradients, and whiten them in place to M^(−½)·g.
 
         Args:
-            gradients: of the train examples, nats per weight unit.
-            places: of the parameters in them.
-            workers: threads, which change no bit.
+            gradients: gradients of the train examples, nats per weight unit. They take most of the memory, so they are
+                overwritten.
+            places: places of the parameters in the flat vector.
+            workers: threads; their number changes no bit.
         """
         places = [(start, shape) for start, shape in places if shape.numel()]
         each = [partial(_factor, gradients, place) for place in places]
@@ -106,7 +107,7 @@ class KroneckerPreconditioner:
     def whiten(self, gradients: Float[Tensor, "example weight"]) -> None:
         """M^(−½)·g of further gradients, in place."""
         for factor in self.factors:
-            factor.turn(gradients)
+            factor.rotate(gradients)
         if self.scale is not None:
             gradients *= self.scale
 
@@ -116,30 +117,31 @@ class KroneckerPreconditioner:
             return directions
         found = directions * self.scale
         for factor in self.factors:
-            factor.turn(found, back=True)
+            factor.rotate(found, back=True)
         return found
 
     def squared_length(self, displacement: Float[Tensor, " weight"]) -> float:
         """δᵀMδ of a displacement of the weights."""
         found = displacement[None].clone()
         for factor in self.factors:
-            factor.turn(found)
+            factor.rotate(found)
         return float((found if self.scale is None else found / self.scale).square().sum(dtype=torch.float64))
 
 
 def seconds_for_whitening(places: Places, like: Tensor, examples: int, workers: int) -> float:
-    """About how long `whitening` and `whiten` take for the gradients of so many examples, timed on made-up ones.
+    """Estimate how long `whitening` and `whiten` take, by timing them on made-up gradients.
 
     Args:
-        places: of the parameters.
-        like: the flat vector of weights, or one like it.
+        places: places of the parameters in the flat vector.
+        like: a vector with the size, dtype and device of the flat vector.
+        examples: number of gradients to whiten.
     """
 
     def of(count: int) -> float:
         rows = like.new_ones(count, len(like))
-        started = time.perf_counter()
+        started = now()
         KroneckerPreconditioner.whitening(rows, places, workers)
-        return time.perf_counter() - started
+        return now() - started
 
     least, most = min(_FEW, examples), min(_ROWS, examples)
     few, more = of(least), of(most)
@@ -147,7 +149,7 @@ def seconds_for_whitening(places: Places, like: Tensor, examples: int, workers: 
 
 
 def metric_bytes(places: Places, item: int) -> int:
-    """Memory of the bases of a metric, of so many bytes a number."""
+    """Bytes that a metric takes, with `item` bytes a number."""
     sides = [side for _, shape in places for side in _sides(shape) if 1 < side <= LONGEST_SIDE]
     return item * (sum(side**2 for side in sides) + sum(shape.numel() for _, shape in places))
 
@@ -157,22 +159,22 @@ def _chunks(vectors: Tensor) -> Sequence[Tensor]:
 
 
 def _sides(shape: torch.Size) -> tuple[int, int]:
-    """Of a parameter as a matrix."""
+    """Rows and columns of a parameter as a matrix."""
     rows = shape[0] if len(shape) > 1 else 1
     return rows, shape.numel() // max(rows, 1)
 
 
 def _factor(gradients: Tensor, place: tuple[int, torch.Size]) -> Factor:
-    """The factor of a parameter, into whose bases the gradients are turned."""
+    """Compute the factor of a parameter, and rotate the gradients into its bases."""
     start, (rows, columns) = place[0], _sides(place[1])
     own = Factor(start, rows, columns, None, None).of(gradients)
     found = Factor(start, rows, columns, _basis(own), _basis(own.mT))
-    found.turn(gradients)
+    found.rotate(gradients)
     return found
 
 
 def _basis(gradients: Float[Tensor, "example row column"]) -> Float[Tensor, "row row"] | None:
-    """Eigenvectors of Σ_i G_i·G_iᵀ, as columns; None for a side that is not turned."""
+    """Eigenvectors of Σ_i G_i·G_iᵀ, as columns; None for a side that is not rotated."""
     side = gradients.shape[1]
     if not 1 < side <= LONGEST_SIDE:
         return None
@@ -180,5 +182,5 @@ def _basis(gradients: Float[Tensor, "example row column"]) -> Float[Tensor, "row
     for some in _chunks(gradients):
         wide = some.transpose(0, 1).flatten(1)
         total += (wide @ wide.mT).double()
-    # Gradients that are not finite are refused by whoever looks for their directions.
+    # `strongest_directions` refuses gradients that are not finite.
     return torch.linalg.eigh(total).eigenvectors.to(gradients) if bool(total.isfinite().all()) else None

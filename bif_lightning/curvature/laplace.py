@@ -1,11 +1,13 @@
-"""The posterior at the snapshot: strong directions of the gradients, the curvature along them, and the pull by rule."""
+"""The Laplace approximation at the snapshot: gradient directions, the curvature along them, and the default pull."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
-from bif_lightning.config import Subspace
+from bif_lightning.config import ControlledSGLD, Subspace
 from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.curvature.gaussian import SubspaceGaussian, rotate, strongest_directions
 from bif_lightning.curvature.gradients import (
@@ -14,7 +16,7 @@ from bif_lightning.curvature.gradients import (
     train_gradients,
     why_no_gradients,
 )
-from bif_lightning.curvature.kronecker import KroneckerPreconditioner, seconds_for_whitening
+from bif_lightning.curvature.kronecker import KroneckerPreconditioner, metric_bytes, seconds_for_whitening
 from bif_lightning.curvature.subsample import GROUPS, hessians_along, seconds_for_hessians
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, Steps, offset_progress
@@ -28,18 +30,27 @@ _OF_EXAMPLES = 0.1
 _OF_DIRECTIONS = {"kronecker": 0.3, "euclidean": 0.7}
 
 
-def steps_of_linear(problem: Problem, settings: Subspace, ranks: Ranks) -> tuple[int, int]:
-    """Steps of `linear_of` on this rank: gradients and slopes, and products with a Hessian."""
+def steps_to_linearize(problem: Problem, settings: Subspace | ControlledSGLD, ranks: Ranks) -> tuple[int, int]:
+    """Steps of `linearize` on this rank: gradients with slopes, and Hessian-vector products."""
     directions = min(settings.num_directions, problem.num_train)
     slopes = directions if problem.observables else 0
     groups = range(ranks.rank, min(GROUPS, len(problem.training)), ranks.world_size)
     return problem.num_train + problem.num_further_queries + slopes, directions * len(groups)
 
 
-def seconds_for_linear(
-    problem: Problem, backend: WeightBackend, settings: Subspace, workers: int, ranks: Ranks
+def seconds_to_linearize(
+    problem: Problem,
+    backend: WeightBackend,
+    settings: Subspace | ControlledSGLD,
+    workers: int,
+    ranks: Ranks,
+    curvature: Callable[[], float] | None = None,
 ) -> float:
-    """About how long `linear_of` takes, timed on parts of it. Collective."""
+    """Estimate how long `linearize` takes, by timing parts of it. Collective.
+
+    Args:
+        curvature: seconds for the curvature; None for products with the Hessian.
+    """
     with ranks.collective("timing the gradients at the snapshot"):
         _check(problem)
         found = seconds_for_gradients(problem, backend, workers)
@@ -47,11 +58,13 @@ def seconds_for_linear(
             examples = problem.num_train + problem.num_further_queries
             found += seconds_for_whitening(backend.layout.places, backend.center, examples, workers)
         count = min(settings.num_directions, problem.num_train)
+        if curvature is not None:
+            return found + curvature()
         return found + seconds_for_hessians(problem, backend, count, workers, ranks.world_size)
 
 
 def seconds_for_directions(problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks) -> float:
-    """About how long `directions_of` takes, timed on a few gradients. Collective."""
+    """Estimate how long `directions_of` takes, by timing a few gradients. Collective."""
     with ranks.collective("timing the gradients at the snapshot"):
         _check(problem)
         return seconds_for_gradients(problem, backend, workers)
@@ -60,7 +73,7 @@ def seconds_for_directions(problem: Problem, backend: WeightBackend, workers: in
 def directions_of(
     problem: Problem, backend: WeightBackend, count: int, workers: int, steps: Steps | None = None
 ) -> Float[Tensor, "direction weight"]:
-    """The `count` strongest directions of the train examples' gradients, orthonormal.
+    """An orthonormal basis of the `count` strongest directions of the train gradients.
 
     Raises:
         ValueError: the gradients cannot be held.
@@ -69,26 +82,48 @@ def directions_of(
     return strongest_directions(train_gradients(problem, backend, workers, steps), count, workers)
 
 
-def linear_of(
+class Curvature(Protocol):
+    """Measures the curvature of the mean training loss along directions. Collective."""
+
+    def __call__(
+        self, directions: Float[Tensor, "direction weight"], span: float, progress: Progress | None
+    ) -> Float[Tensor, "group direction direction"]:
+        """Q·H_g·Qᵀ of groups of training examples, whose mean over groups is that of all.
+
+        Args:
+            directions: Q, rows in weight space.
+            span: length of differences along them, in units of the rows' length.
+            progress: called after each step of this rank.
+        """
+        ...
+
+
+def linearize(
     problem: Problem,
     backend: WeightBackend,
-    sampler: Subspace,
+    sampler: Subspace | ControlledSGLD,
     workers: int,
     ranks: Ranks,
     progress: Progress | None = None,
+    curvature: Curvature | None = None,
+    curvature_steps: int = 0,
 ) -> LinearizedPosterior:
-    """Gradients of all that is measured, and the Gaussian posterior around the snapshot. Collective.
+    """Linearize all losses and observables at the snapshot, under the Gaussian posterior around it. Collective.
 
     Args:
-        sampler: where its localization is None, the label-free rule gives one (`rule_ridge`).
+        sampler: settings; if its localization is None, `rule_ridge` sets it.
+        curvature: how the curvature is measured; None for products with the Hessian (`hessians_along`).
+        curvature_steps: steps of progress that it reports on this rank.
 
     Raises:
         ValueError: the gradients cannot be held, or the loss is curved in too few directions.
     """
-    gradients, products = steps_of_linear(problem, sampler, ranks)
-    with ranks.collective("the gradients at the snapshot") as meeting:
+    gradients, products = steps_to_linearize(problem, sampler, ranks)
+    if curvature is not None:
+        products = curvature_steps
+    with ranks.collective("the gradients at the snapshot") as section:
         _check(problem)
-        steps = Steps(gradients, meeting.watched(offset_progress(progress, after=products)))
+        steps = Steps(gradients, section.watched(offset_progress(progress, after=products)))
         train = train_gradients(problem, backend, workers, steps)
         metric = (
             KroneckerPreconditioner.whitening(train, backend.layout.places, workers)
@@ -96,25 +131,43 @@ def linear_of(
             else KroneckerPreconditioner()
         )
         directions = strongest_directions(train, sampler.num_directions, workers)
-        lowered = metric.to_weight_space(directions)
-        span = span_along(backend, lowered, sampler.span)
+        in_weights = metric.to_weight_space(directions)
+        span = span_along(backend, in_weights, sampler.span)
         columns = column_gradients(problem, backend, workers, train, metric, directions, span, steps)
     during = offset_progress(progress, before=gradients)
-    hessians = hessians_along(problem, backend, lowered, span, workers, ranks, during)
-    normal, turn = SubspaceGaussian.of(directions, hessians.mean(0), 1.0, 1.0, metric)
-    squares = (turn.mT.to(lowered) @ lowered).square().sum(1)
+    if curvature is None:
+        hessians = hessians_along(problem, backend, in_weights, span, workers, ranks, during)
+    else:
+        hessians = curvature(in_weights, span, during).to(in_weights.device)
+    normal, eigenvectors = SubspaceGaussian.of(directions, hessians.mean(0), 1.0, 1.0, metric)
+    squares = (eigenvectors.mT.to(in_weights) @ in_weights).square().sum(1)
     normal = _tempered(normal, squares, sampler, problem.num_train, reach=_REACH * norm_of_snapshot(backend))
-    return LinearizedPosterior.of(normal, rotate(hessians, turn), train, columns)
+    return LinearizedPosterior.of(normal, rotate(hessians, eigenvectors), train, columns)
+
+
+def linearized_bytes(problem: Problem, backend: WeightBackend, settings: Subspace | ControlledSGLD) -> int:
+    """Bytes that `linearize` will hold: gradients of all that is measured, directions, and the metric."""
+    item, layout = backend.center.element_size(), backend.layout
+    others = 0 if problem.query is problem.train else sum(problem.column_counts)
+    directions = min(settings.num_directions, problem.num_train)
+    gradients = (problem.num_train + others + 2 * directions) * layout.size * item
+    return gradients + (metric_bytes(layout.places, item) if settings.metric == "kronecker" else 0)
 
 
 def _tempered(
-    normal: SubspaceGaussian, squares: Float[Tensor, " direction"], sampler: Subspace, num_train: int, reach: float
+    normal: SubspaceGaussian,
+    squares: Float[Tensor, " direction"],
+    sampler: Subspace | ControlledSGLD,
+    num_train: int,
+    reach: float,
 ) -> SubspaceGaussian:
-    """The posterior at the sampler's nβ and γ, or at those of the rules: γ = nβ·λ by `rule_ridge`, and an nβ with
-    which Σ_k v_k·|d_k|², the mean squared distance of the draws, is at most reach².
+    """Set nβ and γ of the posterior, from the settings or by default rules.
+
+    By rule γ = nβ·λ, with λ of `rule_ridge`, and nβ is large enough that the mean squared distance of the draws from
+    the snapshot, Σ_k v_k·|d_k|², is at most reach².
 
     Args:
-        squares: |d_k|², of the directions in the weights.
+        squares: |d_k|², squared lengths of the directions in weight space.
     """
     if sampler.localization is not None:
         nb = sampler.inverse_temperature or _LEAST_INVERSE_TEMPERATURE
@@ -126,10 +179,11 @@ def _tempered(
 
 
 def rule_ridge(curvature: Float[Tensor, " direction"], num_train: int, share: float) -> float:
-    """λ = γ/nβ for which d_eff = Σ h_k/(h_k + γ/nβ) is the smaller of n/10 and a share of the curved directions.
+    """The λ = γ/nβ at which d_eff = Σ h_k/(h_k + γ/nβ) is min(n/10, share · number of curved directions).
 
-    Both came near the best retraining scores of four networks (docs/evidence/retraining.md). Beyond 0.7·K the
-    directions left out would matter; with a metric, 0.3·K makes γ·M about as strong as the curvature it stands for.
+    The rule came close to the best retraining scores of four networks (docs/evidence/retraining.md). Above 0.7·K the
+    omitted directions would matter. With a Kronecker metric, 0.3·K makes γ·M about as strong as the curvature that M
+    approximates.
     """
     curved = int((curvature > 0).sum())
     return ridge_for(curvature, min(_OF_EXAMPLES * num_train, share * curved))
@@ -137,4 +191,4 @@ def rule_ridge(curvature: Float[Tensor, " direction"], num_train: int, share: fl
 
 def _check(problem: Problem) -> None:
     if why := why_no_gradients(problem):
-        raise ValueError(f"the sampler works with the gradient of every example, and {why}; or sample with SGLD")
+        raise ValueError(f"the sampler needs the gradient of every example, but {why}; or sample with SGLD")

@@ -1,8 +1,8 @@
-"""The shape of the loss at the snapshot: Hessian spectrum, effective dimension, gradient noise.
+"""Hessian spectrum, effective dimension and gradient noise at the snapshot.
 
-The spectrum comes from stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4)): for a
-random start z of d numbers, tr f(H) ≈ d·Σ_k τ_k·f(θ_k), with θ_k the Ritz values of a few Lanczos steps from z, and τ_k
-the squared first components of the eigenvectors of the tridiagonal matrix; averaged over starts.
+The spectrum comes from stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4)). From
+a random start z in d dimensions, tr f(H) ≈ d·Σ_k τ_k·f(θ_k), where θ_k are the Ritz values of a few Lanczos steps and
+τ_k the squared first components of the eigenvectors of the tridiagonal matrix. The estimate is averaged over starts.
 """
 
 import math
@@ -19,10 +19,10 @@ from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import stream_seed
 
 PROBES, STEPS = 2, 16
-"""Random starts and Lanczos steps of the spectrum."""
+"""Random starts of the spectrum, and Lanczos steps from each."""
 
 GRADIENTS = 32
-"""Minibatch gradients behind the noise."""
+"""Minibatch gradients that the gradient noise is estimated from."""
 
 _KEPT_BYTES = 2**29
 _LEAST_GRADIENTS = 4
@@ -31,11 +31,11 @@ _PROBE_KEY = -1
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of a symmetric matrix, each standing for several.
+    """The eigenvalue distribution of a symmetric matrix, as Ritz values with weights.
 
     Attributes:
-        values: eigenvalues (Ritz values), in nats per squared weight unit for the Hessian of a mean loss.
-        counts: how many eigenvalues each stands for; the sum is the number of weights.
+        values: Ritz values, in nats per squared weight unit for the Hessian of a mean loss.
+        counts: number of eigenvalues that each represents; they sum to the number of weights.
     """
 
     values: Float[Tensor, " ritz"]
@@ -43,13 +43,16 @@ class Spectrum:
 
     @property
     def largest(self) -> float:
-        """The largest eigenvalue, from below."""
+        """The largest Ritz value, a lower bound of the largest eigenvalue."""
         return float(self.values.max())
 
     def effective_dimension(self, pull: float) -> float:
-        """d_eff(λ) = tr H(H + λI)⁻¹, the number of directions that the loss holds more firmly than λ does.
+        """d_eff(λ) = tr H(H + λI)⁻¹, the number of directions in which the loss is curved more than λ.
 
-        Negative curvature counts as none. λ = γ/nβ, in the unit of the eigenvalues, above 0.
+        Negative curvature counts as 0.
+
+        Args:
+            pull: λ = γ/nβ, above 0, in the unit of the eigenvalues.
         """
         positive = self.values.clamp(min=0)
         return float((positive / (positive + pull)) @ self.counts)
@@ -57,7 +60,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """The covariance F of the gradient of one example's loss; that of a minibatch of m is about F/m.
+    """The covariance F of per-example gradients; the mean gradient of a minibatch of m has covariance F/m.
 
     Attributes:
         largest: λmax(F), in squared nats per squared weight unit; NaN for fewer than 4 training examples.
@@ -71,14 +74,14 @@ class GradientNoise:
 def hessian_spectrum(
     hessian: Hessian, *, probes: int = PROBES, steps: int = STEPS, held: int | None = None
 ) -> Spectrum:
-    """The spectrum of the Hessian of the mean loss at the snapshot, by stochastic Lanczos quadrature.
+    """Estimate the spectrum of a Hessian at the snapshot by stochastic Lanczos quadrature.
 
-    Costs probes·steps products with the Hessian. d_eff has a relative standard error of about √(2/(probes·d_eff)).
+    It takes probes·steps Hessian-vector products. d_eff has a relative standard error of about √(2/(probes·d_eff)).
 
     Args:
-        hessian: of the loss.
+        hessian: Hessian of the loss.
         probes, steps: random starts, and Lanczos steps from each.
-        held: vectors that each new one is made orthogonal to; None for as many as memory has room for.
+        held: number of earlier vectors that each new one is orthogonalized against; None for all that fit in memory.
     """
     backend, seed = hessian.backend, hessian.key
     size = backend.layout.num_weights
@@ -92,9 +95,9 @@ def hessian_spectrum(
 
 
 def gradient_noise(problem: Problem, backend: WeightBackend) -> GradientNoise:
-    """λmax and trace of the covariance F of one example's gradient, from the Gram matrix of minibatch gradients.
+    """Estimate λmax and the trace of the covariance F of per-example gradients, from minibatch gradients.
 
-    The largest eigenvalue of a sample covariance of G gradients is too large by about the mean of the others, which is
+    The largest eigenvalue of a sample covariance is biased upwards by about the mean of the others, so that mean is
     subtracted.
     """
     weights = backend.weights()
@@ -103,7 +106,7 @@ def gradient_noise(problem: Problem, backend: WeightBackend) -> GradientNoise:
     if len(rows) < _LEAST_GRADIENTS:
         return GradientNoise(math.nan, math.nan)
     count = max(_LEAST_GRADIENTS, min(GRADIENTS, _KEPT_BYTES // (4 * backend.layout.size), len(rows) // 2))
-    # Neighbours in a sorted set are alike: deal the rows out, so that every part is a sample of the whole.
+    # Neighbours in a sorted set are alike: interleave the rows, so that every part represents the whole.
     parts = [rows[index::count] for index in range(count)]
     found = list[Tensor]()
     for part in parts:
@@ -111,7 +114,7 @@ def gradient_noise(problem: Problem, backend: WeightBackend) -> GradientNoise:
         found.append(weights.gradient.clone())
     mean = torch.stack(found).mean(0)
     centred = [gradient - mean for gradient in found]
-    gram = torch.tensor([[backend.inner(a, b) for b in centred] for a in centred], dtype=torch.float64)
+    gram = torch.tensor([[backend.inner(a, b) for b in centred] for a in centred], dtype=torch.float64, device="cpu")
     size = sum(map(len, parts)) / count
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0) * (size / (count - 1))
     trace, top = float(eigenvalues.sum()), float(eigenvalues[-1])
@@ -119,7 +122,7 @@ def gradient_noise(problem: Problem, backend: WeightBackend) -> GradientNoise:
 
 
 def random_direction(backend: WeightBackend, seed: int, probe: int) -> Float[Tensor, " weight"]:
-    """A direction of norm 1, uniform over the sphere: one for each `probe`."""
+    """A random direction uniform on the unit sphere, determined by `seed` and `probe`."""
     direction = torch.zeros_like(backend.center)
     for parameter, piece in enumerate(backend.layout.pieces(direction)):
         key = stream_seed(seed, _PROBE_KEY, probe, parameter)
@@ -130,10 +133,10 @@ def random_direction(backend: WeightBackend, seed: int, probe: int) -> Float[Ten
 def _lanczos(
     hessian: Hessian, start: Tensor, backend: WeightBackend, steps: int, held: int | None
 ) -> tuple[Float[Tensor, " step"], Float[Tensor, " between"]]:
-    """Diagonal and off-diagonal of the tridiagonal matrix of so many Lanczos steps; fewer where the space ends.
+    """Diagonal and off-diagonal of the tridiagonal matrix of `steps` Lanczos steps, or fewer if the Krylov space ends.
 
-    Every new vector is made orthogonal to those held: gradients in single precision are too rough for the short
-    recurrence alone.
+    Each new vector is orthogonalized against the earlier ones, since the three-term recurrence loses orthogonality in
+    single precision.
     """
     kept = max(2, min(held or steps, _KEPT_BYTES // (start.element_size() * max(len(start), 1))))
     basis, diagonal, beside = [start], list[float](), list[float]()
@@ -145,6 +148,9 @@ def _lanczos(
             vector = vector - backend.inner(vector, earlier) * earlier
         left = backend.norm(vector)
         if len(diagonal) == steps or not left > 1e-6 * length:
-            return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(beside, dtype=torch.float64)
+            return (
+                torch.tensor(diagonal, dtype=torch.float64, device="cpu"),
+                torch.tensor(beside, dtype=torch.float64, device="cpu"),
+            )
         beside.append(left)
         basis = [*basis, vector / left][-kept:]

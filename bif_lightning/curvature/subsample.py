@@ -1,24 +1,23 @@
-"""The curvature of the mean loss along directions, measured on the training examples that tell of it.
+"""The Hessian of the mean loss along given directions, computed on a subsample of the training examples.
 
-All are looked at first, by forward passes along a few random directions z of the span, of norm about 1,
+Forward passes measure the curvature of every example along a few random directions z of the span, of norm about 1:
 
-    b_i(z) = (l_i(w* + h·z) + l_i(w* − h·z) − 2·l_i(w*))/h²  ≈  zᵀH_i z,
+    b_i(z) = (l_i(w* + h·z) + l_i(w* − h·z) − 2·l_i(w*))/h²  ≈  zᵀH_i z.
 
-of which two things are known: how curved each example is, c_i² = mean of b_i² over z, and how much their Hessians
-differ. For Gaussian z the variance of zᵀAz is 2·|A|² (Frobenius), so that a spread of n of the N examples gives their
-mean H with a relative error, root mean square, of
+They show how curved each example is, c_i² = mean of b_i² over z, and how much the Hessians differ. For Gaussian z the
+variance of zᵀAz is 2·|A|² (Frobenius). The mean Hessian of n evenly spaced examples of N therefore has a root mean
+square relative error of
 
     sqrt((1/n − 1/N)·mean over i of var(b_i − b̄) / var(b̄)).
 
-Where examples are alike, as sequences of many tokens are, few are enough: a spread that brings the error to `ERROR`, if
-that saves half of the work or more. Where a network has learned, few examples hold nearly all of the curvature: under a
-softmax an example has about as much of it as its label lacks of probability 1. Then the Hessian is taken of the fewest
-that hold 99 % of Σ c_i; where these are too many, of the most curved ones and of a spread of the others, each of which
-then stands for several.
+If examples are alike, as long sequences of tokens are, evenly spaced examples are taken, enough to bring the error down
+to `ERROR`, provided that this halves the work. In a trained network few examples have nearly all of the curvature:
+under a softmax, the curvature of an example is about proportional to 1 minus the probability of its label. Then the
+fewest examples that hold 99 % of Σ c_i are taken. If these are too many, the most curved are taken, and evenly spaced
+ones of the others with larger weights.
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bif_lightning.curvature.gradients import map_threads, seconds
+from bif_lightning.curvature.gradients import map_threads, time_call
 from bif_lightning.curvature.hessian import Hessian, WeightedBatch
 from bif_lightning.curvature.spectrum import random_direction
 from bif_lightning.data.dataset import spread_rows
@@ -35,39 +34,40 @@ from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, Steps
 from bif_lightning.losses.observables import checked_rows
 from bif_lightning.losses.problem import Problem
+from bif_lightning.model.devices import now, raise_out_of_memory
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.rng import DATA, GLOBAL, seed_global, stream_seed
 
 EXAMPLES = 1024
-"""Training examples of which the Hessian is taken, at most."""
+"""Most training examples that the Hessian is computed on."""
 
 POOL = 4096
-"""Training examples that are looked at first, spread over the set; `EXAMPLES` where they are not in memory."""
+"""Most training examples whose curvature is measured first, evenly spaced; `EXAMPLES` if they are not in memory."""
 
 GROUPS = 8
-"""Groups of the examples, whose curvatures give the standard errors of the closed form."""
+"""Groups of examples; their Hessians give the standard errors of the closed form."""
 
 HELD = 0.99
-"""Share of the curvature that the examples are to hold."""
+"""Share of the curvature that the subsample must hold."""
 
 ERROR = 0.15
-"""Relative error of the Hessian of a spread of examples, where that is enough."""
+"""Accepted relative error of the Hessian of evenly spaced examples."""
 
-_FEW = 512  # so many are all taken where they differ, which costs little
-_LEAST = 2  # examples a direction; 1 where they are alike
+_FEW = 512  # up to so many examples are all taken unless they are alike, which costs little
+_LEAST = 2  # fewest examples a direction; 1 if they are alike
 _PROBES = 8
 _TIMED = 4
 
 
 @dataclass(frozen=True)
 class HessianSubsample:
-    """The training examples of which the Hessian is taken.
+    """The training examples that the Hessian is computed on.
 
     Attributes:
-        certain: positions of those that stand for themselves, ascending.
-        others: positions of those that stand for several, ascending.
-        weight: how many each of these stands for.
-        pool: how many all of them stand for.
+        certain: positions of examples with weight 1, ascending.
+        others: positions of examples with a larger weight, ascending.
+        weight: number of examples that each of the others represents.
+        pool: number of examples that all of them represent.
     """
 
     certain: Int[Tensor, " example"]
@@ -76,9 +76,9 @@ class HessianSubsample:
     pool: int
 
     def groups(self) -> list[list[tuple[Tensor, float]]]:
-        """Rows and the share of their mean loss, group by group; the mean over groups is that of all.
+        """Rows and the shares of their mean losses, for each group; the mean over groups is the loss of the pool.
 
-        Neighbours are apart: data is often sorted.
+        Groups interleave, since data is often sorted.
         """
         count = min(GROUPS, len(self.certain) + len(self.others))
         found = list[list[tuple[Tensor, float]]]()
@@ -88,21 +88,24 @@ class HessianSubsample:
         return found
 
 
-def select_examples(bent: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"], directions: int) -> HessianSubsample:
-    """The examples to take, by how curved each is and how much they differ.
+def select_subsample(
+    curvature_along: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"], directions: int
+) -> HessianSubsample:
+    """Select examples by how curved each is and how much they differ.
 
     Args:
-        bent: b_i(z); where it tells nothing (zero, or not finite) all count alike.
-        rows: their positions in the training data.
-        directions: along how many the Hessian is taken; of no fewer examples than that, and than there are groups.
+        curvature_along: b_i(z); if all are zero or some are not finite, all examples count alike.
+        rows: positions of the examples in the training data.
+        directions: number of directions of the Hessian. At least so many examples are selected, and at least one for
+            each group.
     """
     none, size = rows[:0], len(rows)
-    curvature = bent.square().mean(1).sqrt()
+    curvature = curvature_along.square().mean(1).sqrt()
     order = curvature.argsort(descending=True, stable=True)
     held = curvature[order].double().cumsum(0)
     few, known = size <= max(_FEW, _LEAST * directions), 0 < float(held[-1]) < math.inf
     needed = size if few else max(_LEAST * directions, GROUPS, int((held < HELD * held[-1]).sum()) + 1)
-    alike = max(directions, GROUPS, enough_of(bent)) if known else EXAMPLES
+    alike = max(directions, GROUPS, sample_size_for(curvature_along)) if known else EXAMPLES
     if 2 * alike <= min(needed, EXAMPLES) or not (few or known):
         others = rows[spread_rows(size, alike)]
         return HessianSubsample(none, others, size / len(others), size)
@@ -116,18 +119,18 @@ def select_examples(bent: Float[Tensor, "pool probe"], rows: Int[Tensor, " pool"
     return HessianSubsample(rows[order[:certain].sort().values], rows[others], len(rest) / max(len(others), 1), size)
 
 
-def enough_of(bent: Float[Tensor, "pool probe"]) -> int:
-    """n, examples of a spread whose mean Hessian is that of all but for a relative error of `ERROR`.
+def sample_size_for(curvature_along: Float[Tensor, "pool probe"]) -> int:
+    """Number of evenly spaced examples at which the mean Hessian has a relative error of `ERROR`.
 
     Args:
-        bent: b_i(z) of all of them.
+        curvature_along: b_i(z) of all examples.
     """
-    bent = bent.double()
-    mean = bent.mean(0)
-    differing = float((bent - mean).var(1).mean())
+    curvature_along = curvature_along.double()
+    mean = curvature_along.mean(0)
+    differing = float((curvature_along - mean).var(1).mean())
     if differing == 0:
         return 1
-    return math.ceil(1 / (ERROR**2 * float(mean.var()) / differing + 1 / len(bent)))
+    return math.ceil(1 / (ERROR**2 * float(mean.var()) / differing + 1 / len(curvature_along)))
 
 
 def hessians_along(
@@ -139,21 +142,23 @@ def hessians_along(
     ranks: Ranks,
     progress: Progress | None = None,
 ) -> Float[Tensor, "group direction direction"]:
-    """Q·H_g·Qᵀ of the mean loss of each group of training examples; their mean is that of all. Collective.
+    """Compute Q·H_g·Qᵀ for the mean loss of each group of training examples. Collective.
+
+    The mean over groups is the Hessian of the mean loss.
 
     Args:
         directions: Q, rows of any length.
         span: h, in units of the rows' length.
         workers: threads.
-        ranks: the ranks, which share the groups.
-        progress: called after each product of this rank: of each direction with the Hessian of each of its groups.
+        ranks: the ranks, which divide the groups among them.
+        progress: called after each Hessian-vector product of this rank.
     """
     with ranks.collective("the curvature at the snapshot"):
-        found = curved_sample(problem, backend, directions, span, workers, len(directions))
+        found = hessian_subsample(problem, backend, directions, span, workers, len(directions))
     groups = ranks.broadcast(found).groups()
-    with ranks.collective("the curvature at the snapshot") as meeting:
+    with ranks.collective("the curvature at the snapshot") as section:
         own = range(ranks.rank, len(groups), ranks.world_size)
-        steps = Steps(len(own) * len(directions), meeting.watched(progress))
+        steps = Steps(len(own) * len(directions), section.watched(progress))
 
         def of_group(weights: Weights, bound: BoundModule, group: int) -> Tensor:
             parts = _parts(problem, groups[group])
@@ -175,7 +180,7 @@ def _parts(problem: Problem, group: Sequence[tuple[Tensor, float]]) -> list[Weig
     return [(problem.minibatch(rows), share) for rows, share in group]
 
 
-def curved_sample(
+def hessian_subsample(
     problem: Problem,
     backend: WeightBackend,
     directions: Float[Tensor, "direction weight"],
@@ -183,32 +188,36 @@ def curved_sample(
     workers: int,
     count: int,
 ) -> HessianSubsample:
-    """Look at the training examples along some directions, and choose those of which the Hessian is taken.
+    """Measure the curvature of the training examples, and select those to compute the Hessian on.
 
     Args:
-        count: along how many directions it will be taken. Other arguments as `hessians_along`.
+        count: number of directions of the Hessian. Other arguments as in `hessians_along`.
     """
     size = len(problem.training)
     rows = spread_rows(size, POOL if problem.training.in_memory else EXAMPLES)
-    bent = torch.zeros(len(rows), _PROBES)
-    if len(rows) > _LEAST * count:  # of fewer all are taken, whatever they are
+    curvature_along = torch.zeros(len(rows), _PROBES, device="cpu")
+    if len(rows) > _LEAST * count:  # fewer are all taken
         chunks = rows.split(problem.eval_batch_size)
         generator = torch.Generator().manual_seed(stream_seed(DATA))
-        mixed = torch.randn(_PROBES, len(directions), generator=generator) / math.sqrt(len(directions))
+        mixed = torch.randn(_PROBES, len(directions), generator=generator, device="cpu") / math.sqrt(len(directions))
         probes = mixed.to(directions) @ directions
         try:
-            bent = torch.cat(
+            curvature_along = torch.cat(
                 map_threads(
-                    backend, partial(_bent, problem, backend, chunks, probes, span), range(len(chunks)), workers
+                    backend,
+                    partial(_curvature_along, problem, backend, chunks, probes, span),
+                    range(len(chunks)),
+                    workers,
                 )
             )
-        except Exception:
-            # Only losses of the train set are known to be had one by one; of the training data the mean is enough.
-            bent.zero_()
-    return select_examples(bent, rows, count)
+        except Exception as error:
+            raise_out_of_memory(error)
+            # Losses of single examples are guaranteed for the train set, not for the training data.
+            curvature_along.zero_()
+    return select_subsample(curvature_along, rows, count)
 
 
-def _bent(
+def _curvature_along(
     problem: Problem,
     backend: WeightBackend,
     chunks: Sequence[Tensor],
@@ -218,13 +227,14 @@ def _bent(
     bound: BoundModule,
     chunk: int,
 ) -> Float[Tensor, "example probe"]:
-    """b of the examples of one chunk, on the CPU."""
+    """b_i(z) of the examples of one chunk, on the CPU."""
     rows = chunks[chunk]
     batch = problem.minibatch(rows).batch
 
     def losses(direction: Tensor, step: float) -> Tensor:
         with torch.no_grad():
             torch.add(backend.center, direction, alpha=step, out=weights.flat)
+        with problem.measuring():
             if problem.stochastic:
                 seed_global(backend.device, stream_seed(GLOBAL))
             found = bound.call(lambda module: problem.loss(module, batch))
@@ -238,17 +248,17 @@ def _bent(
 
 
 def seconds_for_hessians(problem: Problem, backend: WeightBackend, count: int, workers: int, num_ranks: int) -> float:
-    """About how long the Hessians along `count` directions take, by a few of them.
+    """Estimate how long the Hessians along `count` directions take, by timing a few directions.
 
     Args:
-        workers, num_ranks: threads of each rank, and how many ranks share the groups.
+        workers, num_ranks: threads of each rank, and ranks that divide the groups among them.
     """
     some = torch.stack([random_direction(backend, 0, probe) for probe in range(_TIMED)])
     span = 0.005 * norm_of_snapshot(backend)
-    started = time.perf_counter()
-    groups = curved_sample(problem, backend, some, span, workers, count).groups()
-    looking = time.perf_counter() - started
+    started = now()
+    groups = hessian_subsample(problem, backend, some, span, workers, count).groups()
+    looking = now() - started
     group = Hessian(problem, backend, _parts(problem, groups[0]), step=span)
-    few, more = (seconds(partial(group.times, some[:n])) for n in (1, _TIMED))
+    few, more = (time_call(partial(group.times, some[:n])) for n in (1, _TIMED))
     each = max(more - few, 0.0) / (_TIMED - 1)
     return looking + len(groups) * (few + count * each) / (workers * num_ranks)

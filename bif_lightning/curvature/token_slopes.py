@@ -1,7 +1,7 @@
-"""Slopes of token losses along the directions of a closed-form posterior: one forward pass a direction, for all tokens.
+"""Directional derivatives of token losses along the directions of a closed-form posterior.
 
-Every token has its own loss, and a backward pass for each would make thousands. Along one
-direction q, though, a single forward-mode pass gives dl/dq of all tokens at once (Jacobian-vector product).
+Every token has its own loss, so gradients would take thousands of backward passes. A single forward-mode pass along
+a direction q gives dl/dq of all tokens at once (a Jacobian-vector product).
 """
 
 from collections.abc import Callable
@@ -16,21 +16,23 @@ from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.observables import Batches, LossFn
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import by_token
+from bif_lightning.model.devices import raise_out_of_memory
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
 _NO_FORWARD_MODE = (RuntimeError, NotImplementedError)
 
 Slopes = tuple[Float[Tensor, "direction token"], ...]
-"""Of train tokens, then of query tokens where they are others; nats per weight unit, on the CPU."""
+"""Slopes of the train tokens, and of the query tokens if they differ; nats per weight unit, on the CPU."""
 
 
 def token_slopes(
     problem: Problem, backend: WeightBackend, directions: Float[Tensor, "direction weight"], span: float, ranks: Ranks
 ) -> Slopes:
-    """dl/dq_k at w* of all tokens. Collective: the ranks share the directions.
+    """Compute dl/dq_k at w* for all tokens. Collective: the ranks divide the directions among them.
 
-    By forward-mode derivatives; where an operation of the model has none, by (l(w* + h·q) − l(w* − h·q))/2h.
+    Uses forward-mode differentiation, or (l(w* + h·q) − l(w* − h·q))/2h if an operation of the model does not support
+    it.
 
     Args:
         directions: q_k, rows of any length.
@@ -53,13 +55,14 @@ def _along(problem: Problem, backend: WeightBackend, direction: Tensor, span: fl
         seed_global(backend.device, stream_seed(GLOBAL))
     try:
         return _derivatives(problem, backend, direction)
-    except _NO_FORWARD_MODE:
+    except _NO_FORWARD_MODE as error:
+        raise_out_of_memory(error)
         ends = [_losses(problem, backend, direction, sign * span) for sign in (1.0, -1.0)]
         return tuple((up - down) / (2 * span) for up, down in zip(*ends, strict=True))
 
 
 def _derivatives(problem: Problem, backend: WeightBackend, direction: Tensor) -> tuple[Tensor, ...]:
-    # Fused attention has no forward-mode derivative; the plain one is the same function.
+    # Fused attention has no forward-mode derivative; the math backend computes the same function.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         weights = backend.weights(tracked=False)
         pieces = zip(weights.leaves, backend.layout.pieces(direction), strict=True)
@@ -73,6 +76,7 @@ def _losses(problem: Problem, backend: WeightBackend, direction: Tensor, step: f
     with torch.no_grad():
         weights = backend.weights(tracked=False)
         torch.add(backend.center, direction, alpha=step, out=weights.flat)
+    with problem.measuring():
         return backend.bind(weights).call(lambda module: _of_sides(problem, module, lambda losses: losses))
 
 

@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import threading
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from bif_lightning.data.tensors import plain_tensor
 from bif_lightning.rng import seed_global
 
 Batch = Any
@@ -99,7 +102,7 @@ class Examples:
 
     def batches(self, size: int) -> list[tuple[Batch, int]]:
         """All rows in order, in batches of at most `size`, each with its number of examples."""
-        chunks = torch.arange(len(self)).split(size)
+        chunks = torch.arange(len(self), device="cpu").split(size)
         return [(self.batch(chunk), len(chunk)) for chunk in chunks]
 
     def prepare(self) -> None:
@@ -109,7 +112,7 @@ class Examples:
             return
         self._tried = True
         count = len(self)
-        probe = torch.linspace(0, count - 1, min(_PROBE, count)).long().unique()
+        probe = torch.linspace(0, count - 1, min(_PROBE, count), device="cpu").long().unique()
         first = self.collated(cast(list[int], probe.tolist()))
         self.repeats = self._repeats(probe)
         bytes_each = _bytes(first, len(probe))
@@ -130,6 +133,15 @@ class Examples:
         ):
             self._stacked = stacked
 
+    def renew(self) -> None:
+        """Forget what is kept in memory where the dataset now gives other examples, as far as a few of them show."""
+        if self._stacked is None:
+            return
+        probe = torch.linspace(0, len(self) - 1, min(_PROBE, len(self)), device="cpu").long().unique()
+        if not _same(self.collated(cast(list[int], probe.tolist())), _take(self._stacked, probe)):
+            self._stacked, self._tried = None, False
+            self.prepare()
+
     def _repeats(self, probe: Tensor) -> bool:
         found = list[str]()
         for _ in range(2):
@@ -142,9 +154,50 @@ class Examples:
         return all(_same(_take(stacked, one), self.collated(cast(list[int], one.tolist()))) for one in probe.split(1))
 
 
+class RepeatedExamples(Examples):
+    """Examples of which some count several times, each kept once.
+
+    Args:
+        dataset, collate: as of `Examples`.
+        rows: positions in the dataset, each as often as it counts.
+    """
+
+    def __init__(self, dataset: MapDataset, collate: Collate | None, rows: Sequence[int]) -> None:
+        once = sorted(set(rows))
+        self._once = Examples(dataset, collate, once)
+        place = {row: index for index, row in enumerate(once)}
+        self._places = torch.tensor([place[row] for row in rows], device="cpu")
+        super().__init__(dataset, collate, rows)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the set is kept stacked, so that a batch costs an index."""
+        return self._once.in_memory
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The batch of these rows."""
+        return self._once.batch(self._places[indices])
+
+    def prepare(self) -> None:
+        """Stack the rows, each once, in memory if that is safe and small enough; seeds the global generators."""
+        self._once.prepare()
+        self.repeats = self._once.repeats
+
+    def renew(self) -> None:
+        """See `Examples.renew`."""
+        self._once.renew()
+
+
+def examples_of(dataset: MapDataset, collate: Collate | None, rows: Sequence[int] | None) -> Examples:
+    """The examples of these rows, which may repeat; None for all."""
+    if rows is None or len(set(rows)) == len(rows):
+        return Examples(dataset, collate, rows)
+    return RepeatedExamples(dataset, collate, rows)
+
+
 def spread_rows(size: int, count: int) -> Tensor:
     """`count` of `size` positions, spread evenly; all where there are fewer."""
-    return torch.linspace(0, size - 1, min(count, size)).long().unique()
+    return torch.linspace(0, size - 1, min(count, size), device="cpu").long().unique()
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
@@ -169,18 +222,43 @@ def digest(batch: Batch) -> str:
     return found.hexdigest()[:16]
 
 
-def _feed(found: Any, value: Any) -> None:
+def _feed(found: Any, value: Any, within: frozenset[int] = frozenset()) -> None:
+    if isinstance(value, Mapping):
+        value = [(str(key), part) for key, part in cast(Mapping[Any, Any], value).items()]
     if isinstance(value, Tensor):
-        bits = value.detach().cpu().reshape(-1).contiguous()
-        found.update(f"{value.dtype} {tuple(value.shape)}".encode() + bits.view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key, part in cast(Mapping[Any, Any], value).items():
-            _feed(found, [str(key), part])
+        _feed_tensor(found, value)
     elif isinstance(value, list | tuple):
         for part in cast(Sequence[Any], value):
-            _feed(found, part)
-    elif dataclasses.is_dataclass(value) or isinstance(value, str | int | float | bytes):
+            _feed(found, part, within)
+    elif isinstance(value, str | int | float | bytes):
         found.update(repr(value).encode())
+    elif isinstance(value, np.ndarray | np.generic):
+        _feed(found, _content(np.asarray(value)), within)
+    elif (own := _attributes(value)) and id(value) not in within:  # objects may hold each other
+        _feed(found, own, within | {id(value)})
+
+
+def _content(array: "np.ndarray[Any, Any]") -> list[Any]:
+    values = array.tolist() if array.dtype == object else array.tobytes()
+    return [str(array.dtype), array.shape, values]
+
+
+def _feed_tensor(found: Any, value: Tensor) -> None:
+    if value.is_nested or value.layout is not torch.strided:
+        sparse = None if value.is_nested else value.detach().to_sparse_coo().coalesce()
+        _feed(found, value.unbind() if sparse is None else (sparse.indices(), sparse.values()))
+        return
+    bits = plain_tensor(value.detach()).cpu().reshape(-1).contiguous()
+    found.update(f"{value.dtype} {tuple(value.shape)}".encode() + bits.view(torch.uint8).numpy().tobytes())
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    """Fields of a dataclass, attributes of another object: batches of graphs are objects."""
+    if isinstance(value, type | types.ModuleType):
+        return {}
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return dict(getattr(value, "__dict__", {}))
 
 
 def _children(batch: Batch) -> list[Any] | None:
@@ -191,9 +269,10 @@ def _children(batch: Batch) -> list[Any] | None:
 
 
 def _bytes(batch: Batch, count: int) -> float | None:
-    """Bytes of an example; None unless the batch holds only tensors with one row an example, in plain containers."""
+    """Bytes of an example; None unless a batch holds plain tensors with one row an example, and no others."""
     if isinstance(batch, Tensor):
-        rows = batch.dim() > 0 and batch.shape[0] == count
+        plain = type(batch) is Tensor and batch.layout is torch.strided and not batch.is_nested
+        rows = plain and batch.dim() > 0 and batch.shape[0] == count
         return batch.numel() * batch.element_size() / count if rows else None
     parts = _children(batch)
     sizes = None if parts is None else [_bytes(part, count) for part in parts]

@@ -168,7 +168,7 @@ def _named(value: Any) -> dict[str, float | str | None] | None:
 def _sort_key(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float | np.bool | np.integer | np.floating):
+    if isinstance(value, int | float | np.bool_ | np.integer | np.floating):
         return float(value)
     return NotImplemented
 

@@ -164,15 +164,19 @@ def _array(value: object) -> np.ndarray[Any, Any] | None:
 
 def _roles(features: Mapping[str, Any]) -> dict[str, str]:
     """Which column of a Hugging Face dataset holds the id, the label, the text and the picture."""
-    from datasets import Array2D, Array3D, ClassLabel, Image, LargeList, List, Value
+    import datasets
+    from datasets import Array2D, Array3D, ClassLabel, Image, Value
 
     def of_kind(*kinds: type) -> list[str]:
         return [column for column, feature in features.items() if isinstance(feature, kinds)]
 
+    # Before datasets 4 a list is a `Sequence`, or a list of Python with one feature in it.
+    found: list[Any] = [getattr(datasets, name, None) for name in ("List", "LargeList", "Sequence")]
+    lists = [list, *(kind for kind in found if isinstance(kind, type))]
     dtypes = {column: str(features[column].dtype) for column in of_kind(Value)}
     integers = [column for column, dtype in dtypes.items() if dtype.startswith(("int", "uint"))]
     strings = [column for column, dtype in dtypes.items() if dtype.endswith("string")]
-    classes, images, arrays = of_kind(ClassLabel), of_kind(Image), of_kind(Array2D, Array3D, List, LargeList)
+    classes, images, arrays = of_kind(ClassLabel), of_kind(Image), of_kind(Array2D, Array3D, *lists)
     identity = _named(strings + integers, ID_NAMES)
     texts = [column for column in strings if column != identity]
     roles = {

@@ -1,10 +1,10 @@
-"""Leases on work among processes that share only a folder; those of dead workers expire.
+"""Leases on work among processes that share only a folder; leases of dead workers expire.
 
-A claim is a file that its holder rewrites every few seconds. A worker that finds it unchanged for `patience` seconds
-*of its own clock* takes it over, so that clocks may disagree; it detects a dead holder on the same machine at once. In
-the worst case two workers hold one claim, when a holder was stopped for longer than `patience` and resumes. Therefore
-their results must be equal, and be written atomically (`storage.atomic`): claims save work, and correctness does not
-depend on them.
+A lease is a file that its holder rewrites every few seconds. A worker that sees it unchanged for `patience` seconds
+takes it over. Each worker measures this time with its own clock, so clocks need not agree. A dead holder on the same
+machine is detected at once. Two workers can hold one lease if a holder is suspended for longer than `patience` and then
+resumes. Therefore their results must be equal and be written atomically (`storage.atomic`): leases avoid double work,
+and correctness does not depend on them.
 """
 
 import contextlib
@@ -19,27 +19,27 @@ from pathlib import Path
 from typing import Any, cast
 
 PATIENCE = 60.0
-"""Seconds without a sign of life after which a claim may be taken over."""
+"""Seconds without a heartbeat after which a lease may be taken over."""
 
 _BEATS = 6
 
 
 class Leases:
-    """Claims of one worker in one folder.
+    """Leases of one worker in one folder.
 
     Args:
-        folder: common to all workers; made if missing.
-        patience: see above; the same for all workers.
+        folder: folder of the lease files, shared by all workers; created if missing.
+        patience: seconds without a heartbeat after which a lease expires; the same for all workers.
     """
 
     def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
         self.folder, self.patience = folder, patience
         self._me = {"host": _host(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
-        self._seen = dict[str, tuple[str, float]]()  # text of another's claim, and our time when it first appeared
+        self._seen = dict[str, tuple[str, float]]()  # text of another worker's lease, and when it appeared
 
     @contextlib.contextmanager
-    def claimed(self, name: str) -> Generator[bool]:
-        """Try to hold a claim while the block runs; yields whether this worker holds it.
+    def acquired(self, name: str) -> Generator[bool]:
+        """Try to hold a lease while the block runs; yields whether this worker holds it.
 
         Raises:
             OSError: the folder cannot be written.
@@ -71,10 +71,10 @@ class Leases:
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(self._text(0))
-        except OSError as error:  # an empty claim would block others
+        except OSError as error:  # an empty lease would block other workers
             path.unlink(missing_ok=True)
             raise OSError(
-                error.errno, f"could not write {path} ({error.strerror}): it takes some 200 bytes; make room there"
+                error.errno, f"could not write {path} ({error.strerror}): it takes about 200 bytes; free some space"
             ) from error
         self._seen.pop(path.name, None)
         return True
@@ -96,7 +96,7 @@ class Leases:
         beat = 0
         while not over.wait(self.patience / _BEATS):
             beat += 1
-            # Do not take back a claim that another worker took over.
+            # Do not take back a lease that another worker took over.
             with contextlib.suppress(OSError):
                 if self._mine(path):
                     self._write(path, beat)
@@ -135,7 +135,7 @@ def _read(path: Path) -> str | None:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """Content of a claim; empty where its holder was killed while writing it."""
+    """Content of a lease; empty if its holder was killed while writing it."""
     try:
         found = json.loads(text)
     except ValueError:

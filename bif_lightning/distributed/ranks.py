@@ -126,13 +126,13 @@ class Ranks:
             PeerFailedError: another rank failed, and this one did not.
             OutOfStepError: a rank made no progress for `patience` seconds, or the process with the store ended.
         """
-        meeting = CollectiveSection(what, self.rank, self.world_size, self.patience, lockstep=self.lockstep)
+        section = CollectiveSection(what, self.rank, self.world_size, self.patience, lockstep=self.lockstep)
         try:
-            yield meeting
+            yield section
         except BaseException as error:
-            meeting.fail(error)
+            section.fail(error)
             raise
-        meeting.end()
+        section.end()
 
 
 def current_ranks(*, lockstep: bool = False) -> Ranks:
@@ -145,5 +145,6 @@ def current_ranks(*, lockstep: bool = False) -> Ranks:
 def _time_out() -> float:
     """Time-out of collectives of the default process group, in seconds."""
     group = dist.distributed_c10d._get_default_group()
-    options = group._get_backend(group._device_types[0]).options
-    return options._timeout.total_seconds()
+    # Backends beside gloo, NCCL and XCCL have no options.
+    options = getattr(group._get_backend(group._device_types[0]), "options", None)
+    return _PATIENCE if options is None else options._timeout.total_seconds()

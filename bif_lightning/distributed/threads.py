@@ -61,6 +61,11 @@ def offset_progress(progress: Progress | None, before: int = 0, after: int = 0) 
     return lambda done, total: progress(before + done, before + total + after)
 
 
+def still_progress(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """Progress of work whose length was not known before: it says where it stood, and can end the work all the same."""
+    return None if progress is None else lambda _done, _total: progress(done, total)
+
+
 def on_threads(calls: Sequence[Callable[[], T]], workers: int, intra_op: int, steps: Steps | None = None) -> list[T]:
     """Results of the calls, in order, with `workers` at a time and `intra_op` torch threads each.
 

@@ -1,4 +1,4 @@
-"""From the parts of an estimate to the estimate: matrices, diagnostics, notes. Nothing is measured here."""
+"""Assemble an estimate from matrices, diagnostics and notes. Nothing is measured here."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,16 @@ from bif_lightning.estimation.matrices import Matrices
 from bif_lightning.results.estimate import Cost, Diagnostics, Divergence, Estimate, Influence, Traces
 from bif_lightning.results.tokens import Tokens
 from bif_lightning.sampling.bias import BiasMeasures
+from bif_lightning.sampling.covariances import Correction
 from bif_lightning.sampling.sampler import ChainContext
 from bif_lightning.sampling.tokens import IN_SPAN
 from bif_lightning.sampling.trace import ChainTrace
+from bif_lightning.statistics.correction import MOST_RESIDUAL
 from bif_lightning.statistics.diagnostics import drift, effective_sample_size, local_learning_coefficient, split_rhat
 
 
 def llc_of(context: ChainContext, traces: Sequence[ChainTrace]) -> tuple[float, float]:
-    """Local learning coefficient of these chains, and its standard error, nats."""
+    """Local learning coefficient of the chains, and its standard error, nats."""
     return local_learning_coefficient(_losses(traces), context.loss, context.settings)
 
 
@@ -28,20 +30,22 @@ def assemble(
     matrices: Matrices,
     bias: BiasMeasures,
     tokens: Tokens | None,
+    correction: Correction | None,
     cost: Cost,
     *,
     store_traces: bool,
 ) -> Estimate:
-    """The estimate, without its verdict.
+    """Assemble the estimate, without its verdict.
 
     Args:
-        context: of the chains.
-        traces: of those that did not diverge, in their order.
-        divergences: the chains that are left out.
+        context: context of the chains.
+        traces: traces of the chains that did not diverge, in their order.
+        divergences: the diverged chains, which are left out.
         matrices: influence, correlation, and their errors.
         bias: measures of bias.
         tokens: influence of single tokens, with `per_token`; else None.
-        cost: of the estimate.
+        correction: how much the chains add to a closed form, if there is one.
+        cost: cost of the estimate.
         store_traces: keep every draw in the result.
     """
     problem, layout = context.problem, context.backend.layout
@@ -68,14 +72,16 @@ def assemble(
         effective_dimension=context.kernel.effective_dimension,
         label_means=matrices.label_means(),
         traces=_traces(context, traces) if store_traces else None,
-        notes=_notes(context, divergences),
+        notes=_notes(context, divergences, correction),
         top_stability=matrices.stability(),
         tokens=tokens,
+        alpha=None if correction is None else correction.alpha,
+        residual_share=None if correction is None else correction.residual_share,
     )
 
 
 def _losses(traces: Sequence[ChainTrace]) -> torch.Tensor:
-    return torch.tensor([trace.loss for trace in traces], dtype=torch.float64)
+    return torch.tensor([trace.loss for trace in traces], dtype=torch.float64, device="cpu")
 
 
 def _further(context: ChainContext, matrices: Matrices) -> list[Influence]:
@@ -106,7 +112,7 @@ def _influence(name: str, unit: str, columns: tuple[str, ...] | None, matrices: 
 def _diagnostics(context: ChainContext, losses: torch.Tensor, matrices: Matrices, bias: BiasMeasures) -> Diagnostics:
     of_ranks, of_groups = matrices.agreement()
     llc, llc_error = local_learning_coefficient(losses, context.loss, context.settings)
-    # Independent draws do not mix, remember or drift.
+    # For independent draws, R-hat, ESS and drift have no meaning.
     independent = context.settings.paired
     return Diagnostics(
         rhat=math.nan if independent else split_rhat(losses),
@@ -132,15 +138,24 @@ def _traces(context: ChainContext, traces: Sequence[ChainTrace]) -> Traces:
     )
 
 
-def _notes(context: ChainContext, divergences: Sequence[Divergence]) -> tuple[str, ...]:
+def _notes(context: ChainContext, divergences: Sequence[Divergence], correction: Correction | None) -> tuple[str, ...]:
     notes = [divergence.message for divergence in divergences]
+    if correction is not None and correction.alpha == 0 and correction.residual_share > MOST_RESIDUAL:
+        notes.append(
+            f"the chains part from their quadratic approximation by {correction.residual_share:.0%} of its variance, "
+            "as kinks of ReLUs and minibatches make them: the influence is that of the approximation (alpha = 0)"
+        )
     if context.token_losses is not None and context.kernel.closed_form:
         notes.append(IN_SPAN)
     if context.stochastic:
         notes.append(
-            "the model (in evaluation mode) or the training data draws random numbers; chains ran one after the "
-            "other, with the same numbers at every draw"
+            "the model (in evaluation mode) or the training data draws random numbers; chains ran sequentially, with "
+            "the same random numbers at every draw"
         )
-    elif context.problem.twins is False and not context.backend.sharded:
-        notes.append("chains ran one after the other: a second tree of this module does not reproduce it")
+    notes += context.problem.remarks.values()
+    if written := context.problem.written:
+        notes.append(
+            f"the forward pass writes into {', '.join(written[:4])}, which are not sampled: each chain had copies of "
+            "its own"
+        )
     return tuple(notes)

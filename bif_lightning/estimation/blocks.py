@@ -1,6 +1,7 @@
-"""A block of train rows of the matrices, from their covariances: what one thread computes at a time.
+"""Blocks of train rows of the matrices, computed from covariances; one thread computes one block at a time.
 
-Which rows make a block depends on the sizes alone, not on threads or ranks, and so the bits do not either.
+The division into blocks depends on the sizes alone. Therefore results are bitwise the same on any number of threads and
+ranks.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from bif_lightning.statistics.label_means import LabelIndex, Labels, LabelSums
 from bif_lightning.statistics.moments import merge_means
 from bif_lightning.statistics.standard_errors import correlation_bias, correlation_error, influence_error
 
-_TILE_ENTRIES = 1 << 18  # float64 numbers of one batch-by-batch tile: 2 MB, a few of which stay in cache
-_BLOCK_ENTRIES = 1 << 19  # of each matrix: 8 MB for the four, which travel between ranks together
-_BLOCKS = 64  # at least, where there are rows enough: work for many threads and ranks
+_TILE_ENTRIES = 1 << 18  # float64 numbers of one tile for all batches: 2 MB, a few of which stay in cache
+_BLOCK_ENTRIES = 1 << 19  # of each matrix: 8 MB for four matrices, which ranks exchange together
+_BLOCKS = 64  # fewest blocks if there are enough rows, as work for many threads and ranks
 _AGREEMENT_QUERIES = 64  # ranking every query of a large set would take longer than its matrix
 
 
@@ -26,10 +27,11 @@ class MatrixShape:
     """Sizes of an estimate.
 
     Attributes:
-        train, columns, queries: rows; columns of all observables; those of them that are query losses, which come
-            first.
-        batches: of draws, over all chains.
-        cells: blocks of equal labels.
+        train: number of rows.
+        columns: number of columns of all observables.
+        queries: number of columns that are query losses; they come first.
+        batches: number of batches of draws, over all chains.
+        cells: number of pairs of a train label and a query label.
         conditioned: whether there is a conditioned influence.
     """
 
@@ -43,28 +45,28 @@ class MatrixShape:
     @property
     def scored(self) -> list[int]:
         """The queries whose scores are compared between two halves of the draws: at most 64, evenly spaced."""
-        return torch.linspace(0, self.queries - 1, min(self.queries, _AGREEMENT_QUERIES)).long().tolist()
+        return torch.linspace(0, self.queries - 1, min(self.queries, _AGREEMENT_QUERIES), device="cpu").long().tolist()
 
     def tiles(self, rows: slice) -> list[slice]:
-        """These rows in pieces that fit into a cache."""
+        """Divide rows into tiles that fit into a cache."""
         height = self._tile
         return [slice(start, min(start + height, rows.stop)) for start in range(rows.start, rows.stop, height)]
 
     def blocks(self) -> list[slice]:
-        """All rows in pieces of whole tiles."""
+        """Divide all rows into blocks of whole tiles."""
         rows = min(-(-self.train // _BLOCKS), max(1, _BLOCK_ENTRIES // self.columns))
         height = -(-rows // self._tile) * self._tile
         return [slice(start, min(start + height, self.train)) for start in range(0, self.train, height)]
 
     @property
     def block_bytes(self) -> int:
-        """Memory of one finished block."""
+        """Bytes of one computed block."""
         rows = self.blocks()[0].stop
         return rows * (4 * self.matrices * self.columns + 2 * 8 * len(self.scored)) + 2 * 8 * self.batches * self.cells
 
     @property
     def matrices(self) -> int:
-        """Influence, correlation and, where there is one, conditioned influence; each with its standard error."""
+        """Number of matrices: influence, correlation, conditioned influence if any, and their standard errors."""
         return 6 if self.conditioned else 4
 
     @property
@@ -74,15 +76,15 @@ class MatrixShape:
 
 @dataclass(frozen=True)
 class Block:
-    """What is known of some train rows.
+    """Results for some train rows.
 
     Attributes:
-        rows: which.
-        influence, correlation, and their errors.
-        early, late: influence from one half of the draws, and from the other, on the scored queries.
-        train_mean, train_std: of their losses.
-        column_mean, column_std: of all columns, the same in every block.
-        sums: over blocks of equal labels; None without labels.
+        rows: the train rows.
+        influence, correlation, conditioned: the matrices; `…_error` are their standard errors.
+        early, late: influence on the scored queries by either half of the draws.
+        train_mean, train_std: mean and standard deviation of the train losses.
+        column_mean, column_std: mean and standard deviation of all columns, the same in every block.
+        sums: sums over pairs of labels; None without labels.
     """
 
     rows: slice
@@ -102,7 +104,7 @@ class Block:
 
     @property
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """The matrices, each with its error."""
+        """The matrices, each followed by its standard error."""
         always = self.influence, self.influence_error, self.correlation, self.correlation_error
         if self.conditioned is None or self.conditioned_error is None:
             return always
@@ -111,12 +113,12 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockBuilder:
-    """Makes blocks from covariances.
+    """Computes blocks from covariances.
 
     Attributes:
-        covariances: of train losses and columns.
-        layout: sizes.
-        grouping: by labels; None without them.
+        covariances: covariances of train losses and columns.
+        layout: sizes of the matrices.
+        grouping: the labels of both axes; None without labels.
     """
 
     covariances: Covariances
@@ -125,14 +127,14 @@ class BlockBuilder:
 
     @classmethod
     def of(cls, covariances: Covariances, shape: tuple[int, int, int], labels: Labels | None = None) -> "BlockBuilder":
-        """Of an estimate with these train rows, columns, and query losses (the first of the columns)."""
+        """Create the builder of an estimate; `shape` is the number of train rows, columns, and query losses."""
         grouping = None if labels is None else LabelIndex(labels)
         cells = grouping.cells if grouping else 0
         conditioned = covariances.conditioner is not None
         return cls(covariances, MatrixShape(*shape, len(covariances.share), cells, conditioned), grouping)
 
     def block(self, rows: slice) -> Block:
-        """Compute these rows, tile by tile."""
+        """Compute a block, tile by tile."""
         block = self._empty(rows)
         for tile in self.layout.tiles(rows):
             self._fill(block, tile)
@@ -180,7 +182,7 @@ class BlockBuilder:
             block.conditioned_error[here] = entries.standard_error
         _fill_margins(block, here, found)
         for scores, half in zip((block.early, block.late), self.covariances.halves, strict=True):
-            with np.errstate(invalid="ignore"):  # a half may have no batch, and then no scores
+            with np.errstate(invalid="ignore"):  # a half without batches gives NaN scores
                 scores[here] = -draws.covariance[half][:, :, self.layout.scored].sum(0) / draws.share[half].sum()
         if self.grouping and block.sums:
             self.grouping.add_rows_(block.sums, tile, draws, moved, biases)

@@ -1,4 +1,4 @@
-"""Influence at the present weights of any module: `estimate`, and how its sampler is chosen."""
+"""Influence at the current weights of any module: `estimate`, and the choice of its sampler."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,43 +42,43 @@ def estimate(
     check_gradient: bool = True,
     progress: Progress | None = None,
 ) -> Estimate:
-    """Influence of every train example on every query, at the model's present weights.
+    """Estimate the influence of every train example on every query, at the model's current weights w*.
 
-    B[i, j] = −Cov(l_i, φ_j) under p(w) ∝ exp(−nβ·L(w) − (γ/2)·‖w − w*‖²), by SGLD chains that start at w*
-    (arXiv 2509.26544, Sec. 3). The model is not written to; it is put in evaluation mode meanwhile.
+    B[i, j] = −Cov(l_i, φ_j) under p(w) ∝ exp(−nβ·L(w) − (γ/2)·‖w − w*‖²), from draws around w* (arXiv 2509.26544,
+    Sec. 3). The model is in evaluation mode during the call, and its weights are never changed.
 
     Args:
         model: any module with float32 or float64 parameters.
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token], or (losses, mask) of that shape, where the mask is
-            False for tokens that have no loss. An example's loss is the sum of its tokens'.
-        train: the attribution set, n examples: rows.
-        query: the query set, q examples: columns. None for train x train.
-        sampler: how to draw: `SGLD`, `Pairs` or `Subspace`, with their settings; "auto" is SGLD with settings found by
-            measurement (`calibration.find`); None takes `Subspace` where the gradients of all examples fit
-            into memory and no chains are given, else "auto".
-        chains: number and length of chains, minibatch size, seed; None for those that fit the sampler.
-        training_data: where gradient minibatches come from; None for `train`.
-        observables: of the query set, beside the losses.
+            False for tokens without a loss. The loss of an example is the sum of its tokens' losses.
+        train: the attribution set of n examples, the rows.
+        query: the query set of q examples, the columns. None for train x train.
+        sampler: `SGLD`, `ControlledSGLD`, `Pairs` or `Subspace`, with settings; "auto" is SGLD with measured settings
+            (`calibration.find`); None is `Subspace` if the gradients of all examples fit into memory and no chains are
+            given, else "auto".
+        chains: number and length of chains, minibatch size, seed; None for the sampler's default.
+        training_data: data for the gradient minibatches; None for `train`.
+        observables: functions of the query set to measure in addition to the losses.
         params: name patterns of the parameters to sample (shell style); None for all trainable ones.
-        collate_fn: makes a batch of a list of examples; the default is torch's.
-        eval_batch_size: examples in a batch where losses are measured.
-        train_labels, query_labels: class index of each example (−1 for none), for block means over labels.
+        collate_fn: makes a batch of a list of examples; by default torch's.
+        eval_batch_size: batch size for measuring losses.
+        train_labels, query_labels: class index of each example (−1 for none), for means over pairs of labels.
         store_traces: keep every draw in the result.
-        per_token: also influence of every train token on every query token (`Estimate.tokens`); loss_fn has to return
-            the losses of tokens. With sampler=None this takes SGLD, whose draws know of every token all that they
-            know of its sequence.
-        check_gradient: refuse a loss whose gradient is not that of finite differences (a straight-through estimator, a
-            stopped gradient), whose chains sample from no posterior.
-        progress: called with (steps done, steps in all).
+        per_token: also compute the influence of every train token on every query token (`Estimate.tokens`); loss_fn
+            must return token losses. With sampler=None this uses SGLD, since `Subspace` covers only the part of token
+            influence within its span.
+        check_gradient: refuse a loss whose gradient differs from finite differences (a straight-through estimator, a
+            stopped gradient), since its chains would not sample from the posterior.
+        progress: called with (steps done, total steps).
 
     Returns:
         Matrices of shape (n, q) with standard errors, chain diagnostics, and the cost.
 
     Raises:
-        ValueError: bad input, with what to change; among them losses that are not finite at the snapshot.
-        ChainsDivergedError: no chain stayed in the posterior.
+        ValueError: invalid input, or losses that are not finite at the snapshot; the message says what to change.
+        ChainsDivergedError: too few chains stayed in the posterior.
 
-    Under torch.distributed every rank calls this with the same arguments and gets the same result.
+    Under torch.distributed, every rank must call this with the same arguments, and gets the same result.
 
     >>> import torch
     >>> from bif_lightning import SGLD, Chains, estimate
@@ -113,7 +113,7 @@ def estimate(
     result = estimate_problem(
         problem, resolved.sampler, resolved.chains, labels=labels, store_traces=store_traces, progress=progress
     )
-    return with_reasons(cast(Estimate, result), resolved)  # since it is there on every rank
+    return with_reasons(cast(Estimate, result), resolved)  # every rank has a result
 
 
 def resolve_sampler(
@@ -123,15 +123,15 @@ def resolve_sampler(
     earlier: ResolvedSettings | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> ResolvedSettings:
-    """The settings of this snapshot. Collective.
+    """Resolve the settings of a snapshot. Collective.
 
     Args:
         sampler, chains: as given by the user.
-        earlier: the settings that an earlier snapshot of the run found, which later ones keep; None before.
+        earlier: settings that an earlier snapshot of the run found, and which are kept; None if there are none yet.
         tick: called after every step of a pilot; may raise to stop.
 
     Raises:
-        ValueError: settings that cannot work at this snapshot (checked at the first one), or "auto" found none.
+        ValueError: the settings do not work at this snapshot (checked at the first one), or "auto" found none.
     """
     check_sampler(sampler)
     if sampler is None:
@@ -151,10 +151,10 @@ def resolve_sampler(
 
 
 def with_reasons(result: Estimate, resolved: ResolvedSettings) -> Estimate:
-    """The estimate, with a note of how its settings were found if they were, and for how long."""
+    """Add a note to the estimate on how its settings were found, if they were, and whether they are kept."""
     if not resolved.reasons:
         return result
-    where = "at the first snapshot where they last" if resolved.lasting else "for this snapshot alone"
+    where = "at the first snapshot with lasting settings" if resolved.lasting else "for this snapshot only"
     notes = (*result.notes, f"settings found {where}: {resolved.reasons}")
     return replace(result, notes=notes, reasons=resolved.reasons, lasting=resolved.lasting)
 

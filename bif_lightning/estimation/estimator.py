@@ -1,4 +1,4 @@
-"""Bayesian influence at one snapshot. Read this file first: it is the whole flow, for every sampler.
+"""Bayesian influence at one snapshot. Read this file first: it contains the whole flow, for every sampler.
 
 snapshot -> sampler.prepare -> chains -> draws -> covariances -> matrices -> estimate -> verdict
 """
@@ -46,23 +46,24 @@ def estimate_problem(
     scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> Estimate | None:
-    """The estimate at the present weights of a problem, which serves several snapshots. Collective.
+    """Estimate influence at the current weights of a problem. Collective.
 
     Args:
-        settings, chains: the sampler's, all known.
-        snapshot: keys this snapshot's random numbers.
-        labels: class index of each example, for means over labels.
+        problem: module, data and losses; it can be used for several snapshots.
+        settings, chains: resolved settings of the sampler and its chains.
+        snapshot: number that keys the random numbers of this snapshot.
+        labels: class index of each example, for means over pairs of labels.
         store_traces: keep every draw in the result.
         ranks: the ranks that share the work; None for those of the default process group.
-        everywhere: every rank gets the result; else rank 0 alone does, and the others get None.
-        matrix_bytes: what the matrices may take in memory; beyond, they lie in a temporary file.
+        everywhere: return the result on every rank; otherwise on rank 0, and None on the others.
+        matrix_bytes: bytes that the matrices may take in memory; larger ones go to a temporary file.
         scratch: folder of that file; None for the default of `tempfile`.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, total steps).
 
     Raises:
         ValueError: the sampler cannot run these chains, or a loss is not finite at the snapshot.
         ChainsDivergedError: too few chains stayed in the posterior.
-        OSError: there is no room for a temporary file, or the disk failed.
+        OSError: the disk has no space for a temporary file, or failed.
         PeerFailedError: another rank failed.
     """
     started = time.perf_counter()
@@ -70,19 +71,19 @@ def estimate_problem(
     sampler, mine = sampler_of(settings), ranks.mine(chains.num_chains)
     preparing, sampling = sampler.preparation(problem, ranks), len(mine) * chains.num_steps
     with engine_context(problem, chains, ranks) as (backend, workers, threads):
-        # Gradients, curvature and pull at the snapshot.
+        # Compute gradients, curvature and pull at the snapshot.
         before = offset_progress(progress, after=sampling)
         prepared = sampler.prepare(problem, backend, workers, ranks, before)
 
-        # Chains, and the losses at their draws.
+        # Run the chains, and measure the losses at their draws.
         with ranks.collective("running the chains") as section:
             context = at_snapshot(problem, backend, prepared, chains, snapshot=snapshot, store_traces=store_traces)
             context = replace(context, tokens=prepared.token_store(context, mine, scratch))
             during = section.watched(offset_progress(progress, before=preparing))
             outcomes = run_chains(context, mine, workers, threads, during)
-        traces, divergences = _stayed(ranks.gather_chains(outcomes), chains)
+        traces, divergences = _without_diverged(ranks.gather_chains(outcomes), chains)
 
-        # Covariances of train losses and columns, and the matrices made of them, block by block.
+        # Compute covariances of train losses and columns, and from them the matrices, block by block.
         counts = problem.column_counts
         shape = problem.num_train, sum(counts), counts[0]
         builder = BlockBuilder.of(prepared.covariances(traces, shape, chains), shape, labels)
@@ -94,10 +95,13 @@ def estimate_problem(
         if matrices is None:
             return None
 
-        # The estimate, and what its sampler says of it.
+        # Assemble the estimate; its sampler then judges it.
         steps, held = chains.num_chains * chains.num_steps, extra_bytes(context, workers, matrix_bytes)
         cost = Cost(seconds=time.perf_counter() - started, steps=steps, workers=workers, extra_bytes=held)
-        estimate = assemble(context, traces, divergences, matrices, bias, tokens, cost, store_traces=store_traces)
+        correction = builder.covariances.correction
+        estimate = assemble(
+            context, traces, divergences, matrices, bias, tokens, correction, cost, store_traces=store_traces
+        )
     return replace(estimate, verdict=judge(estimate))
 
 
@@ -110,15 +114,15 @@ def at_snapshot(
     snapshot: int = 0,
     store_traces: bool = False,
 ) -> ChainContext:
-    """Measure the losses at the snapshot, and decide how draws are kept.
+    """Measure the losses at the snapshot, and decide whether draws are kept as traces or moments.
 
     Raises:
-        ValueError: a loss is not finite at the snapshot; traces are both wanted and ruled out; the sampler cannot
-            run these chains.
+        ValueError: a loss is not finite at the snapshot, `store_traces` contradicts the storage of the chains, or the
+            sampler cannot run these chains.
     """
     check_together(kernel.sampler.settings, chains)
     if store_traces and chains.storage == "moments":
-        raise ValueError("store_traces=True keeps every draw, Chains(storage='moments') keeps none; change one")
+        raise ValueError("store_traces=True keeps every draw, but Chains(storage='moments') keeps none; change one")
     if problem.stochastic:
         seed_global(backend.device, stream_seed(chains.seed, GLOBAL))
     bound, tokens = backend.bind(backend.weights(tracked=False)), None
@@ -143,17 +147,20 @@ def at_snapshot(
     )
 
 
-def _stayed(outcomes: Sequence[ChainTrace | Divergence], chains: Chains) -> tuple[list[ChainTrace], list[Divergence]]:
-    """The chains that stayed in the posterior, and those that left it.
+def _without_diverged(
+    outcomes: Sequence[ChainTrace | Divergence], chains: Chains
+) -> tuple[list[ChainTrace], list[Divergence]]:
+    """Separate the traces of chains from the divergences.
 
     Raises:
-        ChainsDivergedError: too few stayed (none, or with pooled centring one draw of one chain).
+        ChainsDivergedError: fewer than two draws are left.
     """
     traces = [outcome for outcome in outcomes if isinstance(outcome, ChainTrace)]
     divergences = [outcome for outcome in outcomes if isinstance(outcome, Divergence)]
     if len(traces) * chains.num_draws < 2:
         raise ChainsDivergedError(
-            f"{len(divergences)} chains diverged, too few are left for a matrix. The first: {divergences[0].message}"
+            f"{len(divergences)} chains diverged, and too few draws are left for a matrix. The first divergence: "
+            f"{divergences[0].message}"
         )
     return traces, divergences
 
@@ -163,5 +170,5 @@ def _check_finite(values: Tensor, what: str) -> None:
     if bad:
         raise ValueError(
             f"{what}: {len(bad)} of {len(values)} are not finite at the snapshot, first at positions {bad[:5]} "
-            f"({float(values[bad[0]])}); remove those examples, or look at the loss there"
+            f"({float(values[bad[0]])}); remove those examples, or check their losses"
         )

@@ -1,8 +1,8 @@
-"""Seconds of an estimate's matrices, foretold from a few made-up draws: small pieces are timed, and counted up.
+"""Forecast of the seconds of an estimate's matrices: time small pieces on a few random draws, and add them up.
 
-A tile takes what it takes with few draws, and for each further draw one product of its losses with the columns. The
-conditioned influence solves a system of the smaller of increments and train examples, once on every rank, and then
-sweeps over the increments for every tile (`statistics.conditioned`). No array grows with the number of draws.
+The time of a tile is its time with few draws, plus one product of its losses with the columns for each further draw.
+The conditioned influence solves one system on every rank, of the size of the smaller of increments and train examples.
+Then it sweeps over the increments for every tile (`statistics.conditioned`). No array grows with the number of draws.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from bif_lightning.statistics.conditioned import LEAST_INCREMENTS, count_increme
 from bif_lightning.statistics.draws import from_draws
 
 MOST_IN_BATCH = 8
-"""Made-up draws in a batch."""
+"""Random draws in a batch."""
 
-_DRAWS, _SIDE = 256, 128  # of the pieces that are timed
+_DRAWS, _SIDE = 256, 128  # sizes of the timed pieces
 
 Clock = Callable[[Callable[[int], object]], float]
 """Mean seconds of a call."""
@@ -26,14 +26,14 @@ Clock = Callable[[Callable[[int], object]], float]
 
 @dataclass(frozen=True)
 class PieceSeconds:
-    """Seconds of the pieces that make the matrices.
+    """Seconds of the operations that compute the matrices.
 
     Attributes:
-        tile: of a tile with few draws and no conditioned influence.
-        draw: of a tile, for each further draw.
-        sweep: of a tile's conditioned influence, for each entry of increments x the smaller of increments and train.
-        product: of one multiplication in a large product.
-        inverse: of a decomposition and an inverse, for each cubed row.
+        tile: a tile with few draws and no conditioned influence.
+        draw: each further draw of a tile.
+        sweep: conditioned influence of a tile, divided by increments x min(increments, train).
+        product: one multiplication in a large matrix product.
+        inverse: an eigendecomposition and an inverse, divided by the cubed number of rows.
     """
 
     tile: float
@@ -44,17 +44,17 @@ class PieceSeconds:
 
     @classmethod
     def measure(cls, builder: BlockBuilder, clock: Clock) -> "PieceSeconds":
-        """Time them for the tile that is all of a builder's rows."""
+        """Time the operations, with all rows of a builder as one tile."""
         rows, columns = builder.layout.train, builder.layout.columns
         generator = torch.Generator().manual_seed(0)
 
-        def made_up(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator, dtype=dtype)
+        def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
-        train, others = made_up(_DRAWS, rows), made_up(_DRAWS, columns)
-        traces, weights = made_up(_DRAWS, _SIDE), made_up(_SIDE, rows, dtype=torch.float64)
-        square = made_up(_SIDE, _SIDE, dtype=torch.float64)
-        gram = square @ square.mT + torch.eye(_SIDE)
+        train, others = normal(_DRAWS, rows), normal(_DRAWS, columns)
+        traces, weights = normal(_DRAWS, _SIDE), normal(_SIDE, rows, dtype=torch.float64)
+        square = normal(_SIDE, _SIDE, dtype=torch.float64)
+        gram = square @ square.mT + torch.eye(_SIDE, device="cpu")
 
         def invert(_: int) -> object:
             return torch.linalg.eigvalsh(gram), torch.cholesky_inverse(torch.linalg.cholesky(gram))
@@ -69,29 +69,29 @@ class PieceSeconds:
 
     @classmethod
     def slowest(cls, measured: Sequence["PieceSeconds"]) -> "PieceSeconds":
-        """The slowest of several threads in each piece."""
+        """The largest time of each operation over several threads."""
         return cls(*(max(each) for each in zip(*(vars(one).values() for one in measured), strict=True)))
 
 
-def made_up_lengths(lengths: Sequence[int]) -> list[int]:
-    """As many batches, of few draws each."""
+def short_lengths(lengths: Sequence[int]) -> list[int]:
+    """Lengths of the same number of batches with few draws each."""
     return [min(length, MOST_IN_BATCH) for length in lengths]
 
 
 def matrix_seconds(
-    shape: MatrixShape, chains: Chains, made_up: int, pieces: PieceSeconds, workers: int, *, paired: bool
+    shape: MatrixShape, chains: Chains, timed_draws: int, pieces: PieceSeconds, workers: int, *, paired: bool
 ) -> float:
-    """Add up the seconds of all tiles, divided over the workers, and of what is solved before them.
+    """Add up the seconds of all tiles, divided among the workers, and of the system solved before them.
 
     Args:
         shape: sizes of the matrices.
-        chains: how many, and how many draws.
-        made_up: draws a chain that `pieces.tile` was timed with.
-        pieces: measured.
+        chains: number of chains and draws.
+        timed_draws: draws in a chain when `pieces.tile` was timed.
+        pieces: measured seconds.
         workers: threads of all ranks together.
-        paired: draws are antithetic pairs.
+        paired: whether draws are antithetic pairs.
     """
-    tile = pieces.tile + pieces.draw * chains.num_chains * (chains.num_draws - made_up)
+    tile = pieces.tile + pieces.draw * chains.num_chains * (chains.num_draws - timed_draws)
     before, increments = 0.0, chains.num_chains * count_increments(chains.num_draws, paired=paired)
     if shape.conditioned and increments >= LEAST_INCREMENTS:
         smaller = min(increments, shape.train)

@@ -1,4 +1,4 @@
-"""Memory and sizes of an estimate, known before it is made."""
+"""Memory and sizes of an estimate, computed in advance."""
 
 import torch
 
@@ -13,9 +13,12 @@ from bif_lightning.storage.scratch import MATRIX_BYTES
 
 
 def extra_bytes(context: ChainContext, workers: int, matrix_bytes: int = MATRIX_BYTES) -> int:
-    """Memory beyond the module and its activations, of a rank that keeps the matrices: the snapshot; the chains under
-    way, and what the sampler holds; the draws of all chains (traces, or moments), those of tokens, and the update that
-    conditions them; the matrices, unless they lie in a file; and the blocks of them that are under way."""
+    """Bytes in addition to the module and its activations, on a rank that keeps the matrices.
+
+    They are those of the snapshot, the running chains and the sampler's state; the draws of all chains (traces or
+    moments), the draws of tokens, and the Kalman update; the matrices unless they are in a file; and the blocks being
+    computed.
+    """
     backend, problem, chains = context.backend, context.problem, context.chains
     item = backend.center.element_size()
     sampler = context.kernel.nbytes(problem, backend, workers)
@@ -34,7 +37,7 @@ def extra_bytes(context: ChainContext, workers: int, matrix_bytes: int = MATRIX_
 
 
 def layout_of(context: ChainContext) -> MatrixShape:
-    """Sizes of the matrices, labels apart."""
+    """Sizes of the matrices, without labels."""
     counts, chains = context.problem.column_counts, context.chains
     lengths = batch_lengths(chains, paired=context.settings.paired)
     conditioned = chains.ridge is not None and context.traces and not context.kernel.closed_form
@@ -44,16 +47,16 @@ def layout_of(context: ChainContext) -> MatrixShape:
 
 
 def stored_bytes(context: ChainContext) -> int:
-    """Size of the float32 matrices, and of the scores that two halves of the draws give."""
+    """Bytes of the float32 matrices, and of the scores by either half of the draws."""
     return sum(spec.nbytes for spec in specs(layout_of(context)))
 
 
 def file_bytes(context: ChainContext, matrix_bytes: int = MATRIX_BYTES) -> int:
-    """Size of the temporary file of the matrices; 0 where they lie in memory."""
+    """Bytes of the temporary file of the matrices; 0 if they fit in memory."""
     stored = stored_bytes(context)
     return stored if stored > matrix_bytes else 0
 
 
 def matrix_threads(workers: int) -> int:
-    """Threads for the matrices: all that the chains under way had, one chain's on a GPU included."""
+    """Threads for the matrices: all intra-op threads of all running chains."""
     return workers * torch.get_num_threads()

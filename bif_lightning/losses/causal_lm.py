@@ -1,9 +1,9 @@
 """Token losses of causal language models, as a `loss_fn`, without a float32 copy of the logits.
 
-Position s of the losses is that of predicting token s, the place of the token in its text. The first token has no loss.
+The loss at position s is that of predicting token s of the text. The first token has no loss.
 
 torch's cross-entropy keeps a float32 copy of the logits, and their log-softmax, for the backward pass. Here both passes
-convert one chunk of tokens at a time, and the backward pass computes the softmax again:
+convert one chunk of tokens at a time, and the backward pass recomputes the softmax:
 
     loss_s = log Σ_v exp(z_sv) − z_s,label,   ∂loss_s/∂z_sv = softmax(z_s)_v − [v = label].
 """
@@ -25,8 +25,8 @@ def cross_entropy(
 
     Args:
         logits: in any precision.
-        labels: below the number of words.
-        tokens: how many to compute at a time; torch's own cross-entropy where all fit.
+        labels: class of each token, less than the number of words.
+        tokens: number of tokens to compute at a time; if all fit, torch's cross-entropy is used.
     """
     flat, targets = logits.flatten(0, 1), labels.flatten()
     whole = len(targets) <= tokens
@@ -41,7 +41,7 @@ def _plain(logits: Float[Tensor, "token word"], labels: Int[Tensor, " token"]) -
 
 
 class _Chunked(torch.autograd.Function):
-    """Differentiable any number of times, and in forward mode: all passes consist of torch operations."""
+    """Cross-entropy in chunks. It can be differentiated any number of times, and in forward mode."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, tokens: int) -> Tensor:
@@ -73,8 +73,10 @@ def _slope(logits: Float[Tensor, "token word"], labels: Int[Tensor, " token"]) -
     return chances.scatter_add(1, labels[:, None], -ones)
 
 
+_NO_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
 TokenLosses = tuple[Tensor, Tensor]
-"""Losses [batch, token], nats, and a mask of the same shape, False where a token has no loss."""
+"""Losses [batch, token], nats, and a mask of the same shape that is False for tokens without a loss."""
 
 CHUNK = 1 << 24
 """Number of logits to convert to float32 at a time: 64 MB."""
@@ -90,20 +92,19 @@ def token_losses(
 ) -> TokenLosses:
     """Cross-entropy −log softmax(logits)[label] of every token, in float32.
 
-    The logits are converted to float32 one chunk of tokens at a time, and no chunk is kept: the only further copy is
-        their
-    gradient, in their own precision.
+    The logits are converted to float32 in chunks of tokens, and no chunk is kept. Beside the logits, only their
+    gradient takes memory, in their precision.
 
     Args:
         logits: [batch, token, word], in any precision.
-        labels: the token that each position predicts [batch, token]; with `shift` the tokens themselves, each predicted
-            by the position before it.
+        labels: token that each position predicts, [batch, token]; with `shift` the tokens themselves, each predicted by
+            the position before it.
         ignore_index: label of positions without a loss.
         shift: whether to shift the labels.
         chunk: number of logits in a chunk.
 
     Returns:
-        losses [batch, token] in nats, and a mask of the same shape, False (and loss 0) where a token has none.
+        Losses [batch, token] in nats, and a mask of the same shape; tokens without a loss have mask False and loss 0.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -118,7 +119,7 @@ def token_losses(
             f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}; they must be "
             "[batch, token, word] and [batch, token]"
         )
-    # All positions are kept, as a part of the logits would be a copy of them; the last one predicts nothing.
+    # Keep all positions, since slicing the logits would copy them; the last one predicts nothing.
     targets = functional.pad(labels[:, 1:], (0, 1), value=ignore_index) if shift else labels
     mask = targets != ignore_index
     losses = cross_entropy(logits, targets.masked_fill(~mask, 0), max(1, chunk // logits.shape[-1]))
@@ -134,24 +135,29 @@ def causal_lm_loss(module: nn.Module, batch: Any) -> TokenLosses:
     Batches may be
 
     - a mapping with "input_ids" [batch, token], and optionally "attention_mask" and "labels" of the same shape, as in
-      Hugging Face transformers. A token has a loss where its label is not −100 and the mask is on for it and for the
-      token before it. Padding may be on either side: positions count from the first token that is not padding;
+      Hugging Face transformers. A token has a loss if its label is not −100 and the mask is 1 for it and for the token
+      before it. Padding may be on either side: positions count from the first token that is not padding;
     - a tensor of token ids [batch, token];
-    - a pair (inputs, targets) of such tensors, with targets shifted already.
+    - a pair (inputs, targets) of such tensors, with targets already shifted.
 
-    The module returns logits [batch, token, word], as LitGPT's do, an object or mapping with "logits", or a tuple that
-    begins with them. A forward method that takes `input_ids` gets the entries of a mapping that it has parameters for,
-    without the labels; any other one gets the token ids alone. Set `model.config.use_cache = False` of a transformer:
-    the cache of keys and values only takes memory here.
+    A module without a forward method of its own, as a LightningModule that keeps the model in an attribute, is replaced
+    by its part that is the model: the only one with a parameter `input_ids`, or else the only one with weights.
+
+    The model must return logits [batch, token, word] as in LitGPT, an object or mapping with "logits", or a tuple that
+    begins with logits. A forward method with a parameter `input_ids` gets the entries of a mapping that match its
+    parameters, without the labels; any other method gets the token ids. For transformers, set
+    `model.config.use_cache = False`, since the cache of keys and values only takes memory.
 
     Raises:
-        ValueError: a batch of another form, or a module that does not return logits.
+        ValueError: the batch has another form, the model does not return logits, or it cannot be told which part of the
+            module is the model.
 
     >>> model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
     >>> losses, mask = causal_lm_loss(model, torch.tensor([[1, 4, 2]]))
     >>> losses.shape, mask.tolist()
     (torch.Size([1, 3]), [[False, True, True]])
     """
+    module = _language_model(module)
     if isinstance(batch, Mapping):
         return _of_mapping(module, cast(Mapping[str, Any], batch))
     if isinstance(batch, Tensor):
@@ -165,11 +171,32 @@ def causal_lm_loss(module: nn.Module, batch: Any) -> TokenLosses:
     )
 
 
+def _language_model(module: nn.Module) -> nn.Module:
+    """The module itself, or the part of it that is the model where it has no forward method."""
+    if _has_forward(module):
+        return module
+    parts = dict(module.named_children())
+    named = {name: part for name, part in parts.items() if "input_ids" in inspect.signature(part.forward).parameters}
+    found = named or {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    among = ", ".join(found) or "its parts"
+    raise ValueError(
+        f"{type(module).__name__} has no forward method, and it cannot be told which of {among} is the model: pass "
+        f"loss_fn=lambda module, batch: causal_lm_loss(module.{next(iter(found), 'model')}, batch)"
+    )
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module has a forward method, other than that of its base class which only fails."""
+    return "forward" in vars(module) or getattr(type(module).forward, "__module__", "") not in _NO_FORWARD
+
+
 def _of_mapping(module: nn.Module, batch: Mapping[str, Any]) -> TokenLosses:
     if "input_ids" not in batch:
         raise ValueError(
-            f"causal_lm_loss got a batch with the keys {', '.join(map(str, batch))}, and no 'input_ids'; rename the "
-            "column, or write a loss_fn with bif_lightning.token_losses"
+            f"causal_lm_loss got a batch with the keys {', '.join(map(str, batch))}, but without 'input_ids'; rename "
+            "the column, or write a loss_fn with bif_lightning.token_losses"
         )
     ids: Tensor = batch["input_ids"]
     labels: Tensor = batch.get("labels", ids)

@@ -1,4 +1,4 @@
-"""Observables of the query set: what chains measure at every draw, beside per-example losses."""
+"""Observables of the query set, which chains measure at every draw in addition to per-example losses."""
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bif_lightning.data.dataset import Batch
+from bif_lightning.data.tensors import plain_tensor
 from bif_lightning.distributed.ranks import BatchShard
 
 LossFn = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
 """(module, batch) -> the loss of each example, [batch], or of each token, [batch, token], optionally with a mask of the
-same shape, False where a token has none. The loss of an example is then the sum over its tokens."""
+same shape that is False for tokens without a loss. The loss of an example is the sum over its tokens."""
 
 ExampleLoss = Callable[[nn.Module, Batch], Tensor]
 """A `LossFn` that returns one tensor, 0 for tokens without a loss."""
@@ -25,10 +26,10 @@ Batches = Sequence[tuple[Batch, int]]
 
 
 class DividedBatches(list[tuple[Batch, int]]):
-    """Batches that the data-parallel ranks of one sharded model measure together: batch b on rank b mod their number.
+    """Batches divided among the data-parallel ranks of a sharded model: batch b on rank b mod their number.
 
-    All ranks make equally many passes, and all get all values. Code that iterates over this list, such as a metric,
-    sees every batch on every rank, with the same result.
+    All ranks make the same number of forward passes and get all values. Code that iterates over this list, such as a
+    metric, sees every batch on every rank.
     """
 
     def __init__(self, batches: Sequence[tuple[Batch, int]], split: BatchShard) -> None:
@@ -38,7 +39,7 @@ class DividedBatches(list[tuple[Batch, int]]):
 
     @property
     def own(self) -> list[tuple[Batch, int]]:
-        """This rank's batches; its last one twice where it has one batch less than others."""
+        """This rank's batches; the last one is repeated if other ranks have one batch more."""
         mine = [self.split.part + r * self.split.parts for r in range(self._rounds)]
         return [self[min(index, len(self) - 1)] for index in mine]
 
@@ -53,16 +54,16 @@ class DividedBatches(list[tuple[Batch, int]]):
         return [parts[b % self.split.parts][b // self.split.parts, :count] for b, (_, count) in enumerate(self)]
 
 
-# Named once: every subscript makes a new type, and comparing signatures, as LightningCLI does, would see two.
+# Each subscript makes a new type, and LightningCLI compares signatures, so these types are created once.
 QueryLosses = Float[Tensor, " query"]
 Columns = Float[Tensor, " column"]
 
 
 class Observable(Protocol):
-    """A quantity φ of the query set, measured at every draw beside the losses; any class with these members will do.
+    """A quantity φ of the query set, measured at every draw in addition to the losses.
 
-    Its influence is B[i, j] = −Cov(l_i, φ_j), in nat x `unit`. `PerExample`, `GroupMean` and `MetricValue` are ready
-    made.
+    Any class with these members is an observable. Its influence is B[i, j] = −Cov(l_i, φ_j), in nat x `unit`.
+    `PerExample`, `GroupMean` and `MetricValue` cover common cases.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -80,16 +81,16 @@ class Observable(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in dumps and plots: letters, digits and underscores, a letter first."""
+        """Name in dumps and plots: letters, digits and underscores, beginning with a letter."""
         ...
 
     @property
     def unit(self) -> str:
-        """Unit of the values, "1" for a pure number."""
+        """Unit of the values, "1" for dimensionless numbers."""
         ...
 
     def columns(self, num_queries: int) -> tuple[str, ...] | None:
-        """Names of the values, or None where there is one for each query example.
+        """Names of the values, or None for one value for each query example.
 
         Raises:
             ValueError: the observable does not fit a query set of this size.
@@ -97,7 +98,7 @@ class Observable(Protocol):
         ...
 
     def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
-        """Values at the module's current weights; `losses` are those of the query examples at these weights."""
+        """Values at the module's current weights; `losses` are the query losses at these weights."""
         ...
 
 
@@ -106,9 +107,9 @@ class PerExample:
     """An observable with one value for each query example, such as a logit difference.
 
     Args:
-        name: in dumps and plots.
+        name: name in dumps and plots.
         function: (module, batch) -> Tensor[batch].
-        unit: of the values.
+        unit: unit of the values.
 
     >>> def margin(module, batch):
     ...     x, y = batch
@@ -138,10 +139,10 @@ class GroupMean:
     """Mean over groups of query examples, of their losses or of any per-example function.
 
     Args:
-        name: in dumps and plots.
-        groups: the group of each query example, in order; one column for each group, sorted by its text.
+        name: name in dumps and plots.
+        groups: group of each query example, in order. Each group is a column; columns are sorted by the group as text.
         function: (module, batch) -> Tensor[batch]; None for the loss.
-        unit: of the values.
+        unit: unit of the values.
 
     >>> observable = GroupMean("loss_by_class", groups=["cat", "dog", "cat"])
     >>> observable.columns(3)
@@ -181,10 +182,10 @@ class MetricValue:
     """The value of a torchmetrics metric over the whole query set, such as its accuracy.
 
     Args:
-        name: in dumps and plots.
-        metric: each measurement works on a copy.
-        function: (module, batch) -> the arguments of its method `update`.
-        unit: of the value.
+        name: name in dumps and plots.
+        metric: the metric; each measurement uses a copy.
+        function: (module, batch) -> the arguments of the metric's method `update`.
+        unit: unit of the value.
 
     >>> from torchmetrics.classification import MulticlassAccuracy
     >>> accuracy = MulticlassAccuracy(num_classes=2, average="micro")
@@ -205,7 +206,7 @@ class MetricValue:
 
     def measure(self, module: nn.Module, batches: Batches, losses: QueryLosses) -> Columns:
         """Value of the metric over all batches."""
-        metric = copy.deepcopy(self.metric)
+        metric = copy.deepcopy(self.metric).to(losses.device)
         metric.reset()
         for batch, _ in batches:
             metric.update(*self.function(module, batch))
@@ -236,6 +237,7 @@ def mean_of(losses: Tensor) -> Tensor:
     if not isinstance(losses, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         found = type(losses).__name__
         raise ValueError(f"loss_fn: {found} for a batch of examples; return one value for each example, [batch]")
+    losses = plain_tensor(losses)
     return losses.sum(1).mean() if losses.dim() == 2 else losses.mean()
 
 
@@ -251,6 +253,6 @@ def checked_rows(values: Any, count: int, name: str) -> Float[Tensor, " example"
             f"{name}: {found} for a batch of {count} examples; return one value for each example, [batch] or "
             "[batch, token], for example torch.nn.functional.cross_entropy(logits, y, reduction='none')"
         )
-    values = values.detach()
+    values = plain_tensor(values.detach())
     rows = values.sum(1) if values.dim() == 2 else values
     return rows if rows.dtype == torch.float64 else rows.float()

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -38,15 +38,16 @@ class Problem:
         train: the attribution set, rows of the matrices.
         query: the query set, columns of the matrices; the same object as `train` for train x train.
         training: the whole training data, from which minibatches are drawn.
-        observables: measured on the query set beside the losses.
+        observables: quantities measured on the query set in addition to the losses.
         params: name patterns of the parameters to sample; None for all trainable ones.
-        eval_batch_size: examples in a batch where losses are measured.
-        prepare: makes a collated batch ready for the module (device, precision, user's hooks).
-        split: how ranks that hold the module in shards divide the examples of a batch.
-        loss_scale: factor of the losses before a backward pass in half precision, so that gradients do not underflow;
+        eval_batch_size: batch size for measuring losses.
+        prepare: prepares a collated batch for the module (device, precision, user's hooks).
+        split: how ranks with a sharded module divide the examples of a batch.
+        loss_scale: factor of the losses before a backward pass in half precision, which avoids underflow of gradients;
             gradients are divided by it afterwards.
         check_gradient: compare the gradient with finite differences of the loss before the first chain.
-        tokens: token losses, of which `loss` has the sums; None without `per_token`.
+        tokens: loss function that returns token losses; None without `per_token`.
+        sums_elements: the loss of an example is the objective on it alone times its divisor (`per_sample="sum"`).
     """
 
     module: nn.Module
@@ -63,12 +64,25 @@ class Problem:
     loss_scale: float = 1.0
     check_gradient: bool = True
     tokens: LossFn | None = None
+    sums_elements: bool = False
+    remarks: dict[str, str] = field(default_factory=dict[str, str])
+    """What is done in another way than documented, by subject: they are in the notes of every estimate."""
     twins: bool | None = field(default=None, init=False)
-    """Whether twins of the module reproduce it; None before the test."""
+    """Whether copies of the module give the same results as the module; None before the test."""
+    differentiates: bool = field(default=False, init=False)
+    """Whether losses or observables differentiate inside (forces, gradient penalties)."""
     loaded: bool = field(default=False, init=False)
     """Whether the examples have been read."""
+    written: tuple[str, ...] = field(default=(), init=False)
+    """Names of the parameters, not sampled, that a forward pass writes into; every chain has its own copies of them."""
+    by_differences: bool = field(default=False, init=False)
+    """Whether second derivatives of the loss are wrong, so that its curvature is by differences of gradients."""
     stochastic: bool = field(default=False, init=False)
     """Whether the model (also in evaluation mode) or the training data draws random numbers from global generators."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Around measurements: a graph is recorded only where losses or observables differentiate inside."""
+        return torch.set_grad_enabled(self.differentiates)
 
     @cached_property
     def train_batches(self) -> Batches:
@@ -98,6 +112,11 @@ class Problem:
         batches = [(self.prepare(batch), count) for batch, count in examples.batches(self.eval_batch_size)]
         return batches if self.split.parts == 1 else DividedBatches(batches, self.split)
 
+    def measure_observables(self, module: nn.Module) -> list[Tensor]:
+        """Values of the further observables, with losses of 0: for a trial."""
+        losses = torch.zeros(len(self.query), device=next(module.parameters()).device)
+        return [o.measure(module, self.query_batches, losses) for o in self.observables]
+
     @property
     def num_train(self) -> int:
         """n, rows of the matrices."""
@@ -105,19 +124,20 @@ class Problem:
 
     @property
     def num_further_queries(self) -> int:
-        """Number of queries that are not the train examples: 0 where the two sets are the same."""
+        """Number of queries, or 0 if they are the train examples."""
         return 0 if self.query is self.train else len(self.query)
 
     @cached_property
     def column_counts(self) -> tuple[int, ...]:
-        """Numbers of columns of the query losses and of each further observable."""
+        """Number of columns of the query losses and of each further observable."""
         q = len(self.query)
         return (q, *(q if (c := o.columns(q)) is None else len(c) for o in self.observables))
 
     def load(self, seed: int, device: torch.device, ranks: Ranks) -> None:
-        """Read the measured examples once, and the training data where memory allows. Collective.
+        """Read the measured examples once, and the training data if it fits into memory. Collective.
 
-        Every rank and every run reads the same, also where reading draws from the global generators.
+        Global generators are seeded first. Therefore every rank and every run reads the same examples even if reading
+        draws random numbers.
 
         Raises:
             ValueError: the examples differ between the ranks.
@@ -132,14 +152,14 @@ class Problem:
         everyone = ranks.all_gather(found)
         if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
             raise ValueError(
-                f"ranks {differing} read other train or query examples than rank 0, so that their losses would not be "
-                "those of the same examples: the dataset draws random numbers from its own generator, or reads "
-                "different files. Pass datasets without augmentation"
+                f"ranks {differing} read other train or query examples than rank 0, so their losses would belong to "
+                "different examples: the dataset draws random numbers from its own generator, or reads different "
+                "files. Pass datasets without augmentation"
             )
         self.loaded = True
 
     def minibatch(self, indices: Tensor) -> Minibatch:
-        """These rows of the training data, ready for the module; of a divided batch, this rank's part."""
+        """Prepare a minibatch of rows of the training data; with a sharded module, this rank's part of it."""
         rows, weight = self.split.rows(indices)
         return Minibatch(self.prepare(self.training.batch(rows)), weight)
 
@@ -150,7 +170,7 @@ class Problem:
             train = per_example(self.loss, module, self.train_batches, "loss_fn")
             return train, self._columns(module, train if self.query is self.train else None)
 
-        with torch.no_grad():
+        with self.measuring():
             return bound.call(everything)
 
     def measure_tokens(
@@ -168,18 +188,18 @@ class Problem:
             query = train if self.query is self.train else token_values(function, module, self.query_batches)
             return train.sums, self._columns(module, query.sums), (train, query)
 
-        with torch.no_grad():
+        with self.measuring():
             return bound.call(everything)
 
     def measure_columns(self, bound: BoundModule) -> Float[Tensor, " column"]:
         """Query losses followed by the further observables, at the bound weights."""
-        with torch.no_grad():
+        with self.measuring():
             return bound.call(lambda module: self._columns(module, None))
 
     def _columns(self, module: nn.Module, query: Tensor | None) -> Tensor:
         if query is None:
             query = per_example(self.loss, module, self.query_batches, "loss_fn")
-        further = [o.measure(module, self.query_batches, query).to(query) for o in self.observables]
+        further = [o.measure(module, self.query_batches, query).detach().to(query) for o in self.observables]
         return torch.cat([query, *further]) if further else query
 
     def add_gradient(self, bound: BoundModule, minibatch: Minibatch, factor: float = 1.0) -> None:
@@ -217,7 +237,7 @@ class Problem:
 
     def mean_loss(self, bound: BoundModule, minibatch: Minibatch) -> float:
         """Mean loss of a minibatch over all ranks' parts, at the bound weights."""
-        with torch.no_grad():
+        with self.measuring():
             loss = bound.call(lambda module: self.objective(module, minibatch.batch))
         parts = self.split.gathered(loss.detach().double() * minibatch.weight)
         return sum(float(part) for part in parts) / len(parts)
@@ -235,12 +255,27 @@ def disable_compile() -> Generator[None]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Generator[None]:
-    """Put the module into evaluation mode, so that losses of examples are independent; restore each part's flag."""
+    """Put the module into evaluation mode, so that losses of examples are independent; restore each part's flag.
+
+    Recurrent layers compute without cuDNN, whose backward pass refuses evaluation mode, and has no second derivative.
+    """
     flags = [(part, part.training) for part in module.modules()]
+    recurrent = any(isinstance(part, nn.RNNBase) for part, _ in flags)
     for part, _ in flags:
         part.training = False
     try:
-        yield
+        with _without_cudnn() if recurrent else nullcontext():
+            yield
     finally:
         for part, flag in flags:
             part.training = flag
+
+
+@contextmanager
+def _without_cudnn() -> Generator[None]:
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled

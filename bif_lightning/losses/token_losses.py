@@ -9,21 +9,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bif_lightning.data.dataset import Batch
+from bif_lightning.data.tensors import plain_tensor
 from bif_lightning.losses.observables import Batches, DividedBatches, LossFn, checked_rows
 
 _LEARN = (
-    "return [batch, token] losses, or (losses, mask) with a mask that is False where a token has none; "
+    "return [batch, token] losses, or (losses, mask) with a mask that is False for tokens without a loss; "
     "bif_lightning.token_losses(logits, labels) makes both, and bif_lightning.causal_lm_loss is such a loss_fn"
 )
 
 
 def zero_absent(loss_fn: LossFn) -> Callable[[nn.Module, Batch], Tensor]:
-    """The losses as one tensor, 0 where the mask is False."""
+    """Wrap a loss function to return one tensor that is 0 where the mask is False."""
 
     def losses(module: nn.Module, batch: Batch) -> Tensor:
         found = loss_fn(module, batch)
         if not isinstance(found, tuple):
-            return found
+            return plain_tensor(found)
         values, mask = _pair(found)
         return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
@@ -37,9 +38,10 @@ def by_token(found: Any, count: int) -> tuple[Float[Tensor, "batch token"], Bool
         ValueError: it did not return token losses.
     """
     losses, mask = _pair(found) if isinstance(found, tuple) else (found, None)
+    losses = plain_tensor(losses)
     if not isinstance(losses, Tensor) or losses.dim() != 2 or len(losses) != count:
         shape = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(f"loss_fn: {shape} for a batch of {count} examples, and per_token=True; {_LEARN}")
+        raise ValueError(f"loss_fn: {shape} for a batch of {count} examples, but per_token=True; {_LEARN}")
     if mask is None:
         mask = torch.ones_like(losses, dtype=torch.bool)
     return losses, mask
@@ -49,7 +51,7 @@ def _pair(found: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     if len(found) != 2 or not all(isinstance(part, Tensor) for part in found):
         kinds = ", ".join(type(part).__name__ for part in found)
         raise ValueError(f"loss_fn returned a tuple ({kinds}); {_LEARN}")
-    losses, mask = found
+    losses, mask = map(plain_tensor, found)
     if mask.dtype != torch.bool or mask.shape != losses.shape:
         raise ValueError(
             f"loss_fn returned losses of shape {list(losses.shape)} and a mask of shape {list(mask.shape)}, "
@@ -60,12 +62,12 @@ def _pair(found: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class TokenValues:
-    """Token losses of a whole set, one example after the other.
+    """Token losses of a set of examples.
 
     Attributes:
         sums: loss of each example, the sum over its tokens, nats.
-        values: loss of each token that has one, nats.
-        masks: of each batch, True where a token has a loss.
+        values: loss of each token with a loss, in the order of examples, nats.
+        masks: mask of each batch, True for tokens with a loss.
     """
 
     sums: Float[Tensor, " example"]
@@ -92,13 +94,13 @@ class TokenValues:
         for mask, there in zip(self.masks, other.masks, strict=True):
             if not torch.equal(mask, there):
                 raise ValueError(
-                    f"loss_fn gave {int(there.sum())} tokens of a batch a loss, and {int(mask.sum())} at the snapshot: "
-                    "which tokens are present must depend on the data alone, not on the weights or on chance"
+                    f"loss_fn gave {int(there.sum())} tokens of a batch a loss, but {int(mask.sum())} at the snapshot: "
+                    "the mask must depend on the data only, not on weights or random numbers"
                 )
 
 
 def token_values(function: LossFn, module: nn.Module, batches: Batches) -> TokenValues:
-    """Losses of all tokens of a fixed set. Collective where ranks measure it together.
+    """Losses of all tokens of a set. Collective if ranks divide the batches.
 
     Raises:
         ValueError: the loss function does not return token losses.
@@ -122,7 +124,7 @@ def _measured(function: LossFn, module: nn.Module, batch: Batch, count: int) -> 
 
 
 def _assembled(batches: DividedBatches, own: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Losses and masks of all batches, whose widths differ, from this rank's batches."""
+    """Gather the losses and masks of all batches, which may have different widths."""
     known = batches.assembled([mask.new_full((len(mask),), mask.shape[1], dtype=torch.int64) for _, mask in own])
     widths = [int(width[0]) for width in known]
     most = max(widths)

@@ -14,13 +14,14 @@ is registered under two names with the wrong weights, and keeps what a forward p
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from bif_lightning.model.devices import check_one_device
 from bif_lightning.model.weights import BoundModule, Weights, layout_of, sampled_parameters
 
 T = TypeVar("T")
@@ -87,13 +88,15 @@ class FunctionalBackend:
     """Runs chains around the current weights of a module without ever writing to it.
 
     Buffers are copied for every chain. Parameters that are not sampled are shared, detached, so that no gradient
-    reaches those of the module. The module should be in evaluation mode while chains run, so that the loss of an
-    example does not depend on others, and U(w) is a function of the weights alone.
+    reaches those of the module; those that a forward pass writes into are copied too. The module should be in
+    evaluation mode while chains run, so that the loss of an example does not depend on others, and U(w) is a function
+    of the weights alone.
 
     Args:
         module: its current weights are the snapshot w*.
         params: name patterns of the parameters to sample; None for all trainable ones.
         twins: run chains on twins of the module, one on each thread.
+        copied: names of the parameters, not sampled, of which every chain has a copy.
         from_first: broadcasts the buffers of rank 0, where several ranks estimate together (running statistics
             differ between the ranks of DDP).
     """
@@ -106,12 +109,14 @@ class FunctionalBackend:
         params: Sequence[str] | None = None,
         *,
         twins: bool = True,
+        copied: Collection[str] = (),
         from_first: Callable[[list[Tensor]], list[Tensor]] = list,
     ) -> None:
         self.module = module
         self._sampled = sampled_parameters(module, params)
+        check_one_device(self._sampled)
         self.layout = layout_of(self._sampled)
-        self.twins = twins
+        self.twins, self._copied = twins, frozenset(copied)
         first = next(iter(self._sampled.values()))
         self.device = first.device
         self.parallel = twins and self.device.type == "cpu"
@@ -133,10 +138,17 @@ class FunctionalBackend:
 
     def bind(self, weights: Weights) -> BoundModule:
         """The module computing with `weights`."""
-        tensors = {id(p): p.detach() for p in self.module.parameters()}
+        named = self.module.named_parameters()
+        tensors = {id(p): p.detach().clone() if name in self._copied else p.detach() for name, p in named}
         tensors.update({key: buffer.clone() for key, buffer in self._buffers.items()})
         tensors.update({id(p): leaf for p, leaf in zip(self._sampled.values(), weights.leaves, strict=True)})
         return (_ShadowModule if self.twins else _SwappedModule)(self.module, weights, tensors)
+
+    def in_dtype(self, dtype: torch.dtype) -> tuple[nn.Module, list[Tensor]]:
+        """A twin at the snapshot, with weights and buffers in another floating dtype, and its sampled weights."""
+        tensors = {id(each): _converted(each, dtype) for each in (*self.module.parameters(), *self.module.buffers())}
+        leaves = [tensors[id(p)].requires_grad_() for p in self._sampled.values()]
+        return _twin(self.module, tensors, {}), leaves
 
     def fill_normal(self, out: Tensor, parameter: int, generator: torch.Generator) -> None:
         """Fill the piece of one parameter with N(0, 1) numbers."""
@@ -155,6 +167,11 @@ class FunctionalBackend:
         return float(torch.dist(flat, self.center))
 
 
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    found = tensor.detach().clone()
+    return found.to(dtype) if found.is_floating_point() else found
+
+
 def _twin(module: nn.Module, tensors: dict[int, Tensor], made: dict[int, nn.Module]) -> nn.Module:
     if id(module) in made:
         return made[id(module)]
@@ -171,8 +188,21 @@ def _own(module: nn.Module | None, made: dict[int, nn.Module]) -> nn.Module | No
     """A copy of a metric, since a forward pass may update it; any other module itself."""
     if not isinstance(module, Metric):
         return module
-    # Its methods are bound to it at construction, and deepcopy rebinds them.
-    return made.setdefault(id(module), copy.deepcopy(module))
+    if id(module) not in made:
+        # Its methods are bound to it at construction, and deepcopy rebinds them.
+        made[id(module)] = copy.deepcopy(module, _without_graphs(module))
+    return made[id(module)]
+
+
+def _without_graphs(metric: Metric) -> dict[int, Any]:
+    """Copies of what a metric keeps with the graph of a loss, which deepcopy refuses: its memo."""
+    memo = dict[int, Any]()
+    for part in metric.modules():
+        for value in part.__dict__.values():
+            for each in cast(Sequence[Any], value) if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, Tensor) and not each.is_leaf:
+                    memo[id(each)] = each.detach().clone()
+    return memo
 
 
 def _fields(part: nn.Module, tensors: dict[int, Tensor], children: dict[str, nn.Module | None]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ module computes with one leaf for each parameter.
 """
 
 import fnmatch
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -18,6 +19,7 @@ T = TypeVar("T")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ALIGN = 16  # elements: views start on cache lines, as separately allocated tensors do
 _LEAST_NORM = 1e-3  # so that a model of zeros has a scale
+_SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,25 @@ def sampled_parameters(module: nn.Module, patterns: Sequence[str] | None) -> dic
     if strange:
         raise ValueError(
             f"parameter {strange[0]} is {chosen[strange[0]].dtype}; chains support "
-            f"{', '.join(map(str, _DTYPES))}: convert it, or leave it out of params"
+            f"{', '.join(map(str, _DTYPES))}: convert it, or leave it out of params, as in "
+            f"params={_names(list(supported_parameters(module)))}"
         )
     return chosen
+
+
+def supported_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters of a dtype that chains can sample, by name, in the module's order."""
+    return {n: p for n, p in module.named_parameters() if p.requires_grad and p.dtype in _DTYPES}
+
+
+def every_supported(module: nn.Module) -> list[str]:
+    """Patterns of exactly the `supported_parameters`."""
+    return [glob.escape(name) for name in supported_parameters(module)]
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:_SHOWN]))
+    return f"[{shown}{', ...' if len(names) > _SHOWN else ''}]"
 
 
 def layout_of(parameters: Mapping[str, Tensor], num_weights: int | None = None) -> FlatLayout:
@@ -95,9 +113,9 @@ def norm_of_snapshot(backend: "WeightBackend") -> float:
     return max(backend.norm(backend.center), _LEAST_NORM)
 
 
-def span_along(backend: "WeightBackend", lowered: Float[Tensor, "direction weight"], fraction: float) -> float:
+def span_along(backend: "WeightBackend", in_weights: Float[Tensor, "direction weight"], fraction: float) -> float:
     """Step h of finite differences along directions: a fraction of ‖w*‖ over their root mean square length."""
-    return fraction * norm_of_snapshot(backend) / float(lowered.norm(dim=1).square().mean().sqrt())
+    return fraction * norm_of_snapshot(backend) / float(in_weights.norm(dim=1).square().mean().sqrt())
 
 
 def _matching(

@@ -1,4 +1,4 @@
-"""Influence at saved checkpoints and at the snapshots of a training run, as the callback would have written it."""
+"""Influence at saved checkpoints and at snapshots of a training run, with the same dumps as from the callback."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +10,17 @@ from torch.utils.data import DataLoader
 
 from bif_lightning.callback import BIFCallback
 from bif_lightning.config import Chains
+from bif_lightning.data.rows import rows_of
 from bif_lightning.exceptions import DiskFullError
 from bif_lightning.offline.checkpoint_source import CheckpointSource
 from bif_lightning.offline.fit_start import at_fit_start, quiet_trainer
 from bif_lightning.offline.replay import AttributionReport, OfflineRunner
 from bif_lightning.results.settings import decode
+from bif_lightning.storage.places import local_path
 from bif_lightning.trainer.checkpoints import find_checkpoints
 from bif_lightning.trainer.failures import is_full
-from bif_lightning.trainer.problem import is_indices
 from bif_lightning.trainer.progress import OfflineProgress, fits_bars
-from bif_lightning.trainer.snapshot_files import FOLDER, RunManifest, left_by
+from bif_lightning.trainer.snapshot_files import FOLDER, RunManifest, read_manifest
 
 _OF_TRAINING = (
     "every_n_train_steps", "every_n_epochs", "at_steps", "num_snapshots", "at_start", "at_end", "budget", "launch",
@@ -39,32 +40,31 @@ def attribute(
     dry_run: bool = False,
     **settings: Any,
 ) -> AttributionReport:
-    """Estimate influence at each of these checkpoints, as BIFCallback would have done while they were written.
+    """Estimate influence at saved checkpoints, as BIFCallback would have done during training.
 
-    The dumps are those of the callback, bit for bit where device, precision and settings are the same, but for what
-    the training logged. A dump that is there already is left as it is, so that a call that was cut short goes on where
-    it stopped, and several calls on one folder share the work (`distributed.leases`). A checkpoint that fails is
-    skipped, and named in the result.
+    With the same device, precision and settings, the dumps are bitwise those of the callback, except for logged values.
+    Existing dumps are kept. Therefore an interrupted call can be repeated to continue, and several calls on one folder
+    share the work (`distributed.leases`). A checkpoint that fails is skipped, and listed in the report.
 
     Args:
         module: constructed with its training arguments; afterwards it holds the weights of the last checkpoint.
-        checkpoints: files of Lightning or plain state dicts (with step=1000 in their name), sharded checkpoints
-            (folders of torch.distributed.checkpoint, from any number of ranks), or folders of these. They are read with
-            weights_only=True.
-        train, query: as of BIFCallback: datasets, or indices into the training data; query=None for train x train.
+        checkpoints: Lightning checkpoints or plain state dicts (with the step in their name, as in step=1000), sharded
+            checkpoints (folders of torch.distributed.checkpoint, from any number of ranks), or folders of these. They
+            are read with weights_only=True.
+        train, query: as in BIFCallback: datasets, or indices into the training data; query=None for train x train.
         data: the training data, from which minibatches are drawn: a DataLoader, LightningDataModule or map-style
-            dataset. None where `train` is a dataset, and all there is.
-        dirpath: folder of the dumps. TensorBoard reads the folder above it.
-        trainer: for other devices, precision or strategy than one device by default; nothing is trained. With several
-            processes every one calls this function, as torchrun, `fabric run` or srun have them do.
-        dry_run: look at everything and forecast time and memory, but estimate and write nothing.
-        **settings: what BIFCallback takes to say what is measured: sampler, chains, loss_fn, params, observables,
+            dataset. None if the dataset `train` is the training data.
+        dirpath: folder of the dumps. Point TensorBoard at its parent folder.
+        trainer: Trainer with the devices, precision and strategy to use; None for one device. Nothing is trained. With
+            several processes, each calls this function, as under torchrun, `fabric run` or srun.
+        dry_run: check the inputs, list the checkpoints, and forecast time and memory, without estimates or files.
+        **settings: arguments of BIFCallback about the estimate: sampler, chains, loss_fn, params, observables,
             per_token, describe, precision and so on.
 
     Raises:
-        FileNotFoundError: a path that is not there, or no checkpoint in it.
-        ValueError, TypeError: arguments that cannot work, two checkpoints of one step, or a folder with dumps of other
-            data or settings.
+        FileNotFoundError: a path does not exist, or contains no checkpoint.
+        ValueError, TypeError: invalid arguments, two checkpoints of one step, or a folder with dumps of other data or
+            settings.
 
     >>> from bif_lightning import attribute
     >>> report = attribute(
@@ -76,8 +76,8 @@ def attribute(
     _check_settings(settings)
     listed = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
     find_checkpoints(listed)
-    asked = BIFCallback(train, query, dirpath=dirpath, verify_restore="never", **settings)
-    return _replayed(module, asked, CheckpointSource(listed), _training_data(data, train), trainer, dry_run)
+    callback = BIFCallback(train, query, dirpath=dirpath, verify_restore="never", **settings)
+    return _run_offline(module, callback, CheckpointSource(listed), _training_data(data, train), trainer, dry_run)
 
 
 def watch(
@@ -91,23 +91,24 @@ def watch(
     idle: float | None = None,
     **settings: Any,
 ) -> AttributionReport:
-    """Turn the snapshots that `BIFCallback(launch="snapshot")` leaves into dumps, as they appear, until training ends.
+    """Compute the dumps of the snapshots that `BIFCallback(launch="snapshot")` writes, until training ends.
 
-    Any number of workers may watch one folder, on any machine that sees it: each takes the next snapshot that none
-    works on, and takes over those of workers that died. The dumps are bitwise those that the callback writes itself.
+    Any number of workers on any machines may watch one folder. Each takes the next free snapshot, and takes over
+    snapshots of workers that died. The dumps are bitwise those that the callback writes itself.
 
     Args:
-        module: made as for the training.
-        directory: the callback's folder; it holds the snapshots, and gets the dumps.
-        train, query: as of the callback; None for the rows of the training data that it was given.
-        data, trainer: as of `attribute`.
-        idle: stop after this many seconds in which nothing was to be done; None waits for the end of the training.
-        **settings: those of the callback that cannot be stored: loss_fn, observables, describe, collate_fn,
-            tokenizer. All others are read from the folder, and may be given only as they were.
+        module: constructed with its training arguments.
+        directory: the callback's folder, which contains the snapshots and receives the dumps.
+        train, query: as in the callback; None if the callback was given indices into the training data.
+        data, trainer: as in `attribute`.
+        idle: stop after this many seconds without work; None waits for the end of training.
+        **settings: settings of the callback that cannot be stored: loss_fn, observables, describe, collate_fn,
+            tokenizer, and training_data if it is a dataset. All others are read from the folder; if given, they must be
+            the same.
 
     Raises:
-        FileNotFoundError: no training has begun in this folder.
-        ValueError, TypeError: as of `attribute`.
+        FileNotFoundError: no training run uses this folder.
+        ValueError, TypeError: as in `attribute`.
 
     >>> import lightning as L
     >>> from torch.utils.data import DataLoader
@@ -124,65 +125,67 @@ def watch(
     (1,)
     """
     _check_settings(settings)
-    directory = Path(directory)
-    left = left_by(directory)
-    if left is None:
+    directory = local_path(directory, "directory")
+    manifest = read_manifest(directory)
+    if manifest is None:
         raise FileNotFoundError(
-            f"{directory} has no {RunManifest.NAME}: no BIFCallback(launch='snapshot') has begun there; give the "
+            f"{directory} has no {RunManifest.NAME}: no BIFCallback(launch='snapshot') has started there; give the "
             "folder of its dumps"
         )
-    train = left.train if train is None else train
-    query = left.query if query is None else query
+    train = manifest.train if train is None else train
+    query = manifest.query if query is None else query
     if train is None:
-        raise ValueError("the callback was given datasets; pass the same as train and query")
-    asked = BIFCallback(train, query, dirpath=directory, verify_restore="never", **(_settings_of(left) | settings))
+        raise ValueError("the callback was given datasets; pass the same datasets as train and query")
+    callback = BIFCallback(
+        train, query, dirpath=directory, verify_restore="never", **(_stored_settings(manifest) | settings)
+    )
     source = CheckpointSource([directory / FOLDER], ends=directory / FOLDER, idle=idle)
-    return _replayed(module, asked, source, _training_data(data, train), trainer, dry_run=False)
+    return _run_offline(module, callback, source, _training_data(data, train), trainer, dry_run=False)
 
 
-def _replayed(
+def _run_offline(
     module: pl.LightningModule,
-    asked: BIFCallback,
+    callback: BIFCallback,
     source: CheckpointSource,
     data: Any,
     trainer: pl.Trainer | None,
     dry_run: bool,
 ) -> AttributionReport:
-    directory = Path(cast(str, asked.dirpath))
-    # The loggers are where a fit would have put them: above the dumps.
-    logs = bool(asked.wanted.views) and not dry_run and trainer is None
+    directory = local_path(cast(str, callback.dirpath), "dirpath")
+    # Logs go where a fit would write them: to the parent folder of the dumps.
+    logs = bool(callback.options.views) and not dry_run and trainer is None
     logger = TensorBoardLogger(directory.parent, name="", version="") if logs else False
-    # A Trainer that shows nothing gets lines, which go wherever its log goes.
-    overview = OfflineProgress(terminal=fits_bars() and (trainer is None or trainer.progress_bar_callback is not None))
-    replay = OfflineRunner(asked.request, asked.wanted, directory, source, dry_run=dry_run, overview=overview)
+    # Without a progress bar of the Trainer, progress goes to its log as lines.
+    progress = OfflineProgress(terminal=fits_bars() and (trainer is None or trainer.progress_bar_callback is not None))
+    runner = OfflineRunner(callback.request, callback.options, directory, source, dry_run=dry_run, progress=progress)
     try:
-        at_fit_start(trainer or quiet_trainer(logger=logger), module, data, replay.run, overview)
+        at_fit_start(trainer or quiet_trainer(logger=logger), module, data, runner.run, progress)
     except OSError as error:
-        if is_full(error) and str(directory.parent) not in str(error):  # a logger, which does not say where
-            raise DiskFullError(error.errno, f"no room for what is logged to {directory.parent}: {error}") from error
+        if is_full(error) and str(directory.parent) not in str(error):  # from a logger, without its path
+            raise DiskFullError(error.errno, f"no space for the logs in {directory.parent}: {error}") from error
         raise
-    return replay.result()
+    return runner.result()
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     if refused := sorted(set(settings) & set(_OF_TRAINING)):
         raise ValueError(
-            f"{', '.join(refused)} says when snapshots are taken, or how training goes on after them; here the "
-            "checkpoints say when: leave it out"
+            f"{', '.join(refused)} applies to snapshots during training; here each checkpoint is a snapshot: leave it "
+            "out"
         )
 
 
-def _settings_of(left: RunManifest) -> dict[str, Any]:
-    """Keyword arguments of BIFCallback, from what one left."""
-    sampler, chains = left.settings["sampler"], left.settings["chains"]
+def _stored_settings(manifest: RunManifest) -> dict[str, Any]:
+    """Keyword arguments of BIFCallback from a run's manifest."""
+    sampler, chains = manifest.settings["sampler"], manifest.settings["chains"]
     if isinstance(sampler, dict):
         sampler = decode(cast(dict[str, Any], sampler))
     stored = {"sampler": sampler, "chains": None if chains is None else Chains(**chains)}
-    return stored | dict(left.options) | {"params": left.settings["params"] or None}
+    return stored | dict(manifest.options) | {"params": manifest.settings["params"] or None}
 
 
 def _training_data(data: Any, train: Any) -> Any:
-    if data is None and is_indices(train):
-        raise ValueError("train is given as indices; pass the training data that they count in as `data`")
+    if data is None and rows_of(train) is not None:
+        raise ValueError("train is given as indices; pass the training data that they refer to as `data`")
     found = train if data is None else data
     return found if isinstance(found, DataLoader | pl.LightningDataModule) else DataLoader(found, batch_size=64)

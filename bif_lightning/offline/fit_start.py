@@ -1,4 +1,4 @@
-"""A problem from a LightningModule, a checkpoint and training data, without a training run."""
+"""Build a problem from a LightningModule and training data by starting a fit and stopping before the first step."""
 
 import importlib
 import signal
@@ -24,13 +24,16 @@ from bif_lightning.trainer.problem import AttributionRequest, attribution_of
 
 T = TypeVar("T")
 
+NO_TRAINING = 1
+"""Steps of a Trainer that is made here, which trains nothing: no limit of a training."""
+
 
 class _FitStoppedError(Exception):
-    """Ends a fit that was begun only to have a Trainer around the module."""
+    """Stops a fit that was started only to attach a Trainer to the module."""
 
 
 class _FitStartCallback(pl.Callback):
-    """Calls a function where training would begin."""
+    """Calls a function at the start of training."""
 
     def __init__(self, call: Callable[[Any, Any], None]) -> None:
         self.call, self.interrupted = call, False
@@ -53,16 +56,16 @@ def with_problem(
     params: Sequence[str] | None = None,
     accelerator: str = "auto",
 ) -> T:
-    """Do `work` on the problem that BIFCallback would see at the start of a fit of this module on this data.
+    """Call `work` with the problem that BIFCallback would see at the start of a fit of this module on this data.
 
     Args:
         data: a DataLoader, or a LightningDataModule.
-        work: gets a problem whose train set is spread over the training data, as many as a pilot measures.
-        loss_fn, params: as of BIFCallback.
-        accelerator: of the Trainer; one device is used.
+        work: function of a problem; its train set is as many evenly spaced training examples as a pilot measures.
+        loss_fn, params: as in BIFCallback.
+        accelerator: accelerator of the Trainer; one device is used.
 
     Raises:
-        ValueError: the module or the data cannot serve, with the reason.
+        ValueError: the module or the data cannot be used; the message says why.
     """
     results = list[T]()
 
@@ -79,7 +82,7 @@ def quiet_trainer(accelerator: str = "auto", logger: Any = False) -> pl.Trainer:
     """A silent Trainer on one device."""
     return pl.Trainer(
         accelerator=accelerator, devices=1, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0,
+        enable_model_summary=False, max_steps=NO_TRAINING, num_sanity_val_steps=0, limit_val_batches=0,
     )  # fmt: skip
 
 
@@ -90,16 +93,16 @@ def at_fit_start(
     call: Callable[[Any, Any], None],
     bar: ProgressBar | None = None,
 ) -> None:
-    """Begin a fit of this module on this data, call a function with trainer and module, and end it: nothing is trained.
+    """Start a fit, call a function with trainer and module, and stop the fit before it trains.
 
     Args:
         data: a DataLoader, or a LightningDataModule.
-        bar: stands in for the Trainer's own, which would show a training that does not take place.
+        bar: progress bar that replaces the Trainer's, which would show training.
 
     Raises:
-        ValueError: the module or the data cannot serve, with the reason.
+        ValueError: the module or the data cannot be used; the message says why.
         KeyboardInterrupt: the function was interrupted.
-        SystemExit: the job is asked to end, by SIGTERM.
+        SystemExit: the process received SIGTERM.
     """
     callback = _FitStartCallback(call)
     by_module = isinstance(data, pl.LightningDataModule)
@@ -115,7 +118,7 @@ def at_fit_start(
             if is_preemption(error):
                 raise SystemExit(128 + signal.SIGTERM) from error
             raise
-    raise ValueError("the training data is empty: no first batch came")
+    raise ValueError("the training data is empty: it has no first batch")
 
 
 @contextmanager
@@ -133,7 +136,7 @@ def _callbacks(trainer: pl.Trainer, callback: pl.Callback, bar: ProgressBar | No
 
 @contextmanager
 def _interruptible(callback: _FitStartCallback) -> Generator[None]:
-    """Turn the exit that Lightning makes of Control-C back into KeyboardInterrupt."""
+    """Turn Lightning's exit after Control-C back into KeyboardInterrupt."""
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -151,7 +154,7 @@ def _request(trainer: Any, loss_fn: LossFn | None, params: Sequence[str] | None)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             f"the training data comes from a {type(loader).__name__}; calibration needs one DataLoader of a map-style "
-            "dataset, for example by --data"
+            "dataset, for example through --data"
         )
     return AttributionRequest(
         train=spread_rows(len(cast(Any, loader.dataset)), EXAMPLES),
@@ -173,21 +176,21 @@ def module_and_data(config: str | None, model: str | None, data: str | None) -> 
         config: a YAML file whose `model` and `data` are used (class_path and init_args, or init_args alone).
         model: import path of a LightningModule class; needed where the YAML has no class_path.
         data: import path of a LightningDataModule class, of a DataLoader, or of a dataset; or of a function that
-            returns one of these (of several values the first).
+            returns one of these (of a tuple, the first element is used).
 
     Raises:
-        ValueError: something is missing, or is none of these.
+        ValueError: the module or the data is missing, or has another type.
     """
     sys.path.insert(0, "")  # as `python -m` does
     written: Mapping[str, Any] = {} if config is None else yaml_of(config)
-    module = _made(written.get("model"), model, pl.LightningModule, "model")
+    module = _instantiate(written.get("model"), model, pl.LightningModule, "model")
     if data is None or written.get("data") is not None:
-        return module, _made(written.get("data"), data, pl.LightningDataModule, "data")
-    return module, _loader(_called(imported(data)), data)
+        return module, _instantiate(written.get("data"), data, pl.LightningDataModule, "data")
+    return module, _loader(_call_once(imported(data)), data)
 
 
 def imported(path: str) -> Any:
-    """What `package.module.name` is.
+    """Import the object at a path such as `package.module.name`.
 
     Raises:
         ValueError: it cannot be imported.
@@ -207,17 +210,17 @@ def yaml_of(path: str) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds no mapping; a LightningCLI configuration with `model` and `data` is expected")
+        raise ValueError(f"{path} is not a mapping; a LightningCLI configuration with `model` and `data` is expected")
     return cast(Mapping[str, Any], found)
 
 
-def _made(written: Any, path: str | None, kind: type[T], name: str) -> T:
+def _instantiate(written: Any, path: str | None, kind: type[T], name: str) -> T:
     from jsonargparse import ArgumentError, ArgumentParser
 
     settings: dict[str, Any] = dict(written or {})
     if "class_path" not in settings:
         if path is None:
-            raise ValueError(f"which {name}? Give --{name} package.module.Class, or --config with a class_path for it")
+            raise ValueError(f"{name} is missing: give --{name} package.module.Class, or --config with its class_path")
         settings = {"class_path": path, "init_args": settings}
     if not (isinstance(found := imported(str(settings["class_path"])), type) and issubclass(found, kind)):
         raise ValueError(f"{settings['class_path']} is not a {kind.__name__}")
@@ -229,8 +232,8 @@ def _made(written: Any, path: str | None, kind: type[T], name: str) -> T:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _called(found: Any) -> Any:
-    """What a class without arguments or a function gives; of several values the first."""
+def _call_once(found: Any) -> Any:
+    """Call a function, or a class without arguments; of a returned tuple, take the first element."""
     if isinstance(found, type) or callable(found):
         found = found()
     return cast(Any, found[0] if isinstance(found, tuple) else found)
@@ -241,5 +244,5 @@ def _loader(found: Any, path: str) -> Any:
         return cast(Any, found)
     if not (callable(getattr(found, "__len__", None)) and callable(getattr(found, "__getitem__", None))):
         kind = type(found).__name__
-        raise ValueError(f"{path} gives a {kind}, which is not a map-style dataset, DataLoader or LightningDataModule")
+        raise ValueError(f"{path} is a {kind}, which is not a map-style dataset, DataLoader or LightningDataModule")
     return cast(Any, DataLoader(found, batch_size=64))

@@ -1,8 +1,8 @@
-"""Takes snapshots of saved weights at the start of a fit: which are due, which worker takes them, and the results."""
+"""Estimates at saved weights: which checkpoints lack a dump, which worker takes them, and the report."""
 
 import json
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,19 +17,23 @@ from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.forecast import Forecast
 from bif_lightning.exceptions import PreemptedError
 from bif_lightning.offline.checkpoint_source import CheckpointSource
+from bif_lightning.offline.dependence import EPOCH, dependence, refuse_unknown
+from bif_lightning.offline.fit_start import NO_TRAINING
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.checkpoints import Checkpoint, load_weights
 from bif_lightning.trainer.failures import is_fatal, is_full, is_preemption
 from bif_lightning.trainer.interrupts import defer_interrupts
-from bif_lightning.trainer.outputs import check_unused
+from bif_lightning.trainer.outputs import check_unused, update_integrated
+from bif_lightning.trainer.position import at_position
 from bif_lightning.trainer.problem import AttributionRequest
 from bif_lightning.trainer.progress import OfflineProgress
 from bif_lightning.trainer.session import Session, say
 from bif_lightning.trainer.setup import SnapshotOptions, check_same, open_session
-from bif_lightning.trainer.snapshot_files import RunManifest, left_by
+from bif_lightning.trainer.snapshot_files import RunManifest, read_manifest
 
 _POLL_SECONDS = 1.0
+_NAMED = 12  # most steps that a report names
 _LEASES = "claims"
 
 
@@ -38,16 +42,19 @@ class AttributionReport:
     """The outcome of each checkpoint.
 
     Attributes:
-        directory: of the dumps; `open_run` reads them.
+        directory: folder of the dumps; `open_run` reads them.
         written: steps whose dumps this call wrote.
         present: steps whose dumps existed or were written by other workers.
         failed: why a checkpoint has no dump, by its path.
-        expected: what each was forecast to take.
+        expected: forecast of the cost of each estimate.
+        planned: after a dry run, steps whose dumps a run would write; None otherwise.
 
     >>> from pathlib import Path
     >>> print(AttributionReport(Path("bif"), written=(100, 200), failed={"step=300.ckpt": "it is damaged"}))
-    2 dumps written, 0 were there already: bif
+    2 dumps written, 0 already present: bif
     No dump of step=300.ckpt: it is damaged
+    >>> print(AttributionReport(Path("bif"), present=(100,), planned=(200, 300)))
+    2 dumps to write, of steps 200, 300; 1 already present: bif
     """
 
     directory: Path
@@ -55,61 +62,95 @@ class AttributionReport:
     present: tuple[int, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict[str, str])
     expected: Forecast | None = None
+    planned: tuple[int, ...] | None = None
+
+    @property
+    def expected_seconds_in_all(self) -> float | None:
+        """After a dry run, how long one worker would take for all checkpoints; None if it is not known."""
+        return None if self.planned is None or self.expected is None else len(self.planned) * self.expected.seconds
 
     def __str__(self) -> str:
         """One line for each outcome."""
-        lines = [f"{len(self.written)} dumps written, {len(self.present)} were there already: {self.directory}"]
+        if self.planned is None:
+            lines = [f"{len(self.written)} dumps written, {len(self.present)} already present: {self.directory}"]
+        else:
+            lines = [f"{_plan(self.planned)}; {len(self.present)} already present: {self.directory}"]
         if self.expected is not None:
-            lines.append(f"A checkpoint takes {self.expected}")
+            seconds = self.expected_seconds_in_all
+            in_all = "" if seconds is None else f"; all of them take about {_duration(seconds)}"
+            lines.append(f"A checkpoint takes {self.expected}{in_all}")
         lines += [f"No dump of {path}: {why}" for path, why in self.failed.items()]
         return "\n".join(lines)
 
 
+def _plan(steps: Sequence[int]) -> str:
+    shown = [str(step) for step in (steps if len(steps) <= _NAMED else (*steps[: _NAMED - 1], "...", steps[-1]))]
+    of = f", of step{'s' * (len(steps) > 1)} {', '.join(shown)}" if steps else ""
+    return f"{len(steps)} dump{'s' * (len(steps) != 1)} to write{of}"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits, in the unit that suits: "85 s", "2.4 h".
+
+    >>> _duration(85.2), _duration(600), _duration(8640)
+    ('85 s', '10 min', '2.4 h')
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}" if seconds >= 100 * size else f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.3g} s" if seconds >= 100 else f"{seconds:.2g} s"
+
+
 class OfflineRunner:
-    """The snapshots of one call.
+    """Estimates at all checkpoints of a source.
 
     Args:
-        request, wanted: what to attribute, and how; as of the callback.
-        directory: of the dumps.
-        source: of the weights.
+        request, options: what to attribute, and how; as in the callback.
+        directory: folder of the dumps.
+        source: source of the weights.
         dry_run: forecast only.
-        overview: where progress is shown.
+        progress: display of the progress.
     """
 
     def __init__(
         self,
         request: AttributionRequest,
-        wanted: SnapshotOptions,
+        options: SnapshotOptions,
         directory: Path,
         source: CheckpointSource,
         *,
         dry_run: bool,
-        overview: OfflineProgress,
+        progress: OfflineProgress,
     ) -> None:
-        self.request, self.wanted, self.directory, self.source = request, wanted, directory, source
-        self.dry_run, self.overview = dry_run, overview
-        self.claims = Leases(directory / _LEASES)
+        self.request, self.options, self.directory, self.source = request, options, directory, source
+        self.dry_run, self.progress = dry_run, progress
+        self.leases = Leases(directory / _LEASES)
         self.seen, self.written = set[int](), list[int]()
         self.expected: Forecast | None = None
         self._session: Session | None = None
-        self._found: Mapping[str, Any] | None = None
+        self._stored_settings: Mapping[str, Any] | None = None
+        self._depends_on = frozenset[str]()
 
     def result(self) -> AttributionReport:
         """The outcome of each checkpoint so far."""
         there = sorted(step for step in self.seen if self._has_dump(step) and step not in self.written)
-        return AttributionReport(self.directory, tuple(self.written), tuple(there), self.source.failed, self.expected)
+        planned = tuple(sorted(self.seen.difference(there))) if self.dry_run else None
+        failed = self.source.failed
+        return AttributionReport(self.directory, tuple(self.written), tuple(there), failed, self.expected, planned)
 
     def run(self, trainer: Any, module: Any) -> None:
-        """Attribute whatever has no dump yet, until no more can come. Collective.
+        """Write the missing dumps, until no further checkpoint can appear. Collective.
 
         Raises:
-            ValueError: none of the checkpoints can be read, or the folder is of other data or settings.
+            ValueError: none of the checkpoints can be read, or the folder holds dumps of other data or settings.
         """
         ranks = ranks_of(module)
         with ranks.collective("looking at the folder"):
             self._check_folder()
-        with self.overview.shown():
+        with self.progress.shown():
             self._work(trainer, module, ranks)
+        if ranks.rank == 0 and not self.dry_run:
+            update_integrated(self.directory)
 
     def _work(self, trainer: Any, module: Any, ranks: Ranks) -> None:
         quiet_since, waiting = time.monotonic(), False
@@ -128,41 +169,43 @@ class OfflineRunner:
             waiting, idle = True, time.monotonic() - quiet_since
             if ranks.broadcast(self.source.idle is not None and idle > self.source.idle):
                 return
-            self._rest(trainer, ranks, anything=bool(due))
+            self._wait(trainer, ranks, anything=bool(due))
 
-    def _rest(self, trainer: Any, ranks: Ranks, *, anything: bool) -> None:
-        """Wait a moment, for snapshots or for others that work on them."""
+    def _wait(self, trainer: Any, ranks: Ranks, *, anything: bool) -> None:
+        """Wait for new snapshots, or for other workers that process them."""
         if ranks.broadcast(trainer.received_sigterm):
             raise PreemptedError("SIGTERM was received")
         time.sleep(_POLL_SECONDS)
-        if not anything and self.overview.pace.began is not None:
-            self.overview.pace.idle += _POLL_SECONDS
+        if not anything and self.progress.pace.began is not None:
+            self.progress.pace.idle += _POLL_SECONDS
 
     def _check_folder(self) -> None:
-        """Refuse a folder of another run or of other settings."""
-        left = left_by(self.directory)
-        if left is None:
+        """Check that the folder is unused or belongs to a run with the same settings."""
+        manifest = read_manifest(self.directory)
+        if manifest is None:
             check_unused(self.directory)
         else:
-            check_same("settings", left.settings, _plain(self.wanted.settings))
+            check_same("settings", manifest.settings, _plain(self.options.settings))
 
     def _due(self) -> tuple[list[Checkpoint], bool]:
-        saved, more = self.source.look()
+        saved, more = self.source.scan()
         if not saved and not more and not self.seen:
             failed = self.source.failed
-            raise ValueError(f"none of {len(failed)} checkpoints can be read; the first: {next(iter(failed.values()))}")
+            raise ValueError(
+                f"none of {len(failed)} checkpoints can be read; the first error: {next(iter(failed.values()))}"
+            )
         self.seen |= {each.step for each in saved}
         failed = self.source.failed
         due = [each for each in saved if str(each.path) not in failed and not self._has_dump(each.step)]
-        self._tell()
-        # Until "auto" has found settings that hold for later snapshots, take one at a time: the next may find them.
+        self._show_progress()
+        # Until "auto" has found settings that hold for later snapshots, take one snapshot at a time: it may find them.
         unresolved = self._unresolved()
         return due[:1] if unresolved else due, more or (unresolved and len(due) > 1)
 
-    def _tell(self) -> None:
+    def _show_progress(self) -> None:
         if not self.dry_run:
             done = sum(self._has_dump(step) for step in self.seen)
-            self.overview.count(done, max(done, len(self.seen) - len(self.source.failed)))
+            self.progress.count(done, max(done, len(self.seen) - len(self.source.failed)))
 
     def _dumps(self) -> list[Path]:
         return dump_paths(self.directory) if self.directory.is_dir() else []
@@ -172,34 +215,36 @@ class OfflineRunner:
 
     def _attempt(self, trainer: Any, module: Any, ranks: Ranks, saved: Checkpoint) -> bool:
         """Whether this worker processed the checkpoint, even if it failed. Collective."""
-        with defer_interrupts(), self._claimed(ranks, saved) as mine:
+        with defer_interrupts(), self._leased(ranks, saved) as mine:
             if not mine:
                 return False
             try:
                 self._load(module, saved)
-                session = self._opened(trainer, module)
-                if self.dry_run:
-                    return True
-                session.snapshot(trainer, module, saved.moment)
+                with at_position(trainer, saved.position):
+                    session = self._open_session(trainer, module)
+                    if self.dry_run:
+                        return True
+                    self._check_epoch(saved)
+                    session.snapshot(trainer, module, saved.position)
             except (MisconfigurationException, _RefusedError):
                 raise
             except (ValueError, OSError, RuntimeError) as error:
-                if _ends_all(error):
+                if _ends_the_run(error):
                     raise
                 self.source.fail(saved.path, error)
             else:
                 self.written.append(saved.step)
-            self._tell()
+            self._show_progress()
             return True
 
     @contextmanager
-    def _claimed(self, ranks: Ranks, saved: Checkpoint) -> Generator[bool]:
-        """Rank 0 claims for all of this worker's ranks."""
+    def _leased(self, ranks: Ranks, saved: Checkpoint) -> Generator[bool]:
+        """Acquire the lease on rank 0, for all ranks of this worker."""
         with ExitStack() as held:
             mine = self.dry_run
-            with ranks.collective(f"claiming step {saved.step}"):
+            with ranks.collective(f"acquiring step {saved.step}"):
                 if ranks.rank == 0 and not self.dry_run:
-                    mine = held.enter_context(self.claims.claimed(dump_name(saved.step)))
+                    mine = held.enter_context(self.leases.acquired(dump_name(saved.step)))
                     mine = mine and not self._has_dump(saved.step)
             yield ranks.broadcast(mine)
 
@@ -207,56 +252,67 @@ class OfflineRunner:
         with ranks_of(module).collective(f"loading {saved.path.name}"):
             load_weights(module, saved.path)
 
-    def _opened(self, trainer: Any, module: Any) -> Session:
-        """The session, opened at the first weights loaded: losses are proved at trained weights."""
+    def _open_session(self, trainer: Any, module: Any) -> Session:
+        """The session, opened after the first weights are loaded, since losses are proved at trained weights."""
         resolved = self._session.resolved if self._session else None
         if resolved is None:  # other workers may have found them since
             ranks = ranks_of(module)
-            with ranks.collective("reading the settings that were found"):
-                resolved = self._resolved()
+            with ranks.collective("reading the resolved settings"):
+                resolved = self._found_settings()
             resolved = ranks.broadcast(resolved)
         if self._session is None:
-            left = left_by(self.directory)
+            manifest = read_manifest(self.directory)
             try:
                 self._session = open_session(
                     trainer,
                     module,
                     self.request,
-                    self.wanted,
+                    self.options,
                     None if self.dry_run else self.directory,
-                    fresh=left is None,
-                    data={} if left is None else left.data,
+                    fresh=manifest is None,
+                    data={} if manifest is None else manifest.data,
                     resolved=resolved,
                 )
+                # Workers that share a folder write dumps in any order: the sum over them is made at the end.
+                self._session.outputs.integrates = False
+                self._depends_on = dependence(trainer, module, self._session.attribution)
+                refuse_unknown(self._depends_on, limits_known=trainer.max_steps != NO_TRAINING)
                 self.expected = self._session.announce(trainer, module)
             except (ValueError, TypeError, OSError) as error:
                 raise _RefusedError(str(error)) from error
-            if left is None and not self.dry_run and ranks_of(module).rank == 0:
-                RunManifest(self.wanted.settings, self._session.outputs.fingerprints).write(self.directory)
+            if manifest is None and not self.dry_run and ranks_of(module).rank == 0:
+                RunManifest(self.options.settings, self._session.outputs.fingerprints).write(self.directory)
         self._session.resolved = resolved
         return self._session
 
+    def _check_epoch(self, saved: Checkpoint) -> None:
+        if EPOCH in self._depends_on and not saved.position.epoch_known:
+            raise ValueError(
+                "the loss depends on the epoch, and this checkpoint does not say of which it is: give checkpoints of "
+                "Lightning, or add its epoch, as in torch.save({'state_dict': ..., 'global_step': ..., 'epoch': ...})"
+            )
+
     def _unresolved(self) -> bool:
-        return self.wanted.sampler in (None, "auto") and self._kept() is None
+        return self.options.sampler in (None, "auto") and self._run_settings() is None
 
-    def _kept(self) -> Mapping[str, Any] | None:
-        """The settings that the run keeps: those of the first dump whose settings hold for later ones."""
-        if self._found is None:
+    def _run_settings(self) -> Mapping[str, Any] | None:
+        """The settings that hold for the run, from the first dump that has such settings."""
+        if self._stored_settings is None:
             stored = (json.loads(read_index(path).settings) for path in self._dumps())
-            self._found = next((settings for settings in stored if settings.get("lasting", True)), None)
-        return self._found
+            self._stored_settings = next((settings for settings in stored if settings.get("lasting", True)), None)
+        return self._stored_settings
 
-    def _resolved(self) -> ResolvedSettings | None:
-        """The settings that the run found, as its dumps have them; None where it was given them."""
-        kept = self._kept() if self.wanted.sampler in (None, "auto") else None
+    def _found_settings(self) -> ResolvedSettings | None:
+        """The settings that the run found, read from its dumps; None if the user gave them."""
+        kept = self._run_settings() if self.options.sampler in (None, "auto") else None
         return ResolvedSettings.from_dict(kept) if kept is not None and kept.get("reasons") else None
 
 
 class _RefusedError(ValueError):
-    """The arguments cannot work at any checkpoint."""
+    """The arguments are invalid for every checkpoint."""
 
 
-def _ends_all(error: Exception) -> bool:
+def _ends_the_run(error: Exception) -> bool:
     """Whether the error would stop every other snapshot, too."""
     return is_fatal(error) or is_full(error) or is_preemption(error)
 

@@ -23,8 +23,10 @@ from bif_lightning.plots.style import (
     Quantity,
     QuantityName,
     headings,
+    in_power,
     label_name,
     new_figure,
+    power_of_ten,
     quantity_of,
     shorten,
     type_of,
@@ -58,7 +60,7 @@ def extremes(
     query: Samples,
     *,
     k: int = 5,
-    quantity: QuantityName = "correlation",
+    quantity: QuantityName = "influence",
     title: str | None = None,
 ) -> Figure:
     """One query beside the k train examples that help it most and the k that hurt it most.
@@ -71,7 +73,8 @@ def extremes(
         column: position of the query on its axis.
         train, query: who the rows and columns are.
         k: cards a side, 1 or more.
-        quantity: to rank by and to show.
+        quantity: to rank by and to show, as an effect that helps above 0.
+
         title: replaces the default.
 
     Raises:
@@ -92,15 +95,17 @@ def extremes(
     values = _column(estimate, column, kind)
     helpful, harmful = strongest(values, k, kind.helps)
     sides = (_Side("helps", "most helpful", HELPS, helpful), _Side("hurts", "most harmful", HURTS, harmful))
-    card = partial(_scored, estimate, column, train, kind)
+    power = power_of_ten(values[[*helpful, *harmful]].tolist())
+    card = partial(_scored, estimate, column, train, kind, power)
     asked = _describe(query, column)
     draw = _as_pictures if train.thumbnails is not None else _as_rows
     figure = draw(asked, [(side, [card(int(row)) for row in side.rows]) for side in sides], k)
     name = shorten(asked.id, 36) + (f" ({shorten(asked.label, 20)})" if asked.label else "")
+    label = in_power(kind.label, power)
     headings(
         figure,
         title or f"What helps and what hurts {name}",
-        f"{kind.label} ± standard error of each train example; grey: within 1.96 standard errors of zero",
+        f"{label} ± standard error of each train example; grey: within 1.96 standard errors of zero",
         kind.sentence,
     )
     return figure
@@ -110,7 +115,7 @@ def _column(estimate: Estimate, column: int, kind: Quantity) -> Float[np.ndarray
     matrix = getattr(estimate.losses, kind.name)
     if matrix is None:
         raise ValueError(
-            f"the estimate has no {kind.words} (Chains(ridge=...) makes it from kept draws); show influence"
+            "the estimate has no conditioned influence (Chains(ridge=...) makes it from kept draws); show influence"
         )
     return np.asarray(matrix)[:, column]
 
@@ -133,11 +138,12 @@ def _describe(samples: Samples, place: int) -> _Example:
     )
 
 
-def _scored(estimate: Estimate, column: int, train: Samples, kind: Quantity, row: int) -> _Example:
+def _scored(estimate: Estimate, column: int, train: Samples, kind: Quantity, power: int, row: int) -> _Example:
     value = float(getattr(estimate.losses, kind.name)[row, column])
     error = float(getattr(estimate.losses, f"{kind.name}_standard_error")[row, column])
     plain, clear = _describe(train, row), bool(is_clear(value, error))
-    return _Example(plain.id, plain.label, plain.text, plain.png, with_error(value, error), clear)
+    shown = with_error(kind.helps * value / 10.0**power, error / 10.0**power)
+    return _Example(plain.id, plain.label, plain.text, plain.png, shown, clear)
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

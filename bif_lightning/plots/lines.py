@@ -31,7 +31,8 @@ _INCH_PER_CHAR = 0.078
 def chain_losses(estimate: Estimate, *, title: str | None = None) -> Figure:
     """Mean train loss at each recorded draw of every chain, against the loss at the snapshot.
 
-    Healthy chains rise above the snapshot's loss and soon level off, all at the same height.
+    Healthy chains rise above the snapshot's loss and soon level off, all at the same height. Independent draws, as of
+    `Subspace`, do neither: their mean counts.
 
     >>> from bif_lightning.plots import chain_losses
     >>> figure = chain_losses(snapshot, title="step 200")  # an Estimate
@@ -53,10 +54,12 @@ def chain_losses(estimate: Estimate, *, title: str | None = None) -> Figure:
     axes.set_xlabel(_draw_label(estimate), **type_of(9))
     axes.set_ylabel("mean train loss, nats", **type_of(9))
     ends = [float(losses[-1]) for losses in estimate.loss_trace] if few else [float(estimate.loss_trace[:, -1].mean())]
-    names = [f"chain {chain}" for chain in estimate.chain_ids] if few else [f"mean of {len(estimate.chain_ids)} chains"]
+    one = "set" if estimate.sampler.paired else "chain"
+    names = [f"{one} {chain}" for chain in estimate.chain_ids] if few else [f"mean of {len(estimate.chain_ids)} {one}s"]
     colours = [LINES[place % len(LINES)] for place in range(len(ends))]
     _name_lines(axes, [*ends, estimate.snapshot_loss], [*names, "at the snapshot"], [*colours, INK])
-    headings(figure, title or "Loss along the chains", _verdict(estimate), _divergences(estimate))
+    of = "at the draws" if estimate.sampler.paired else "along the chains"
+    headings(figure, title or f"Loss {of}", _verdict(estimate), _divergences(estimate))
     return figure
 
 
@@ -69,9 +72,10 @@ def _draw_label(estimate: Estimate) -> str:
 
 def _verdict(estimate: Estimate) -> str:
     of = estimate.diagnostics
+    mixing = (f"R-hat {of.rhat:.3f}", f"ESS {of.ess:.0f} of {estimate.loss_trace.size} draws")
+    # Independent draws mix by construction; older dumps hold numbers for them all the same.
     parts = (
-        f"R-hat {of.rhat:.3f}",
-        f"ESS {of.ess:.0f} of {estimate.loss_trace.size} draws",
+        *(() if estimate.sampler.paired else mixing),
         f"LLC {of.llc:.3g} ± {of.llc_standard_error:.2g} nats",
         f"agreement on groups {of.group_agreement:.2f}",
     )
@@ -79,7 +83,12 @@ def _verdict(estimate: Estimate) -> str:
 
 
 def _divergences(estimate: Estimate) -> str:
+    if estimate.sampler.paired:
+        return (
+            "Draws are independent: from one to the next nothing rises or settles. Their mean lies above the snapshot."
+        )
     healthy = "Healthy: rises above the snapshot, levels off soon, and all chains level off alike."
+
     gone = [
         f"chain {one.chain} diverged at step {one.step} (loss {one.loss_before:.3g} to {one.loss:.3g})"
         for one in estimate.divergences
@@ -126,6 +135,7 @@ def trajectories(
             "pass values and errors of shape (names, steps)"
         )
     kind = quantity_of(quantity)
+    values = kind.shown(values)
     short = [shorten(name, 26) for name in names]
     figure = new_figure(5.9 + max(_INCH_PER_CHAR * max(map(len, short), default=0), 0.7), 4.2)
     axes = axes_at(figure, 0.85, 1.05, 4.8, 2.4)
@@ -136,8 +146,8 @@ def trajectories(
         axes.plot(steps, line, color=colour, linestyle=style, linewidth=1.6, marker="o", markersize=2.6)
     _step_axis(axes, steps, log)
     _plain(axes)
-    up, down = ("helps", "hurts")[:: kind.helps]
-    axes.set_ylabel(f"← {down}     {kind.label}     {up} →", **type_of(9))
+    axes.set_ylabel(f"← hurts     {kind.label}     helps →", **type_of(9))
+
     ends = [float(line[np.isfinite(line)][-1]) if np.isfinite(line).any() else np.nan for line in values]
     _name_lines(axes, ends, short, [_line_style(place)[0] for place in range(len(names))])
     headings(

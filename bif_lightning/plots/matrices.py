@@ -1,5 +1,6 @@
 """Heatmaps of all pairs, of label means, and of label means over training."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ from bif_lightning.results.estimate import LabelMeans
 from bif_lightning.results.examples import Samples
 
 _INCH_PER_CHAR = 0.078
+_MOST_DECIMALS = 4  # more do not fit into a cell
 
 
 def heatmap(
@@ -68,6 +70,7 @@ def heatmap(
     """
     _check_shape(matrix, train, query)
     kind = quantity_of(quantity)
+    matrix = kind.shown(matrix)
     rows = axis_of(train.labels, len(train), pixels)
     columns = axis_of(query.labels, len(query), pixels)
     cells = pool(matrix, rows, columns)
@@ -159,7 +162,7 @@ def label_means(
     'label of the train examples'
     """
     kind = mean_quantity_of(quantity)
-    values = np.asarray(getattr(means, quantity), np.float64)
+    values = kind.shown(np.asarray(getattr(means, quantity), np.float64))
     errors = np.asarray(getattr(means, f"{quantity}_standard_error"), np.float64)
     row_names = [shorten(label_name(int(label), names), 16) for label in means.train_labels]
     column_names = [shorten(label_name(int(label), names), 16) for label in means.query_labels]
@@ -181,7 +184,7 @@ def label_means(
     shown = "" if many else "Each cell: mean, ± standard error. "
     headings(
         figure,
-        title or f"Mean {kind.name} by label",
+        title or f"Mean {kind.words} by label",
         "mean over all train examples of one label and all queries of another",
         shown + "Grey: within 1.96 standard errors of zero, sign not established. " + kind.sentence,
     )
@@ -199,9 +202,9 @@ def _cells(axes: Axes, values: np.ndarray, sure: np.ndarray, colours: Colormap, 
 
 
 def _write_cells(axes: Axes, values: np.ndarray, errors: np.ndarray, sure: np.ndarray, scale: float) -> None:
-    """Write each value over its standard error, scaled to two or three digits."""
+    """Write each value over its standard error, all with one power of ten and one number of decimals."""
     power = 0 if 0.01 <= scale < 1000 else int(np.floor(np.log10(scale)))
-    digits = 2 if scale / 10.0**power >= 0.1 else 3
+    digits = _decimals(errors / 10.0**power, sure)
     if power:
         axes.set_title(f"values {TIMES} 1e{power}", loc="right", pad=3, **type_of(7.5, MUTED))
     for (row, column), value in np.ndenumerate(values / 10.0**power):
@@ -209,9 +212,20 @@ def _write_cells(axes: Axes, values: np.ndarray, errors: np.ndarray, sure: np.nd
         strong = sure[row, column] and abs(value) > 0.6 * scale / 10.0**power
         colour = PAPER if strong else INK if sure[row, column] else MUTED
         text = f"{value:+.{digits}f}".replace("-", MINUS) if np.isfinite(value) else "undefined"
-        spread = f"± {error:.{digits + 1}f}" if np.isfinite(error) else "± ?"
+        text = text[1:] if text.strip(f"+{MINUS}0.") == "" else text
+        spread = f"± {error:.{digits}f}" if np.isfinite(error) else "± ?"
         axes.text(column, row - 0.03, text, ha="center", va="bottom", **type_of(7.6, colour))
         axes.text(column, row + 0.06, spread, ha="center", va="top", **type_of(6, colour))
+
+
+def _decimals(errors: np.ndarray, sure: np.ndarray) -> int:
+    """Decimals that show two digits of the median error, and one of the smallest error of an established value."""
+    known = errors[np.isfinite(errors) & (errors > 0)]
+    if not known.size:
+        return 2
+    wanted = [1 - math.floor(math.log10(float(np.median(known))))]
+    wanted += [-math.floor(math.log10(float(error))) for error in errors[sure & (errors > 0)]]
+    return min(max(*wanted, 0), _MOST_DECIMALS)
 
 
 def _name_cells(axes: Axes, row_names: Sequence[str], column_names: Sequence[str], turn: int) -> None:
@@ -257,7 +271,7 @@ def influence_evolution(
             "pass one of each for every panel, and at least one panel"
         )
     kind = mean_quantity_of(quantity)
-    values = [np.asarray(getattr(mean, quantity), np.float64) for mean in means]
+    values = [kind.shown(np.asarray(getattr(mean, quantity), np.float64)) for mean in means]
     scale = scale_of(np.concatenate([value.ravel() for value in values]), 1.0)
     row_names = [shorten(label_name(int(label), names), 12) for label in means[0].train_labels]
     column_names = [shorten(label_name(int(label), names), 12) for label in means[0].query_labels]
@@ -278,7 +292,7 @@ def influence_evolution(
     bar = (left + len(steps) * (side + 0.16), below + 0.2, 0.14, side - 0.4)
     colour_bar(figure, kind, scale, bar)
     headings(
-        figure, title or f"How the {kind.name} between labels evolves in training",
+        figure, title or f"How the {kind.words} between labels evolves in training",
         "mean over all train examples of one label and all queries of another, on one colour scale",
         "Grey: within 1.96 standard errors of zero. " + kind.sentence,
     )  # fmt: skip

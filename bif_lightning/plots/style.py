@@ -42,13 +42,27 @@ _HURTS_TO_HELPS = (
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity that figures show, and the meaning of its sign."""
+    """A quantity that figures show: above 0, the train example helps.
+
+    Attributes:
+        name: of the values that are given.
+        words: what is shown, in running text.
+        formula: of what is shown.
+        unit: empty for pure numbers.
+        helps: sign of a given value that helps.
+        preposition: what the words go with.
+    """
 
     name: QuantityName
+    words: str
     formula: str
     unit: str
     helps: Literal[1, -1]
     preposition: Literal["on", "with"]
+
+    def shown(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Given values with the sign that helps made positive."""
+        return values if self.helps > 0 else -np.asarray(values)
 
     @property
     def label(self) -> str:
@@ -56,29 +70,26 @@ class Quantity:
         return f"{self.words}, {self.unit}" if self.unit else self.words
 
     @property
-    def words(self) -> str:
-        """Name in running text."""
-        return "conditioned influence" if self.name == "conditioned" else self.name
-
-    @property
     def sentence(self) -> str:
         """One line on the definition of the quantity and the meaning of its sign."""
-        helps, hurts = ("> 0", "< 0") if self.helps > 0 else ("< 0", "> 0")
+        stored = "" if self.helps > 0 else f", {MINUS}{'conditioned ' * (self.name == 'conditioned')}influence"
         return (
-            f"{self.words} = {self.formula}. Blue, {helps}: more weight on the train example lowers the "
-            f"query's loss (helps). Orange, {hurts}: raises it (hurts)."
+            f"{self.words} = {self.formula}{stored}. Blue, > 0: more weight on the train example lowers the "
+            "query's loss (helps). Orange, < 0: raises it (hurts)."
         )
 
     @property
     def colours(self) -> LinearSegmentedColormap:
-        """Diverging map over [−scale, scale]: blue where the sign helps, white at zero, grey where undefined."""
-        return _colours(self.helps)
+        """Diverging map over [−scale, scale]: blue where an example helps, white at zero, grey where undefined."""
+        return _colours()
 
 
 _QUANTITIES = {
-    "correlation": Quantity("correlation", "+Corr(train loss, query loss)", "", 1, "with"),
-    "influence": Quantity("influence", f"{MINUS}Cov(train loss, query loss)", "nat²", -1, "on"),
-    "conditioned": Quantity("conditioned", f"{MINUS}Cov(train loss, query loss | train losses)", "nat²", -1, "on"),
+    "correlation": Quantity("correlation", "correlation", "Corr(train loss, query loss)", "", 1, "with"),
+    "influence": Quantity("influence", "effect", "Cov(train loss, query loss)", "nat²", -1, "on"),
+    "conditioned": Quantity(
+        "conditioned", "conditioned effect", "Cov(train loss, query loss | train losses)", "nat²", -1, "on"
+    ),
 }
 
 
@@ -106,9 +117,8 @@ def mean_quantity_of(name: MeanName) -> Quantity:
 
 
 @cache
-def _colours(helps: Literal[1, -1]) -> LinearSegmentedColormap:
-    stops = _HURTS_TO_HELPS[::helps]
-    colours = LinearSegmentedColormap.from_list(f"influence{helps}", list(stops), N=511)
+def _colours() -> LinearSegmentedColormap:
+    colours = LinearSegmentedColormap.from_list("influence", list(_HURTS_TO_HELPS), N=511)
     return cast(LinearSegmentedColormap, colours.with_extremes(bad=UNDEFINED))
 
 
@@ -201,9 +211,8 @@ def colour_bar(figure: Figure, quantity: Quantity, scale: float, box: tuple[floa
     axes.set_yticks(ticks, [signed(tick) for tick in ticks], **type_of(8))
     axes.yaxis.set_label_position("right")
     axes.set_ylabel(quantity.label, **type_of(8.5))
-    top, bottom = ("helps", "hurts")[:: quantity.helps]
     colour = {"helps": HELPS, "hurts": HURTS}
-    for word, height, align in ((top, 1.02, "bottom"), (bottom, -0.02, "top")):
+    for word, height, align in (("helps", 1.02, "bottom"), ("hurts", -0.02, "top")):
         style = type_of(8.5, colour[word], fontweight="bold")
         axes.text(0.5, height, word, transform=axes.transAxes, ha="center", va=align, **style)
 
@@ -236,6 +245,31 @@ def with_error(value: float, error: float) -> str:
     if not 0 <= digits <= 5:
         return f"{signed(value)} ± {error:.1e}"
     return f"{value:+.{digits}f} ± {error:.{digits}f}".replace("-", MINUS, 1)
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power_of_ten(values: Sequence[float]) -> int:
+    """The exponent, a multiple of 3, in which the largest of some numbers is short; 0 from 0.1 to 1000.
+
+    >>> power_of_ten([0.00124, -0.0002]), power_of_ten([0.3, 120.0]), power_of_ten([5e7]), power_of_ten([])
+    (-3, 0, 6, 0)
+    """
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if largest == 0 or 0.1 <= largest < 1000:
+        return 0
+    return 3 * math.floor(math.log10(largest) / 3)
+
+
+def in_power(label: str, power: int) -> str:
+    """The label, with its unit, of numbers that are divided by a power of ten.
+
+    >>> in_power("effect, nat²", -3), in_power("effect, nat²", 0), in_power("effect", 6)
+    ('effect, 10⁻³ nat²', 'effect, nat²', 'effect, 10⁶')
+    """
+    name, _, unit = label.partition(", ")
+    return f"{name}, 10{str(power).translate(_SUPERSCRIPTS)} {unit}".rstrip() if power else label
 
 
 def label_name(label: int, names: Sequence[str] | None) -> str:

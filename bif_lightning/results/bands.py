@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 CLEAR = 1.959963984540054
-"""Standard errors in half of a 95 % interval, the two-sided normal quantile. A value is clear of zero, and its sign
-known, where its distance from zero is larger: one rule for the tab, tables, figures, scalars and the command line."""
+"""Half width of a 95 % interval in standard errors, the two-sided normal quantile. A value whose distance from zero is
+larger has a significant sign: the same rule in the tab, tables, figures, scalars and the command line."""
 
 Change = dict[str, Any]
 
 
 def is_clear(value: Any, error: Any) -> Any:
-    """Whether zero lies outside of value ± 1.96 standard errors; False where either is NaN. Numbers or arrays alike.
+    """Whether zero lies outside value ± 1.96 standard errors, for numbers or arrays; False if either is NaN.
 
     >>> bool(is_clear(-0.5, 0.25)), bool(is_clear(0.5, 0.26)), bool(is_clear(0.5, float("nan")))
     (True, False, False)
@@ -25,8 +25,8 @@ def is_clear(value: Any, error: Any) -> Any:
 def simultaneous(steps: int) -> float:
     """Half width, in standard errors, of a band that contains the curve at all steps at once with probability 0.95.
 
-    Šidák's level for each step is 0.95^(1/steps). For normal errors the band is at least that wide whatever their
-    dependence (Šidák 1967); snapshots with common random numbers are dependent.
+    Šidák's level for each step is 0.95^(1/steps). For normal errors the band covers at least 95 % for any dependence
+    (Šidák 1967), such as between snapshots with common random numbers.
 
     >>> round(simultaneous(1), 2), round(simultaneous(20), 2)
     (1.96, 3.02)

@@ -32,17 +32,17 @@ class Influence:
     """Influence of every train example (rows) on every column of one observable.
 
     Attributes:
-        name: of the observable; "loss" for the losses of the query examples.
-        unit: of the observable ("nat" for a loss, "1" for a fraction).
-        columns: None where the columns are the query examples, else the name of each column (the groups of a group
-            mean, the value of a metric).
+        name: name of the observable; "loss" for the losses of the query examples.
+        unit: unit of the observable ("nat" for a loss, "1" for a fraction).
+        columns: name of each column (the groups of a group mean, the value of a metric); None if the columns are the
+            query examples.
         influence: −Cov(l_i, phi_j), in nat x unit.
         influence_standard_error: Monte Carlo standard error of each entry, same unit.
-        correlation: +Corr(l_i, phi_j) in [−1, 1]; NaN where either side never varied.
+        correlation: +Corr(l_i, phi_j) in [−1, 1]; NaN if either side does not vary.
         correlation_standard_error: Monte Carlo standard error of each entry.
-        mean, std: of the observable over the draws, in its unit.
-        conditioned: the conditioned influence (`statistics.conditioned`), in the unit of the influence; None where
-            it was switched off, or the draws do not allow it.
+        mean, std: mean and standard deviation of the observable over the draws, in its unit.
+        conditioned: the conditioned influence (`statistics.conditioned`), in the unit of the influence; None if
+            switched off, or if the draws do not allow it.
         conditioned_standard_error: Monte Carlo standard error of each entry, same unit.
     """
 
@@ -77,24 +77,24 @@ class Diagnostics:
 
     Attributes:
         rhat: split R-hat of the mean train loss; near 1 = the chains agree on it. It does not certify the influence.
-            NaN, like `ess` and `drift`, where draws are independent.
+            NaN, like `ess` and `drift`, for independent draws.
         ess: effective sample size of the mean train loss, out of chains x draws.
         llc: local learning coefficient estimate  nβ·(mean loss over draws − loss at w*), in nats.
-        llc_standard_error: its standard error, from the spread over chains (over batches of draws for one chain).
+        llc_standard_error: its standard error, from the variance between chains (for one chain, between batches).
         drift: second-half minus first-half mean loss of the chains, in standard errors of that difference.
         score_agreement: median over queries of the Spearman correlation between the influence columns of one
             half of the chains and the other half; of `Subspace`, between two halves of the training examples that the
-            curvature was measured on. It measures noise only: a bias is the same in both halves.
-        group_agreement: median over queries of the correlation of these two columns, which is that of the summed
-            influence of random groups of train examples by either half (`diagnostics.group_agreement`).
+            curvature was measured on. It measures noise only, since both halves share any bias.
+        group_agreement: median over queries of the correlation of these two columns, which is also the correlation of
+            their sums over random groups of train examples (`diagnostics.group_agreement`).
         noise_ratio: minibatch variance of a step of SGLD divided by the variance of its injected noise, in the
-            direction where the ratio is largest; above about 1 the draws are hotter than the posterior. NaN where not
+            direction where the ratio is largest; above about 1 the draws are hotter than the posterior. NaN if not
             measured.
         llc_ratio: LLC over half the effective dimension of the loss at w*; 1 for a quadratic loss. Below 0 = drift, far
             above 1 = the chains left the neighbourhood that the curvature describes. For `Subspace` it checks the
-            closed form, by draws that the matrices do not use. NaN where not measured.
-        control_agreement: median over queries of the Spearman correlation of the influence with that of draws of the
-            pull alone (nβ = 0): the part that noise gives without the posterior's geometry. NaN where not measured.
+            closed form, by draws that the matrices do not use. NaN if not measured.
+        control_agreement: median over queries of the Spearman correlation of the influence with that of draws from the
+            localization prior (nβ = 0), which do not use the data. NaN if not measured.
     """
 
     rhat: float
@@ -111,7 +111,7 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a snapshot can be trusted; made by `judge`.
+    """Whether an estimate is reliable; made by `judge`.
 
     Attributes:
         word: the verdict.
@@ -131,12 +131,12 @@ class Verdict:
 
 
 UNJUDGED = Verdict("not judged", "no check was made", "")
-"""Of an estimate that was put together by hand; `bif_lightning.judge` gives it a verdict."""
+"""The verdict of an estimate that was constructed by hand; `bif_lightning.judge` gives it a verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traces:
-    """All losses and observables at every recorded draw, for other normalisations, ridges or errors later."""
+    """All losses and observables at every recorded draw, to compute other normalisations, ridges or errors later."""
 
     train: Float32[np.ndarray, "chain draw train"]
     columns: Mapping[str, Float32[np.ndarray, "chain draw column"]]
@@ -149,8 +149,8 @@ class Cost:
     Attributes:
         seconds: wall time.
         steps: sampler steps of all chains.
-        workers: chains run at a time by each process.
-        extra_bytes: memory beyond the model.
+        workers: chains that each process runs at a time.
+        extra_bytes: memory in addition to the model.
     """
 
     seconds: float
@@ -161,31 +161,36 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The Bayesian influence at one snapshot; made by `estimate`, and `latest` of the callback.
+    """The Bayesian influence at one snapshot, from `estimate` or as `latest` of the callback.
 
     Attributes:
         losses: influence on the loss of every query example.
         observables: influence on every further observable, by name.
         train_loss, train_std: mean and standard deviation over the draws of the loss of each train example, nats.
         snapshot_loss: mean train loss at w*, nats.
-        chain_ids: numbers of the chains that did not diverge, which the matrices come from.
+        chain_ids: ids of the chains that did not diverge, from which the matrices are computed.
         loss_trace: mean train loss at each draw of those chains, nats.
         distance_trace: ‖w − w*‖ at each draw of those chains.
-        label_means: block means over labels, where both sides have labels; else None.
+        label_means: means over pairs of labels; None unless both sides have labels.
         traces: every draw, with `store_traces`; else None.
         ridge: r of the conditioned influence, nat²; None without it.
-        effective_dimension: d_eff of the posterior, where the sampler knows it (`Subspace`); else None.
-        sampler, chains: the settings that were used.
+        effective_dimension: d_eff of the posterior if the sampler computes it (`Subspace`); else None.
+        sampler, chains: the settings in use.
         parameters: names of the sampled parameters.
         num_weights: number of sampled weights, d.
-        notes: remarks on the numbers, in sentences.
-        top_stability: of each query, the share of its 10 most helpful and 10 most harmful train examples by one half of
-            the draws that the other half finds too (of `Subspace`, by halves as for `score_agreement`); NaN for queries
-            that were not compared (64 at most are). None where it was not computed.
-        tokens: influence token by token, with `per_token`; else None.
-        reasons: how the settings were found, in words; empty for given settings.
-        lasting: whether the settings hold for the whole run; else they were found for this snapshot alone.
-        verdict: whether the snapshot can be trusted.
+        notes: remarks on the estimate, as sentences.
+        top_stability: share of each query's 10 most helpful and 10 most harmful train examples that two halves of the
+            draws have in common (for `Subspace`, halves as for `score_agreement`). NaN for queries that were not
+            compared (at most 64 are); None if not computed.
+        tokens: influence between tokens, with `per_token`; else None.
+        alpha: of `ControlledSGLD`, the share α of the chains' correction that the matrices contain, from 0 to 1; else
+            None.
+        residual_share: of `ControlledSGLD`, the variance of the difference of a chain and its surrogate over that of
+            the surrogate, along the train losses: it grows where the loss is not quadratic, at kinks, and with the
+            noise of minibatches; else None.
+        reasons: how the settings were found, as text; empty for given settings.
+        lasting: whether the settings hold for the whole run, or were found for this snapshot only.
+        verdict: whether the estimate is reliable.
 
     >>> snapshot.influence.shape == (len(train), len(query))  # an Estimate, and Samples of its axes
     True
@@ -215,6 +220,8 @@ class Estimate:
     notes: tuple[str, ...] = field(default=())
     top_stability: Float[np.ndarray, " query"] | None = None
     tokens: Tokens | None = None
+    alpha: float | None = None
+    residual_share: float | None = None
     reasons: str = ""
     lasting: bool = True
     verdict: Verdict = UNJUDGED

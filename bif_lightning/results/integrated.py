@@ -1,23 +1,23 @@
-"""Influence over a whole training: the sum of the influences at its snapshots, each query on its own scale.
+"""Influence over a whole training: the sum of the standardized influences at its snapshots.
 
 With B_t the influence matrix of the snapshot at step t, n train examples and
 
     s_t[j] = sd_i(B_t[i, j]),    z_t[i, j] = B_t[i, j] / s_t[j],
 
-the integrated influence is I[i, j] = Σ_t z_t[i, j]. The scale is that of a query at a snapshot, since raw covariances
-grow and shrink by orders with the curvature. It divides out how wrong the query still is: of a model that is linear in
-its weights, with one output f_j of residual r_j, B_t[i, j] ∝ −r_j(t)·∇f_jᵀ(H + λ)⁻¹g_i(t), of which z_t keeps the sign
-of r_j(t) and drops its size.
+the integrated influence is I[i, j] = Σ_t z_t[i, j]. Each query is standardized at each snapshot, since raw covariances
+change by orders of magnitude with the curvature. This also removes the size of the query's residual. For a model that
+is linear in its weights, with one output f_j of residual r_j, B_t[i, j] ∝ −r_j(t)·∇f_jᵀ(H + λ)⁻¹g_i(t); z_t keeps the
+sign of r_j(t), but not its size.
 
-It has two standard errors, which answer different questions:
+It has two standard errors, for different questions:
 
-    of the estimates   Σ_t e_t[i, j] / s_t[j], e_t the Monte Carlo errors of the snapshots. Their errors may depend on
-                       one another (common random numbers make them), and a sum of standard deviations bounds the
-                       standard deviation of a sum whatever the dependence.
-    of the moments     √(K/(K − 1)·Σ_t (z_t − z̄)²): how far the sum would move with K other moments of the same
-                       training, were they drawn at random. It includes the first, and real change over training.
+    of the estimates   Σ_t e_t[i, j] / s_t[j], with e_t the Monte Carlo errors of the snapshots. These errors may be
+                       dependent (through common random numbers), and a sum of standard deviations bounds the standard
+                       deviation of a sum for any dependence.
+    of the moments     √(K/(K − 1)·Σ_t (z_t − z̄)²): how much the sum would vary over random choices of K snapshots of
+                       the same training. It includes the first error, and true changes over training.
 
-The error of s_t itself is left out: it moves a whole column at once, which changes no ranking, and is of order 1/√n.
+The error of s_t is left out: it scales a whole column, which changes no ranking, and is of order 1/√n.
 """
 
 import hashlib
@@ -25,36 +25,48 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, UInt8
 
 INTEGRATED_SIGN = (
     "integrated influence = sum over snapshots of the influence in standard deviations of its query's column. Its "
     "sign is that of the influence: of a query's loss, negative = the train example helps."
 )
 
-TOP = 10
-"""Examples at either end of a query's ranking whose stability is measured."""
+LEAST_SNAPSHOTS = 5
+"""Snapshots from which on a run is ranked by their sum: sums of three were as often worse than the last snapshot as
+better."""
 
-# Float64 adds multiples of one quantum exactly, in any order, up to 2^53 of them: the order of snapshots and the way
-# that parts are merged change no bit of a sum below 2^17 (values), 2^27 (squares).
+TOP = 10
+"""Number of examples at each end of a query's ranking whose stability is measured."""
+
+REPEATED, COUNTED, WITHOUT_SCALE = range(3)
+"""What became of a column of a snapshot: it was in the sum already, it was added, or it cannot be scaled."""
+
+DIGEST_BYTES = 16
+
+# Float64 adds multiples of one quantum exactly, up to 2^53 of them. Therefore the order of snapshots and of merging
+# changes no bit of sums below 2^17 (values) and 2^27 (squares).
 _QUANTUM, _SQUARE_QUANTUM = 2.0**-36, 2.0**-26
 
 
 @dataclass
 class IntegratedInfluence:
-    """A sum over snapshots that grows by each: I, its errors, and how many snapshots each column is of.
+    """A sum over snapshots that grows by each: I, its errors, and what became of each column.
 
-    Three arrays of the size of one matrix, in float64, whatever the number of snapshots.
+    Four arrays of the size of one matrix, in float64, whatever the number of snapshots.
 
     Attributes:
-        total: I, standard deviations of a column at a snapshot.
+        total: I, in standard deviations of a column at a snapshot.
         squares: Σ z².
         errors: Σ e/s.
-        counts: snapshots in each column.
-        steps: that were pushed.
+        every_second: I over the second, the fourth, ... snapshot; it and the rest of `total` are the halves whose
+            rankings are compared.
+        status: REPEATED, COUNTED or WITHOUT_SCALE of each column of each snapshot.
+        digests: of each column of each snapshot, by which repeats are known.
+        steps: of the snapshots, in the order in which they were pushed.
 
     >>> found = IntegratedInfluence.zeros(3, 1)
-    >>> for step, column in enumerate(([-1.0, 0.0, 1.0], [-20.0, 0.0, 20.0])):
+    >>> for step, column in enumerate(([-1.0, 0.0, 1.0], [-20.0, 0.0, 20.0], [-20.0, 0.0, 20.0])):
     ...     _ = found.push(step, np.array(column)[:, None], np.zeros((3, 1)))
     >>> found.total[:, 0].round(3).tolist(), found.counts.tolist()
     ([-2.449, 0.0, 2.449], [2])
@@ -63,84 +75,97 @@ class IntegratedInfluence:
     total: Float[np.ndarray, "train query"]
     squares: Float[np.ndarray, "train query"]
     errors: Float[np.ndarray, "train query"]
-    counts: Int[np.ndarray, " query"]
-    steps: set[int] = field(default_factory=set[int])
+    every_second: Float[np.ndarray, "train query"]
+    status: UInt8[np.ndarray, "snapshot query"]
+    digests: UInt8[np.ndarray, "snapshot query byte"]
+    steps: list[int] = field(default_factory=list[int])
 
     @classmethod
     def zeros(cls, train: int, query: int) -> "IntegratedInfluence":
         """The sum over no snapshot."""
-        shape = train, query
-        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(query, np.int64))
+        total, squares, errors, every_second = np.zeros((4, train, query))
+        status, digests = np.zeros((0, query), np.uint8), np.zeros((0, query, DIGEST_BYTES), np.uint8)
+        return cls(total, squares, errors, every_second, status, digests)
 
     def push(
-        self,
-        step: int,
-        influence: Float[np.ndarray, "train query"],
-        standard_error: Float[np.ndarray, "train query"],
-        counted: Bool[np.ndarray, " query"] | None = None,
-    ) -> Bool[np.ndarray, " query"]:
+        self, step: int, influence: Float[np.ndarray, "train query"], standard_error: Float[np.ndarray, "train query"]
+    ) -> UInt8[np.ndarray, " query"]:
         """Add a snapshot; a step that is in the sum already changes nothing.
+
+        A column that is, bit for bit, that of an earlier snapshot is not added again: weights stood still, with common
+        random numbers. An entry that is NaN at a snapshot is NaN in the sum.
 
         Args:
             step: of the snapshot.
             influence, standard_error: of it, in one unit.
-            counted: columns to add; None for all.
 
         Returns:
-            which columns were added: not those without variance, or with an infinite value, which have no scale. An
-            entry that is NaN at a snapshot is NaN in the sum.
+            what became of each column: WITHOUT_SCALE are those that do not vary, or have an infinite value.
         """
         if step in self.steps:
-            return np.zeros(len(self.counts), bool)
-        self.steps.add(step)
+            return np.full(len(self.counts), REPEATED, np.uint8)
+        digest = _digests(influence)
+        new = ~(self.digests == digest).all(2).any(0)
         values = np.asarray(influence, np.float64)
         scale = _deviations(values)
-        added = usable(scale) if counted is None else counted & usable(scale)
+        added = new & np.isfinite(scale) & (scale > 0)
         z = values[:, added] / scale[added]
-        self.total[:, added] += _whole(z, _QUANTUM)
+        sums = [self.total, self.every_second] if len(self.steps) % 2 else [self.total]
+        for each in sums:
+            each[:, added] += _whole(z, _QUANTUM)
         self.squares[:, added] += _whole(z * z, _SQUARE_QUANTUM)
         self.errors[:, added] += _whole(np.asarray(standard_error, np.float64)[:, added] / scale[added], _QUANTUM)
-        self.counts += added
-        return added
+        status = np.where(added, COUNTED, np.where(new, WITHOUT_SCALE, REPEATED)).astype(np.uint8)
+        self.steps.append(step)
+        self.status = np.concatenate([self.status, status[None]])
+        self.digests = np.concatenate([self.digests, digest[None]])
+        return status
 
-    def merge(self, other: "IntegratedInfluence") -> "IntegratedInfluence":
-        """The sum over the snapshots of both, bitwise that of pushing them all into one.
-
-        Raises:
-            ValueError: a step is in both.
-        """
-        if both := self.steps & other.steps:
-            raise ValueError(f"steps {sorted(both)} are in both sums; a snapshot counts once")
-        return IntegratedInfluence(
-            self.total + other.total,
-            self.squares + other.squares,
-            self.errors + other.errors,
-            self.counts + other.counts,
-            self.steps | other.steps,
-        )
+    @property
+    def counts(self) -> Int[np.ndarray, " query"]:
+        """Snapshots in each column."""
+        return (self.status == COUNTED).sum(0)
 
     @property
     def influence(self) -> Float[np.ndarray, "train query"]:
-        """I; NaN in columns of no snapshot."""
+        """I; NaN in columns without snapshots."""
         return np.where(self.counts > 0, self.total, np.nan)
 
     @property
     def standard_error(self) -> Float[np.ndarray, "train query"]:
-        """Of the estimates: Σ e/s, a bound whatever their dependence."""
+        """Standard error of the estimates: Σ e/s, a bound for any dependence."""
         return np.where(self.counts > 0, self.errors, np.nan)
 
     @property
     def moment_standard_error(self) -> Float[np.ndarray, "train query"]:
-        """Of the moments: √(K/(K − 1)·Σ (z − z̄)²); NaN of fewer than two snapshots."""
+        """Standard error of the moments: √(K/(K − 1)·Σ (z − z̄)²); NaN with fewer than two snapshots."""
         count = np.where(self.counts > 1, self.counts, np.nan)
         scatter = np.maximum(self.squares - self.total**2 / count, 0)
         return np.sqrt(count / (count - 1) * scatter)
 
+    @property
+    def halves(self) -> tuple[Float[np.ndarray, "train query"], Float[np.ndarray, "train query"]]:
+        """I over every second snapshot, and over the others; NaN in columns of no snapshot."""
+        counted = self.status == COUNTED
+        sums = (self.every_second, counted[1::2]), (self.total - self.every_second, counted[::2])
+        one, other = (np.where(columns.any(0), values, np.nan) for values, columns in sums)
+        return one, other
+
+    @property
+    def rank_agreement(self) -> Float[np.ndarray, " query"]:
+        """Spearman correlation of the halves."""
+        return rank_agreement(*self.halves)
+
+    @property
+    def top_overlap(self) -> Float[np.ndarray, " query"]:
+        """Of the most helpful and most harmful examples by one half, the share in the other's."""
+        return top_overlap(*self.halves)
+
 
 def _deviations(values: Float[np.ndarray, "train query"]) -> Float[np.ndarray, " query"]:
-    """Standard deviation of each column over its known entries; NaN where there are none, or one is infinite."""
-    # Of rows that lie in one piece, NumPy adds in an order that does not depend on how many there are: a query alone
-    # has the bits that it has among others.
+    """Standard deviation of each column over its known entries; NaN if there are none, or one is infinite."""
+    # NumPy adds contiguous rows in an order that does not depend on their number. Therefore a single query has the same
+    # bits as among others.
     rows = np.ascontiguousarray(values.T)
     known = ~np.isnan(rows)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -149,42 +174,20 @@ def _deviations(values: Float[np.ndarray, "train query"]) -> Float[np.ndarray, "
         return np.sqrt((np.where(known, rows - mean[:, None], 0) ** 2).sum(1) / count)
 
 
-def usable(scale: Float[np.ndarray, " query"]) -> Bool[np.ndarray, " query"]:
-    """Whether columns of these standard deviations can be divided by them."""
-    return np.isfinite(scale) & (scale > 0)
-
-
 def _whole(values: np.ndarray, quantum: float) -> np.ndarray:
     return np.round(values / quantum) * quantum
 
 
-class DistinctColumns:
-    """Knows which columns came before, bit for bit: snapshots of the same weights, with common random numbers.
-
-    >>> known = DistinctColumns()
-    >>> known.new(np.array([[1.0, 2.0]])).tolist(), known.new(np.array([[1.0, 3.0]])).tolist()
-    ([True, True], [False, True])
-    """
-
-    def __init__(self) -> None:
-        self._digests = set[tuple[int, bytes]]()
-
-    def new(self, influence: Float[np.ndarray, "train query"]) -> Bool[np.ndarray, " query"]:
-        """Which columns of a snapshot no earlier one had at the same place."""
-        keys = [(at, _digest(column)) for at, column in enumerate(influence.T)]
-        found = np.array([key not in self._digests for key in keys], bool)
-        self._digests.update(keys)
-        return found
-
-
-def _digest(column: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(column).tobytes(), digest_size=16).digest()
+def _digests(influence: Float[np.ndarray, "train query"]) -> UInt8[np.ndarray, "query byte"]:
+    rows = np.ascontiguousarray(np.asarray(influence).T)
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=DIGEST_BYTES).digest() for row in rows)
+    return np.frombuffer(digests, np.uint8).reshape(len(rows), DIGEST_BYTES)
 
 
 def rank_agreement(
     one: Float[np.ndarray, "train query"], other: Float[np.ndarray, "train query"]
 ) -> Float[np.ndarray, " query"]:
-    """Spearman correlation of each column of two estimates; NaN where one is constant or not finite.
+    """Spearman correlation of each column of two estimates; NaN if one is constant or not finite.
 
     >>> rank_agreement(np.array([[1.0], [2.0], [9.0]]), np.array([[0.1], [0.2], [0.3]])).round(6).tolist()
     [1.0]
@@ -202,7 +205,7 @@ def _spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, ties at their mean rank."""
+    """Ranks, with ties at their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[place]
 
@@ -210,10 +213,10 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def top_overlap(
     one: Float[np.ndarray, "train query"], other: Float[np.ndarray, "train query"], k: int = TOP
 ) -> Float[np.ndarray, " query"]:
-    """Of each query's k most helpful and k most harmful examples by one estimate, the share in the other's.
+    """Share of each query's k most helpful and k most harmful examples that two estimates have in common.
 
-    k is at most a quarter of the examples, so that chance does not fill it. NaN with fewer than 4 of them, and where a
-    column is constant or not finite.
+    k is limited to a quarter of the examples, to keep agreement by chance low. NaN with fewer than 4 examples, and for
+    columns that are constant or not finite.
     """
     k = min(k, len(one) // 4)
     varies = [np.isfinite(each).all(0) & (np.ptp(np.nan_to_num(each), axis=0) > 0) for each in (one, other)]

@@ -1,13 +1,13 @@
 """Blocks of the token matrices with standard errors, and means over groups of tokens such as all digits.
 
-The equations are those of the matrices (`statistics`). A mean over pairs of tokens is itself an influence, of the mean
-losses of two groups, as Cov is bilinear, and its error is computed as such: entries of a block are far from
-independent. A mean correlation is that of the standardized losses, and its error that of the mean of the linearizations
-of all pairs (`statistics.influence.correlation`):
+The equations are those of the example matrices (`statistics`). Since Cov is bilinear, the mean influence over all pairs
+of tokens of two groups is the influence of their mean losses. Its standard error is computed from these mean losses,
+because entries of a block are far from independent. The mean correlation is that of standardized losses. Its error
+comes from the mean of the linearizations of all pairs (`statistics.influence.correlation`),
 
     ψ_k = mean_k(ū·v̄) − ½·(mean_i mean_k(u_i²)·R_iB + mean_j mean_k(v_j²)·R_Aj),
 
-with R_iB the mean correlation of token i with group B: no matrix of pairs is ever made.
+where R_iB is the mean correlation of token i with group B. The matrix of all pairs is never computed.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from bif_lightning.results.token_products import (
     TokenBatch,
     Values,
     batch_covariances,
-    lacking,
+    chain_mean_bias,
 )
 from bif_lightning.statistics.influence import Estimates, correlation, influence, weighted_sum
 from bif_lightning.statistics.standard_errors import ErrorModel, correlation_error, influence_error
@@ -32,40 +32,56 @@ from bif_lightning.storage.scratch import ScratchArrays, Spec
 Quantity = Literal["correlation", "influence"]
 
 MOST_BYTES = 1 << 30
-"""Memory that token traces, or a token matrix, may take: 1 GiB; beyond, they lie in a temporary file."""
+"""Memory that token traces, or a token matrix, may take: 1 GiB. Larger ones go to a temporary file."""
 
-_TILE_BYTES = 1 << 21  # of the products of one tile, to stay in cache while they are summed
-_VALUE_BYTES = 1 << 26  # of what is known of the tokens of one tile
-_BAND_BYTES, _LEAST_BAND = 1 << 24, 64  # of the rows that are made at a time, and how many these are at least
+_TILE_BYTES = 1 << 21  # products of one tile, which stay in cache while they are summed
+_VALUE_BYTES = 1 << 26  # draws or slopes of the tokens read at a time
+_BAND_BYTES, _LEAST_BAND = 1 << 24, 64  # rows computed at a time, and the fewest of them
 
 
 class Source(Protocol):
-    """What is known of the tokens of one axis, in memory or on disk."""
+    """Loss changes or slopes of the tokens of one axis, in memory or on disk."""
 
     def take(self, tokens: Int[np.ndarray, " token"]) -> Values:
-        """Of these tokens."""
+        """Values of some tokens."""
         ...
 
     def whole(self) -> Values:
-        """Of all of them."""
+        """Values of all tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class InMemoryTokens:
-    """What is known of the tokens of one axis, in memory or mapped to it."""
+    """Loss changes or slopes of the tokens of one axis, in memory or memory-mapped."""
 
     values: Values
 
     def take(self, tokens: Int[np.ndarray, " token"]) -> Values:
-        """Of these tokens; a view of neighbours."""
+        """Values of some tokens; a view if they are consecutive."""
         first, last = (int(tokens[0]), int(tokens[-1])) if len(tokens) else (0, -1)
         neighbours = last - first + 1 == len(tokens) and bool((np.diff(tokens) == 1).all())
         return self.values[..., first : last + 1] if neighbours else self.values[..., tokens]
 
     def whole(self) -> Values:
-        """Of all of them."""
+        """Values of all tokens."""
         return self.values
+
+
+@dataclass(frozen=True)
+class SummedTokens:
+    """The sum of the losses of some tokens, as an axis of a single token."""
+
+    source: Source
+    tokens: Int[np.ndarray, " token"]
+
+    def take(self, tokens: Int[np.ndarray, " token"]) -> Values:
+        """The sum, for each time that it is asked for."""
+        return self.whole()[..., tokens]
+
+    def whole(self) -> Values:
+        """The sum."""
+        return self.source.take(self.tokens).sum(-1, keepdims=True, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -73,9 +89,9 @@ class TokenMatrix:
     """Entries of some train tokens (rows) and query tokens (columns).
 
     Attributes:
-        value: influence in nat² (negative = helps), or correlation in [−1, 1] (positive = helps; NaN where a loss never
-            varied).
-        standard_error: Monte Carlo standard error of each entry; None where it was not asked for.
+        value: influence in nat² (negative = helps), or correlation in [−1, 1] (positive = helps; NaN where a loss is
+            the same at every draw).
+        standard_error: Monte Carlo standard error of each entry; None if not requested.
     """
 
     value: Float[np.ndarray, "row column"]
@@ -84,16 +100,16 @@ class TokenMatrix:
 
 @dataclass(frozen=True)
 class TokenBlocks:
-    """Makes blocks of the token matrices, tile by tile.
+    """Computes blocks of the token matrices, tile by tile.
 
     Attributes:
-        law: how what is known of tokens makes covariances.
-        errors: how standard errors are made.
-        train, query: what is known of the tokens of either axis.
-        item: bytes of what is known of one token, to choose tiles by.
+        model: computes covariances from loss changes or slopes.
+        errors: computes standard errors.
+        train, query: loss changes or slopes of the tokens of each axis.
+        item: bytes of the values of one token, which set the size of tiles.
     """
 
-    law: CovarianceModel
+    model: CovarianceModel
     errors: ErrorModel
     train: Source
     query: Source
@@ -109,13 +125,17 @@ class TokenBlocks:
         budget: int = MOST_BYTES,
         product: Product = np.matmul,
     ) -> TokenMatrix:
-        """All entries of these tokens; beyond the budget (bytes) in a temporary file.
+        """All entries of some rows and columns.
 
         Args:
-            product: multiplies matrices where errors are not wanted.
+            rows, columns: train and query tokens.
+            quantity: "influence" or "correlation".
+            errors: whether to compute standard errors.
+            budget: bytes that the result may take in memory; a larger one goes to a temporary file.
+            product: multiplies matrices if errors are not computed.
 
         Raises:
-            OSError: there is no room for the file.
+            OSError: the disk has no space for the file.
         """
         storage = ScratchArrays([Spec((len(rows), len(columns)), np.float32)] * (1 + errors), budget)
         standardized = quantity == "correlation"
@@ -130,7 +150,7 @@ class TokenBlocks:
                 if errors:
                     self._fill(band[:, :, there], side, other, quantity)
                 else:
-                    self._fill_values(band[0, :, there], self.law.covariance(side, other, product), quantity)
+                    self._fill_values(band[0, :, there], self.model.covariance(side, other, product), quantity)
             for place, part in enumerate(band):
                 storage.write(place, here, part)
         storage.close()
@@ -139,7 +159,7 @@ class TokenBlocks:
 
     @property
     def width(self) -> int:
-        """Tokens whose values are held at a time."""
+        """Number of tokens whose values are read at a time."""
         return max(1, _VALUE_BYTES // self.item)
 
     def sides(
@@ -150,14 +170,18 @@ class TokenBlocks:
         standardized: bool = False,
         at_once: int | None = None,
     ) -> Iterator[tuple[slice, TokenBatch]]:
-        """The tokens, so many at a time, with their places among all; in units of their standard deviations or not.
+        """Iterate over batches of tokens, each with its slice of `tokens`.
 
-        A loss that never varied is NaN in units of its standard deviation.
+        Args:
+            source: values of one axis.
+            tokens: tokens to read.
+            standardized: whether to divide each loss by its standard deviation; a constant loss becomes NaN.
+            at_once: tokens in a batch; None for `width`.
         """
         for here in _slices(len(tokens), at_once or self.width):
-            side = self.law.side(source.take(tokens[here]))
+            side = self.model.side(source.take(tokens[here]))
             with np.errstate(divide="ignore", invalid="ignore"):
-                yield here, side.scaled(1 / np.sqrt(self.law.share @ side.variance)) if standardized else side
+                yield here, side.scaled(1 / np.sqrt(self.model.share @ side.variance)) if standardized else side
 
     @staticmethod
     def _fill_values(
@@ -171,29 +195,29 @@ class TokenBlocks:
     def _fill(
         self, out: Float[np.ndarray, "kind row column"], train: TokenBatch, query: TokenBatch, quantity: Quantity
     ) -> None:
-        side = max(1, int((_TILE_BYTES / (train.values.itemsize * len(self.law.share))) ** 0.5))
+        side = max(1, int((_TILE_BYTES / (train.values.itemsize * len(self.model.share))) ** 0.5))
         across = [(columns, query.part(columns)) for columns in _slices(len(query), side)]
         for rows in _slices(len(train), side):
             some = train.part(rows)
             for columns, other in across:
-                found = _ENTRIES[quantity](self.law, self.errors, some, other)
+                found = _ENTRIES[quantity](self.model, self.errors, some, other)
                 out[0, rows, columns], out[1, rows, columns] = found.value, found.standard_error
 
 
-def _influence(law: CovarianceModel, errors: ErrorModel, train: TokenBatch, query: TokenBatch) -> Estimates:
+def _influence(model: CovarianceModel, errors: ErrorModel, train: TokenBatch, query: TokenBatch) -> Estimates:
     """−Cov and its standard error."""
-    draws = batch_covariances(law, train, query)
+    draws = batch_covariances(model, train, query)
     found, (rows, columns) = influence(draws), draws.stds
     with np.errstate(divide="ignore", invalid="ignore"):
         corr = np.clip(found.value / (rows[:, None] * columns), -1, 1)
-    bias = lacking(law, train, query).covariance
+    bias = chain_mean_bias(model, train, query).covariance
     return Estimates(found.value, influence_error(found.standard_error, corr, errors.influence, bias))
 
 
-def _correlation(law: CovarianceModel, errors: ErrorModel, train: TokenBatch, query: TokenBatch) -> Estimates:
-    """+Corr of standardized losses and its standard error, that of its linearization in the draws."""
-    found, _ = correlation(batch_covariances(law, train, query))
-    off = lacking(law, train, query)
+def _correlation(model: CovarianceModel, errors: ErrorModel, train: TokenBatch, query: TokenBatch) -> Estimates:
+    """+Corr of standardized losses, and its standard error by linearization."""
+    found, _ = correlation(batch_covariances(model, train, query))
+    off = chain_mean_bias(model, train, query)
     bias = off.covariance - 0.5 * found.value * (off.train_variance[:, None] + off.column_variance)
     return Estimates(found.value, correlation_error(found.standard_error, errors.correlation, bias))
 
@@ -207,7 +231,7 @@ def _slices(size: int, length: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Mean of the (standardized) losses of each group of one axis, and its members."""
+    """Mean (standardized) loss of each group of one axis, and the groups' members."""
 
     mean: TokenBatch
     places: Int[np.ndarray, " token"]
@@ -220,32 +244,33 @@ def group_means(
     query: Int[np.ndarray, " query_token"],
     quantity: Quantity,
 ) -> TokenMatrix:
-    """Mean over all pairs of tokens of two groups.
+    """Mean influence or correlation over all pairs of tokens of two groups, for every pair of groups.
 
     Args:
-        blocks: of the tokens.
-        train, query: group of every token of the axis, 0 to G − 1; −1 for none. Every group has a member.
+        blocks: blocks of the token matrices.
+        train, query: group of every token of the axis, 0 to G − 1; −1 for none. Every group has at least one member.
+        quantity: "influence" or "correlation".
     """
-    law, standardized = blocks.law, quantity == "correlation"
+    model, standardized = blocks.model, quantity == "correlation"
     rows = _grouped(blocks, blocks.train, train, standardized=standardized)
     columns = _grouped(blocks, blocks.query, query, standardized=standardized)
-    moved = law.products(rows.mean, columns.mean).astype(np.float64)
-    bias = lacking(law, rows.mean, columns.mean).covariance
+    moved = model.products(rows.mean, columns.mean).astype(np.float64)
+    bias = chain_mean_bias(model, rows.mean, columns.mean).covariance
     if not standardized:
-        found = weighted_sum(moved, law.share)
-        one = np.ones_like(found.value)  # mean losses of groups may be as correlated as can be
+        found = weighted_sum(moved, model.share)
+        one = np.ones_like(found.value)  # the correlation of mean losses is unknown; 1 is its largest value
         return TokenMatrix(-found.value, influence_error(found.standard_error, one, blocks.errors.influence, bias))
     value = moved.sum(0)
     for source, of, other, flip in ((blocks.train, rows, columns, False), (blocks.query, columns, rows, True)):
         own, less = _own_parts(blocks, source, of, other)
-        moved -= law.share[:, None, None] * 0.5 * (own.transpose(0, 2, 1) if flip else own)
+        moved -= model.share[:, None, None] * 0.5 * (own.transpose(0, 2, 1) if flip else own)
         bias = bias - 0.5 * (less.T if flip else less)
-    spread = weighted_sum(moved, law.share).standard_error
+    spread = weighted_sum(moved, model.share).standard_error
     return TokenMatrix(value, correlation_error(spread, blocks.errors.correlation, bias))
 
 
 def _known(side: TokenBatch) -> TokenBatch:
-    """The same, a loss that never varied 0, which adds nothing."""
+    """Replace NaN of constant losses by 0, which adds nothing to sums."""
     return TokenBatch(*(np.nan_to_num(each, nan=0.0) for each in (side.values, side.variance, side.means, side.change)))
 
 
@@ -259,24 +284,24 @@ def _grouped(blocks: TokenBlocks, source: Source, places: Int[np.ndarray, " toke
         some = side.values.astype(np.float64) @ member, side.means @ member
         values, means = some if values is None or means is None else (values + some[0], means + some[1])
     if values is None or means is None:
-        raise ValueError("no token is in any group; give each token its group, and -1 to those in none")
-    mean = TokenBatch(values, np.empty((len(blocks.law.share), len(sizes))), means, np.empty(len(sizes)))
+        raise ValueError("no token is in a group; give at least one token a group")
+    mean = TokenBatch(values, np.empty((len(blocks.model.share), len(sizes))), means, np.empty(len(sizes)))
     return _Group(mean, places, sizes)
 
 
 def _own_parts(
     blocks: TokenBlocks, source: Source, of: _Group, other: _Group
 ) -> tuple[Float[np.ndarray, "batch group other"], Float[np.ndarray, "group other"]]:
-    """mean_i mean_k(u_i²)·R_iB of every pair of groups, and the same of what the variances lack."""
-    law, known = blocks.law, np.flatnonzero(of.places >= 0)
-    own = np.zeros((len(law.share), len(of.sizes), len(other.sizes)))
+    """mean_i mean_k(u_i²)·R_iB of every pair of groups, and the same of the variances' correction for chain means."""
+    model, known = blocks.model, np.flatnonzero(of.places >= 0)
+    own = np.zeros((len(model.share), len(of.sizes), len(other.sizes)))
     less = np.zeros(own.shape[1:])
     for here, side in blocks.sides(source, known, standardized=True):
         side = _known(side)
         member = (of.places[known[here]][:, None] == np.arange(len(of.sizes))) / of.sizes
-        with_other = law.covariance(side, other.mean)
+        with_other = model.covariance(side, other.mean)
         own += np.einsum("bi,ig,io->bgo", side.variance, member, with_other, optimize=True)
-        less += law.centre_scale * np.einsum(
+        less += model.centre_scale * np.einsum(
             "i,ig,io->go", np.square(side.means).sum(0), member, with_other, optimize=True
         )
     return own, less

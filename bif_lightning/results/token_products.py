@@ -1,9 +1,10 @@
-"""Products of the losses of tokens, batch by batch of draws (or group by group of a closed form). NumPy only, no torch.
+"""Covariances of token losses, for each batch of draws or, in closed form, for each group of examples. Without torch.
 
-With l̃, φ̃ the changes of two token losses, centred as the sequences' losses are (`statistics.influence`), batch k of
-the draws has the mean product Z_k, and Cov = Σ_k s_k·Z_k. In closed form, with the slopes J = ∂l/∂q along orthonormal
-directions, Cov = J·V·Jᵀ, and group g of training examples, whose curvature differs by D_g, has
-Z_g = Cov − nβ·(J·V)·D_g·(J·V)ᵀ (`curvature.closed_form`).
+For draws, l̃ and φ̃ are the changes of two token losses, centred as the sequences' losses are (`statistics.influence`).
+Z_k is the mean of l̃·φ̃ over batch k, s_k the share of the batch, and Cov = Σ_k s_k·Z_k.
+
+In closed form, J = ∂l/∂q are slopes along orthonormal directions, and Cov = J·V·Jᵀ. Group g of training examples, whose
+curvature differs by D_g, gives Z_g = Cov − nβ·(J·V)·D_g·(J·V)ᵀ (`curvature.closed_form`).
 """
 
 from collections.abc import Callable
@@ -18,21 +19,20 @@ from bif_lightning.statistics.influence import BatchCovariances
 from bif_lightning.statistics.standard_errors import CENTRE_PARTS, ChainMeanCovariance
 
 Values = np.ndarray
-"""What is known of some tokens: changes of their losses [chain, draw, token], or slopes [direction, token]."""
-
+"""Values of tokens: changes of their losses [chain, draw, token], or slopes of their losses [direction, token]."""
 
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Multiplies two matrices."""
+"""A function that multiplies two matrices."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Some tokens, ready for products.
+    """Centred values and moments of some tokens.
 
     Attributes:
         values: centred changes [chain, draw, token], or slopes [direction, token].
-        variance: of each token's loss, batch by batch, nat².
-        means: deviations from one another of the means about which the draws are centred, nat; 0 in closed form.
+        variance: variance of each token's loss in each batch, nat².
+        means: deviations of the chain means that the draws are centred about, nat; 0 in closed form.
         change: mean change of the loss over the draws, nat; 0 in closed form.
     """
 
@@ -45,26 +45,26 @@ class TokenBatch:
         return self.values.shape[-1]
 
     def part(self, tokens: slice) -> "TokenBatch":
-        """Some of them."""
+        """A slice of the tokens."""
         return TokenBatch(
             self.values[..., tokens], self.variance[:, tokens], self.means[:, tokens], self.change[tokens]
         )
 
     def scaled(self, factors: Float[np.ndarray, " token"]) -> "TokenBatch":
-        """Every loss times a factor."""
+        """Multiply every loss by a factor."""
         scaled = (self.values * factors).astype(self.values.dtype)
         return TokenBatch(scaled, self.variance * np.square(factors), self.means * factors, self.change * factors)
 
 
 @dataclass(frozen=True)
 class DrawCovariance:
-    """The law of tokens whose losses were measured at draws.
+    """Covariances of token losses from their values at the draws of chains.
 
     Attributes:
-        chains: how many.
-        lengths: draws in each batch of one chain; all chains are alike.
-        centring: of the draws.
-        centre_scale: times the products of the deviations of chain means, it is what the covariance lacks.
+        chains: number of chains.
+        lengths: draws in each batch of one chain, the same for all chains.
+        centring: how the draws are centred.
+        centre_scale: factor that turns products of the deviations of chain means into the bias of the covariance.
     """
 
     chains: int
@@ -74,7 +74,7 @@ class DrawCovariance:
 
     @property
     def share(self) -> Float[np.ndarray, " batch"]:
-        """Of each batch in all draws."""
+        """Share of each batch in all draws."""
         lengths = np.array(self.lengths * self.chains, np.float64)
         return lengths / lengths.sum()
 
@@ -89,12 +89,12 @@ class DrawCovariance:
         return TokenBatch(centred.astype(values.dtype), variance * self._scale, deviations, means.mean(0))
 
     def products(self, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "batch row column"]:
-        """s_k·Z_k of two sets, whose sum over the batches is Cov."""
+        """s_k·Z_k of two sets; their sum over batches is Cov."""
         parts, scale = self._parts(), self._scale / (self.chains * sum(self.lengths))
         dtype = np.result_type(train.values, query.values)
         out = np.empty((len(parts), len(train), len(query)), dtype)
         for place, (chain, start, stop) in enumerate(parts):
-            rows = train.values[chain, start:stop] * dtype.type(scale)  # here, as the product is far larger
+            rows = train.values[chain, start:stop] * dtype.type(scale)  # scaled here, as the product is far larger
             np.matmul(rows.T, query.values[chain, start:stop], out=out[place])
         return out
 
@@ -107,17 +107,17 @@ class DrawCovariance:
 
     @property
     def _scale(self) -> float:
-        """N/(N − C), or N/(N − 1) where the draws are pooled."""
+        """N/(N − C) for draws centred within chains, N/(N − 1) for pooled draws."""
         total = self.chains * sum(self.lengths)
         return total / (total - (self.chains if self.centring == "chain" else 1))
 
     def _parts(self) -> list[tuple[int, int, int]]:
-        """(chain, first draw, end) of every batch."""
+        """Chain, first draw and end of every batch."""
         edges = np.cumsum([0, *self.lengths]).tolist()
         return [(chain, start, stop) for chain in range(self.chains) for start, stop in pairwise(edges)]
 
     def _means(self, values: Values, means: Float[np.ndarray, "chain token"]) -> Float[np.ndarray, "mean token"]:
-        """Deviations of the chains' means from one another; in a single chain, of those of its quarters."""
+        """Deviations of the chain means from their mean; for a single chain, of the means of its quarters."""
         if self.chains == 1:
             edges = np.cumsum([0, *self.lengths])
             quarters = np.array_split(np.arange(len(self.lengths)), min(CENTRE_PARTS, len(self.lengths)))
@@ -128,10 +128,10 @@ class DrawCovariance:
 
 @dataclass(frozen=True)
 class GaussianCovariance:
-    """The law of tokens whose slopes along directions of a Gaussian posterior are known.
+    """Covariances of token losses from their slopes along the directions of a Gaussian posterior.
 
     Attributes:
-        variances: v_k, of the posterior along each direction.
+        variances: v_k, variance of the posterior along each direction.
         changes: nβ·D_g of each group of training examples, nats per squared weight unit.
     """
 
@@ -141,11 +141,11 @@ class GaussianCovariance:
 
     @property
     def share(self) -> Float[np.ndarray, " group"]:
-        """Of each group in all examples."""
+        """Share of each group in all examples."""
         return np.full(len(self.changes), 1 / len(self.changes))
 
     def side(self, values: Values) -> TokenBatch:
-        """From the slopes [direction, token] of some tokens."""
+        """Build a batch from the slopes [direction, token] of some tokens."""
         slopes = values.astype(np.float64)
         moved = self.variances[:, None] * slopes
         groups = np.stack([((change @ moved) * moved).sum(0) for change in self.changes])
@@ -153,7 +153,7 @@ class GaussianCovariance:
         return TokenBatch(slopes, self.variances @ np.square(slopes) - groups, none, none[0])
 
     def products(self, train: TokenBatch, query: TokenBatch) -> Float[np.ndarray, "group row column"]:
-        """s_g·Z_g of two sets, whose sum over the groups is Cov."""
+        """s_g·Z_g of two sets; their sum over groups is Cov."""
         rows, columns = (self.variances[:, None] * side.values for side in (train, query))
         each = self.covariance(train, query) - np.stack([rows.T @ (change @ columns) for change in self.changes])
         return each / len(self.changes)
@@ -166,32 +166,32 @@ class GaussianCovariance:
 
 
 CovarianceModel = DrawCovariance | GaussianCovariance
-"""How what is known of two sets of tokens makes their covariance."""
+"""Computes the covariance of two sets of tokens from their values."""
 
 
-def batch_covariances(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> BatchCovariances:
-    """Multiply two sets of tokens, batch by batch."""
-    return BatchCovariances(law.share, law.products(train, query), train.variance, query.variance)
+def batch_covariances(model: CovarianceModel, train: TokenBatch, query: TokenBatch) -> BatchCovariances:
+    """Covariances of two sets of tokens in each batch."""
+    return BatchCovariances(model.share, model.products(train, query), train.variance, query.variance)
 
 
-def lacking(law: CovarianceModel, train: TokenBatch, query: TokenBatch) -> ChainMeanCovariance:
-    """What the covariance of two sets lacks, as draws are centred about estimated means."""
-    return ChainMeanCovariance.of_means(train.means, query.means, law.centre_scale)
+def chain_mean_bias(model: CovarianceModel, train: TokenBatch, query: TokenBatch) -> ChainMeanCovariance:
+    """Bias of the covariance of two sets that comes from centring draws about estimated means."""
+    return ChainMeanCovariance.of_means(train.means, query.means, model.centre_scale)
 
 
 def product_on(device: str) -> Product:
-    """Matrix products on a device, of arrays that come from the CPU and go back there.
+    """A function that multiplies NumPy matrices on a torch device.
 
     Raises:
-        ValueError: PyTorch has no such device here.
+        ValueError: PyTorch does not have this device.
     """
     import torch
 
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the second of a PyTorch that was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # builds of PyTorch without CUDA raise AssertionError
         raise ValueError(
-            f"device {device!r} is not there: {error}; leave `device` out to multiply on the CPU"
+            f"device {device!r} is not available: {error}; leave `device` out to multiply on the CPU"
         ) from error
 
     def product(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

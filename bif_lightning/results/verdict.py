@@ -1,8 +1,8 @@
-"""Can this snapshot be trusted: one word, a sentence with the numbers, and the knob to turn. Pure; no torch.
+"""The verdict on a snapshot: one word, a sentence with the numbers, and the setting to change. Without torch.
 
-Each sampler yields its checks in the order of harm (`sampling.sampler.Sampler.checks`), and the first that fails is the
-verdict: what a later one measures means little where an earlier one fails. Here are the checks that samplers share.
-Thresholds are judgements; the reason for each stands beside it.
+Each sampler yields its checks in the order of harm (`sampling.sampler.Sampler.checks`). The first that fails is the
+verdict, since later measures mean little if an earlier check fails. This module has the checks that samplers share.
+Thresholds are judgements, each with its reason.
 """
 
 import math
@@ -13,36 +13,37 @@ import numpy as np
 from bif_lightning.results.estimate import Estimate, Verdict
 
 MOST_NOISE = 1.0
-"""Of the noise ratio: above it minibatches heat the chains more than the sampler's own noise does. Over 69 runs on
-three models the ratio was the best predictor without labels of how well scores predict retraining (Spearman 0.79), and
-plain SGLD had to be at or below about 1."""
+"""Largest noise ratio: above 1, minibatch noise exceeds the injected noise and heats the chains. Over 69 runs on three
+models, the ratio was the best label-free predictor of how well scores predict retraining (Spearman 0.79), and plain
+SGLD needed about 1 or less."""
 
 MOST_DRIFT = 3.0
-"""Of the change from the first to the second half of the draws, in standard errors: chance alone rarely gets there."""
+"""Largest change from the first to the second half of the draws, in standard errors: chance rarely exceeds it."""
 
 MOST_CHANGE = 0.2
-"""Of that change, as a share of the rise above the loss at w*: less is no matter for a covariance about chain means."""
+"""Largest change as a share of the rise above the loss at w*: smaller ones do not matter for a covariance about chain
+means."""
 
 MOST_LLC = 3.0
-"""Of the LLC ratio. It is 1 where the loss is quadratic over the reach of the chains. Networks are not: values up to 2
-are common in sound runs, far larger ones mean that chains left the neighbourhood that the curvature describes."""
+"""Largest LLC ratio. It is 1 if the loss is quadratic over the range of the chains. Networks are not: values up to 2
+are common in good runs; much larger ones mean that chains left the neighbourhood that the curvature describes."""
 
 LEAST_RELIABILITY = 0.7
-"""Of the correlation that a second estimate of the same length would have with this one, on random groups of train
-examples. The score against retraining is that of endless chains times its root: that foretold it within 0.02 on three
+"""Smallest expected correlation with a second estimate of the same length, on random groups of train examples. The
+score against retraining is that of infinitely long chains times its root: this predicted scores within 0.02 on three
 tasks, from 100 to 1600 draws (benchmarks/reliability.py)."""
 
-_MOST_DRAWS = 10.0  # an extrapolation further than this is a guess
+_MOST_DRAWS = 10.0  # larger factors would be guesses
 
 
 def first_of(checks: Iterator[Verdict], estimate: Estimate) -> Verdict:
-    """The verdict on one snapshot: what the first failing check of its sampler says, or that none failed.
+    """The verdict on one snapshot, from the first failing check of its sampler.
 
-    diverged    a chain left the posterior, so that the step is at the edge for the others too
-    drifting    the chains had not settled: the loss still moves, or lies below that at w*
-    noisy       minibatch noise, or too few draws: Monte Carlo error; in closed form, too few examples for its curvature
+    diverged    a chain left the posterior, so the step size is near the limit for the others too
+    drifting    the chains have not converged: the loss still changes, or is below that at w*
+    noisy       minibatch noise, or too few draws; in closed form, too few examples for the curvature
     not local   the loss rises far more than the curvature at w* explains
-    good        none of these. A measure that could not be taken (NaN) is not held against the snapshot.
+    good        none of these; measures that are NaN do not count
 
     >>> from bif_lightning import judge
     >>> judge(snapshot).word in ("good", "noisy", "drifting", "not local", "diverged")  # of an Estimate
@@ -97,11 +98,11 @@ def raise_localization(pull: float | None, factor: float) -> str:
 
 
 def too_few_draws(estimate: Estimate) -> Iterator[Verdict]:
-    """Another estimate of as many draws would be another one."""
+    """A second estimate with as many draws would differ too much."""
     draws = estimate.chains.num_draws
     if bool(np.isnan(estimate.losses.influence_standard_error).all()):
         advice = f"raise num_chains from {estimate.chains.num_chains} to 4, or num_draws from {draws} tenfold"
-        sentence = "the draws are too few, for how long the chain remembers, to tell their error"
+        sentence = "there are too few draws, given their autocorrelation, to estimate the standard error"
         yield Verdict("noisy", sentence, advice)
         return
     found = reliability(estimate.diagnostics.group_agreement)
@@ -112,24 +113,46 @@ def too_few_draws(estimate: Estimate) -> Iterator[Verdict]:
     advice = f"raise num_draws from {draws} to about {rounded(draws * more)}"
     if estimate.diagnostics.ess < estimate.loss_trace.size / 4:  # NaN of independent draws
         thinning = estimate.chains.thinning
-        advice += f", or thinning from {thinning} to about {math.ceil(thinning * more)}, as draws repeat one another"
+        advice += f", or thinning from {thinning} to about {math.ceil(thinning * more)}, as draws are correlated"
     yield Verdict("noisy", sentence, advice)
 
 
-def reliability(agreement: float) -> float:
-    """Of an estimate, from the agreement r of its halves: 2r/(1 + r) (Spearman 1910; Brown 1910), 0 where r is below 0.
+def too_few_examples(estimate: Estimate, num_directions: int) -> Iterator[Verdict]:
+    """The error of a closed form comes from the examples that the curvature is measured on, not from draws."""
+    if bool(np.isnan(estimate.losses.influence_standard_error).all()):
+        sentence = "there are too few training examples to estimate the error of the curvature"
+        yield Verdict("noisy", sentence, "give more training examples")
+        return
+    found = reliability(estimate.diagnostics.group_agreement)
+    if not found < LEAST_RELIABILITY:
+        return
+    sentence = (
+        "an estimate with the curvature of as many other training examples would agree on groups of train examples "
+        f"only at {found:.2f}"
+    )
+    # A relative error of H changes the influence by about its share in h + γ/nβ.
+    knobs, factor = list[str](), math.sqrt(times_more(found))
+    if pull := estimate.sampler.localization:
+        knobs.append(f"raise localization from {pull:g} to about {rounded(pull * factor)}")
+    if num_directions > 1:
+        knobs.append(f"lower num_directions from {num_directions}")
+    yield Verdict("noisy", sentence, ", or ".join(knobs))
 
-    How far another estimate of the same length would agree with it; NaN where r is.
+
+def reliability(agreement: float) -> float:
+    """Expected agreement with a second estimate of the same length, from the agreement r of two halves.
+
+    It is 2r/(1 + r) (Spearman 1910; Brown 1910), 0 for negative r, NaN if r is NaN.
     """
     return math.nan if math.isnan(agreement) else 2 * max(agreement, 0.0) / (1 + max(agreement, 0.0))
 
 
 def times_more(reliability: float) -> float:
-    """How many times as many draws or examples make it reliable."""
+    """Factor on the number of draws or examples that makes an estimate reliable."""
     needed = LEAST_RELIABILITY * (1 - reliability) / (max(reliability, 1e-9) * (1 - LEAST_RELIABILITY))
     return min(needed, _MOST_DRAWS)
 
 
 def rounded(value: float) -> str:
-    """To two digits."""
+    """Round to two digits."""
     return f"{float(f'{value:.2g}'):g}"

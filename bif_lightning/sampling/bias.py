@@ -28,6 +28,7 @@ from bif_lightning.curvature.hessian import Hessian, examples_in_a_pass
 from bif_lightning.curvature.spectrum import hessian_spectrum
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.model.devices import is_out_of_memory, raise_out_of_memory
 from bif_lightning.model.weights import WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.sampling.prior_control import control_influence
 from bif_lightning.sampling.sampler import ChainContext, Prepared
@@ -86,7 +87,8 @@ def noise_ratio(context: ChainContext, settings: SGLD, start: Callable[[int], Wa
     walk = start(_CHAIN)
     try:
         gradients = _gradients(walk, count)
-    except Exception:
+    except Exception as error:
+        raise_out_of_memory(error)
         # A model may refuse weights that are no longer finite; shards of one fail together or not at all.
         if backend.sharded or bool(walk.weights.flat.isfinite().all()):
             raise
@@ -95,7 +97,8 @@ def noise_ratio(context: ChainContext, settings: SGLD, start: Callable[[int], Wa
     scale = sizes.sqrt() if isinstance(sizes, Tensor) else sizes**0.5
     for gradient in gradients:
         gradient.mul_(scale)
-    gram = torch.tensor([[backend.inner(a, b) for b in gradients] for a in gradients], dtype=torch.float64)
+    products = [[backend.inner(a, b) for b in gradients] for a in gradients]
+    gram = torch.tensor(products, dtype=torch.float64, device="cpu")
     if not bool(gram.isfinite().all()):
         return math.inf
     gram = gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()  # as if the gradients were centred
@@ -120,7 +123,7 @@ def vectors_held(backend: WeightBackend, *, preconditioned: bool) -> int:
     """Vectors of the size of the weights that these measurements hold at once, beyond the snapshot."""
     walk = 4 if preconditioned else 2
     fitting = _KEPT_BYTES // (backend.center.element_size() * backend.layout.size)
-    return walk + 2 + min(max(_GRADIENTS, _HELD), fitting)
+    return walk + 6 + min(max(_GRADIENTS, _HELD), fitting)
 
 
 def llc_ratio(context: ChainContext, settings: SGLD, llc: float) -> float:
@@ -201,6 +204,20 @@ def measure_bias(
     """
     with ranks.collective("measuring the bias of the chains"):
         # Every rank measures the same; one that waited would save no time.
-        ratios = prepared.noise_ratio(context), prepared.llc_ratio(context, llc)
+        ratios = (
+            _unless_out_of_memory(context, "the noise ratio", lambda: prepared.noise_ratio(context)),
+            _unless_out_of_memory(context, "the LLC ratio", lambda: prepared.llc_ratio(context, llc)),
+        )
     ratios = ranks.broadcast(ratios)
     return BiasMeasures(*ratios, control_influence(prepared, context, scored, workers, ranks), scored)
+
+
+def _unless_out_of_memory(context: ChainContext, what: str, measure: Callable[[], float]) -> float:
+    """NaN, and a note, where memory runs out: all chains are done, and their estimate stands without this number."""
+    try:
+        return measure()
+    except Exception as error:
+        if context.backend.sharded or not is_out_of_memory(error):
+            raise
+        context.problem.remarks[what] = f"{what} was not measured, since memory ran out"
+        return math.nan

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from bif_lightning.model.devices import raise_out_of_memory
 from bif_lightning.results.estimate import Divergence
 from bif_lightning.sampling.divergence import left_posterior
 from bif_lightning.sampling.sampler import ChainContext, ChainState, Draw
@@ -37,9 +38,12 @@ def run_chain(context: ChainContext, chain: int) -> ChainTrace | Divergence:
             trace.push(draw.train, draw.columns)
             if context.tokens is not None and draw.tokens is not None:
                 context.tokens.push(chain, draw.index, *draw.tokens)
+            if draw.coordinates is not None:
+                trace.coordinates.append(draw.coordinates)
             trace.loss.append(before)
             trace.distance.append(draw.squared_distance**0.5)
-    except Exception:
+    except Exception as error:
+        raise_out_of_memory(error)
         # Shards of a model fail together or not at all: whether one is finite says nothing of the others.
         if context.backend.sharded or bool(state.weights.flat.isfinite().all()):
             raise

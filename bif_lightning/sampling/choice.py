@@ -3,11 +3,12 @@
 from typing import Literal
 
 from bif_lightning import config
-from bif_lightning.config import SGLD, Chains, Pairs, Subspace
+from bif_lightning.config import SGLD, Chains, ControlledSGLD, Pairs, Subspace
 from bif_lightning.curvature.gradients import why_no_gradients
 from bif_lightning.losses.problem import Problem
 from bif_lightning.results.estimate import Estimate, Verdict
 from bif_lightning.results.verdict import first_of
+from bif_lightning.sampling.controlled import ControlledSampler
 from bif_lightning.sampling.pairs import PairsSampler
 from bif_lightning.sampling.sampler import Sampler
 from bif_lightning.sampling.sgld import SGLDSampler
@@ -23,6 +24,8 @@ def sampler_of(settings: config.Sampler) -> Sampler:
             return PairsSampler(settings)
         case Subspace():
             return SubspaceSampler(settings)
+        case ControlledSGLD():
+            return ControlledSampler(settings)
 
 
 def default_settings(problem: Problem, chains: Chains | None) -> Subspace | Literal["auto"]:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 
-from bif_lightning.config import Centring, Chains
+from bif_lightning.config import Centring, Chains, ControlledSGLD
 from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.sampling.trace import ChainTrace
 from bif_lightning.statistics.conditioned import KalmanUpdate
+from bif_lightning.statistics.correction import MOST_RESIDUAL, agreement, difference, largest, residual_share
 from bif_lightning.statistics.influence import BatchCovariances, products
 from bif_lightning.statistics.moments import Moments, merge_batches, stack
 from bif_lightning.statistics.standard_errors import (
@@ -45,6 +46,19 @@ class RowCovariances:
     chain_means: ChainMeanCovariance
 
 
+@dataclass(frozen=True)
+class Correction:
+    """Weight of a correction that chains measured.
+
+    Attributes:
+        alpha: α.
+        residual_share: Var(x − x')/Var(x') along the losses.
+    """
+
+    alpha: float
+    residual_share: float
+
+
 class Covariances(Protocol):
     """Where the matrices of an estimate come from."""
 
@@ -68,6 +82,11 @@ class Covariances(Protocol):
         """Makes the conditioned influence; None where there is none."""
         ...
 
+    @property
+    def correction(self) -> "Correction | None":
+        """How much the chains add to a closed form; None where there is none."""
+        ...
+
     def rows(self, rows: slice) -> RowCovariances:
         """Of these train rows."""
         ...
@@ -86,6 +105,7 @@ class DrawnCovariances:
     centring: Centring
     errors: ErrorModel
     conditioner: KalmanUpdate | None = None
+    correction: None = None
 
     @classmethod
     def of(
@@ -139,6 +159,7 @@ class ClosedFormCovariances:
     traces: Sequence[ChainTrace]
     centring: Centring
     conditioner: None = None
+    correction: None = None
 
     @property
     def errors(self) -> ErrorModel:
@@ -161,6 +182,85 @@ class ClosedFormCovariances:
         moments = stack([trace.moments(rows) for trace in self.traces])
         none = no_bias(chain_mean_covariance(moments, self.centring))
         return RowCovariances(moments, self.posterior.products(rows), none)
+
+
+@dataclass(frozen=True)
+class ControlledCovariances:
+    """Those in closed form, and a correction by chains beside their surrogates (`sampling.controlled`).
+
+    Attributes:
+        closed: of the surrogate.
+        corrections: α·Δ that is added in each group of examples: their mean is that of the chains, and their spread
+            makes the standard error of the mean over groups that of the chains too.
+        correction: α, and by how much chains and surrogates part.
+    """
+
+    closed: ClosedFormCovariances
+    corrections: Float64[np.ndarray, "group direction direction"]
+    correction: Correction
+    conditioner: None = None
+
+    @classmethod
+    def of(
+        cls, posterior: LinearizedPosterior, traces: Sequence[ChainTrace], chains: Chains, settings: ControlledSGLD
+    ) -> "ControlledCovariances":
+        """Weigh the correction that these chains measured."""
+        closed = ClosedFormCovariances(posterior, traces, chains.centring)
+        coordinates = torch.stack([torch.stack(trace.coordinates) for trace in traces]).numpy()
+        count = coordinates.shape[-1]
+        train, columns = (along[:, -count:].numpy() for along in (posterior.train_along, posterior.columns_along))
+        differences = np.stack([difference(each) for each in coordinates])
+        share = residual_share(coordinates, train)
+        alpha = settings.alpha
+        if alpha == "agreement":
+            alpha = agreement(differences, train, columns) if share <= MOST_RESIDUAL else 0.0
+        alpha = float(min(alpha, largest(differences.mean(0), posterior.variances[-count:].numpy())))
+        spread = _spread(differences, posterior.groups)
+        return cls(closed, alpha * spread, Correction(alpha, share))
+
+    @property
+    def errors(self) -> ErrorModel:
+        """Groups are independent."""
+        return self.closed.errors
+
+    @property
+    def share(self) -> Float64[np.ndarray, " batch"]:
+        """The same for every group."""
+        return self.closed.share
+
+    @property
+    def halves(self) -> Halves:
+        """The first groups and the others."""
+        return self.closed.halves
+
+    def rows(self, rows: slice) -> RowCovariances:
+        """Of these train rows."""
+        found, posterior = self.closed.rows(rows), self.closed.posterior
+        count, of = self.corrections.shape[-1], found.batches
+        train, columns = posterior.train_along[rows, -count:].numpy(), posterior.columns_along[:, -count:].numpy()
+        along, across = train @ self.corrections, columns @ self.corrections
+        batches = BatchCovariances(
+            of.share,
+            of.covariance + (along @ columns.T) * of.share[:, None, None],
+            of.train_variance + (along * train).sum(-1),
+            of.column_variance + (across * columns).sum(-1),
+        )
+        return RowCovariances(found.moments, batches, found.chain_means)
+
+
+def _spread(
+    differences: Float64[np.ndarray, "chain direction direction"], groups: int
+) -> Float64[np.ndarray, "group direction direction"]:
+    """The mean over chains for each group, and the deviation of one of the chains, group by group in turn.
+
+    The deviations are scaled so that the variance of the mean over groups is that of the mean over chains, to which
+    that of the groups themselves adds up.
+    """
+    mean, chains = differences.mean(0), len(differences)
+    if chains < 2 or groups < 2:
+        return np.broadcast_to(mean, (groups, *mean.shape)).copy()
+    deviations = (differences - mean)[np.arange(groups) % chains]
+    return mean + (deviations - deviations.mean(0)) * np.sqrt((groups - 1) / (chains - 1))
 
 
 def _split(late: Bool[np.ndarray, " batch"]) -> Halves:

@@ -104,4 +104,4 @@ class PreparedPairs:
         return vector
 
     def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
-        return chain_bytes(backend, workers, vectors=2)
+        return chain_bytes(backend, workers, vectors=5)

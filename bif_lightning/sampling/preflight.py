@@ -1,7 +1,8 @@
 """What can go wrong with a module is tried before its first chain, at weights off the snapshot and on a few examples.
 
 Does a twin compute the same bits as the module itself? Do the sampled weights reach the loss, and no others? Does the
-gradient agree with finite differences of the loss? Does the module draw random numbers?
+gradient agree with finite differences of the loss? Does the loss differentiate inside, or draw random numbers? Are
+second derivatives those of the gradient? May several twins run at once?
 """
 
 import math
@@ -11,19 +12,41 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bif_lightning.curvature.first_derivatives import MOST_ERROR, gradient_error
+from bif_lightning.curvature.second_derivatives import DIFFERENCES, second_derivatives_hold
+from bif_lightning.data.dataset import spread_rows
 from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.losses.graph import needs_graph
 from bif_lightning.losses.problem import Minibatch, Problem
+from bif_lightning.model.devices import raise_out_of_memory
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import ShardedBackend, is_sharded
-from bif_lightning.model.weights import WeightBackend, Weights
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights
 from bif_lightning.rng import GLOBAL, global_states, seed_global, stream_seed
+from bif_lightning.sampling.shared_state import Run, shares_state
+from bif_lightning.sampling.writes import check_no_writes, live_writes
 
-_EXAMPLES = 8
+_EXAMPLES, _FEW = 8, 3
 _RELATIVE_NOISE = 0.01
 _RELATIVE_STEPS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Changes of the loss, relative to it, for which finite differences are tried: the best one counts."""
 _TOLERANCE = 0.1
 """Of the slope: rounding in half precision stays below it, and a gradient of another function does not."""
+
+_NO_GRADIENT = (
+    "something in the model gives a gradient that is not that of the loss (a straight-through estimator, a .detach() "
+    "inside the loss, reversed gradients), and chains would sample from no posterior. Pass a loss_fn with a true "
+    "gradient, restrict params to weights that have one, or switch this check off: check_gradient=False, in the "
+    "callback allow_untested=True"
+)
+
+NO_TWIN = "a second tree of this module does not reproduce it"
+SHARED = "the forward pass keeps state, such as activations that a hook stores, which copies of this module share"
+FROM_CALL_TO_CALL = (
+    "the loss of the same examples at the same weights changes from call to call, since it keeps state; draws differ "
+    "for that, too. Pass a loss_fn without that state"
+)
+"""Why chains run one after the other, in the notes of an estimate."""
 
 _NO_TWIN = (RuntimeError, AttributeError, TypeError, KeyError, AssertionError, NotImplementedError)
 
@@ -44,10 +67,26 @@ def ready_backend(problem: Problem, seed: int, ranks: Ranks) -> WeightBackend:
         return backend
     if problem.twins is None:
         # The same answer on all ranks, since the bits of what draws random numbers depend on it.
-        with ranks.collective("trying the module"):
+        with ranks.collective("trying the module"), live_writes(problem) as written:
             found = _probe(problem, seed)
-        problem.twins, problem.stochastic = ranks.broadcast(found)
-    return FunctionalBackend(problem.module, problem.params, twins=problem.twins, from_first=_from_first(ranks))
+        (problem.twins, problem.stochastic, why), problem.written = ranks.broadcast((found, tuple(written)))
+        if why:
+            problem.remarks["twins"] = f"chains ran one after the other: {why}"
+        with ranks.collective("comparing second derivatives"):
+            holds = second_derivatives_hold(problem, _functional(problem, ranks), seed)
+        if not ranks.broadcast(holds):
+            problem.by_differences, problem.remarks["curvature"] = True, DIFFERENCES
+    return _functional(problem, ranks)
+
+
+def _functional(problem: Problem, ranks: Ranks) -> FunctionalBackend:
+    return FunctionalBackend(
+        problem.module,
+        problem.params,
+        twins=bool(problem.twins),
+        copied=problem.written,
+        from_first=_from_first(ranks),
+    )
 
 
 def _from_first(ranks: Ranks) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -61,18 +100,38 @@ def _from_first(ranks: Ranks) -> Callable[[list[Tensor]], list[Tensor]]:
     return share
 
 
-def _probe(problem: Problem, seed: int) -> tuple[bool, bool]:
-    """(twins reproduce the module, the model draws random numbers)."""
+def _probe(problem: Problem, seed: int) -> tuple[bool, bool, str]:
+    """(twins reproduce the module, the model draws random numbers, why chains must not run at once)."""
     borrowed = FunctionalBackend(problem.module, problem.params, twins=False)
     expected = _tried(problem, borrowed, seed)
     if expected.drew:
-        return False, True  # one global generator serves one chain at a time
+        return False, True, ""  # one global generator serves one chain at a time
     try:
         twin = FunctionalBackend(problem.module, problem.params, twins=True)
         found = _Trial.run(problem, twin, seed)
-        return not found.reached and torch.equal(found.weights.gradient, expected.weights.gradient), False
-    except _NO_TWIN:
-        return False, False  # a module that a twin does not reproduce, such as a scripted one
+        if found.reached or not torch.equal(found.weights.gradient, expected.weights.gradient):
+            again = _Trial.run(problem, borrowed, seed)
+            return False, False, NO_TWIN if again.same(expected) else FROM_CALL_TO_CALL
+        if twin.parallel and _disturb(problem, twin, found):
+            return False, False, SHARED
+        return True, False, ""
+    except _NO_TWIN as error:
+        raise_out_of_memory(error)
+        return False, False, NO_TWIN  # such as a scripted one
+
+
+def _disturb(problem: Problem, twin: FunctionalBackend, trial: "_Trial") -> bool:
+    """Whether twins of the module disturb each other where they run at once."""
+    few = problem.minibatch(torch.arange(min(_FEW, len(problem.training)), device="cpu"))
+
+    def gradient(minibatch: Minibatch) -> Run:
+        def run(bound: BoundModule, weights: Weights) -> Tensor:
+            problem.gradient(twin, weights, bound, minibatch)
+            return weights.gradient.clone()
+
+        return run
+
+    return shares_state(twin, trial.weights, twin.weights(), gradient(trial.minibatch), gradient(few))
 
 
 def _tried(problem: Problem, backend: WeightBackend, seed: int) -> "_Trial":
@@ -83,13 +142,17 @@ def _tried(problem: Problem, backend: WeightBackend, seed: int) -> "_Trial":
             "parameter in an object of its own besides the attribute; let it use the attribute, or leave it out of "
             "params"
         )
+    check_no_writes(problem, backend, trial.minibatch, *trial.versions)
     if backend.norm(trial.weights.gradient) == 0:
         raise ValueError(
             "the loss does not depend on the sampled weights: its gradient is 0 everywhere. Do the params patterns "
             "choose weights that the loss uses, and does the module compute with its own parameters?"
         )
+    problem.differentiates = not backend.sharded and _differentiates(problem, backend, trial, seed)
     if problem.check_gradient:
         _check_gradient(problem, backend, trial, seed)
+        if isinstance(backend, FunctionalBackend):
+            _check_other_directions(problem, backend, trial, seed)
     # A first call may draw what no other does (a lazy initialization), and so may another thread of the process; in
     # shards all ranks have to make as many calls as the others, and none more.
     if trial.drew and not backend.sharded:
@@ -106,12 +169,18 @@ class _Trial:
         minibatch: of the examples.
         reached: names of the module's own parameters that got a gradient, which none may.
         drew: whether the model, or the training data, drew random numbers.
+        versions: counters of writes into the weights, before and after.
     """
 
     weights: Weights
     minibatch: Minibatch
     reached: list[str]
     drew: bool
+    versions: tuple[int, int]
+
+    def same(self, other: "_Trial") -> bool:
+        """Whether both have the same gradient, bit by bit."""
+        return torch.equal(self.weights.gradient, other.weights.gradient)
 
     @classmethod
     def run(cls, problem: Problem, backend: WeightBackend, seed: int) -> "_Trial":
@@ -122,8 +191,7 @@ class _Trial:
                 noise = torch.empty_like(piece)
                 backend.fill_normal(noise, parameter, generator)
                 piece.add_(noise, alpha=_RELATIVE_NOISE * (_mean_size(piece) + 1e-3))
-        rows = torch.linspace(0, len(problem.training) - 1, min(_EXAMPLES, len(problem.training))).long()
-        rows = rows.unique()
+        rows = spread_rows(len(problem.training), _EXAMPLES)
         named = list(problem.module.named_parameters())
         gradients = [parameter.grad for _, parameter in named]
         seed_global(backend.device, stream_seed(seed, GLOBAL))
@@ -131,14 +199,29 @@ class _Trial:
         try:
             for _, parameter in named:
                 parameter.grad = None
-            minibatch = problem.minibatch(rows)
+            minibatch, version = problem.minibatch(rows), weights.flat._version
             problem.gradient(backend, weights, backend.bind(weights), minibatch)
             reached = [name for name, parameter in named if parameter.grad is not None]
             drew = before != global_states(backend.device) or not problem.training.repeats
-            return cls(weights, minibatch, reached, drew)
+            return cls(weights, minibatch, reached, drew, (version, weights.flat._version))
         finally:
             for (_, parameter), gradient in zip(named, gradients, strict=True):
                 parameter.grad = gradient
+
+
+def _differentiates(problem: Problem, backend: WeightBackend, trial: _Trial, seed: int) -> bool:
+    """Whether losses or observables differentiate inside, so that they have to be measured with a graph."""
+    weights = backend.weights(tracked=False)
+    weights.flat.copy_(trial.weights.flat)
+    bound = backend.bind(weights)
+
+    def loss() -> Tensor:
+        seed_global(backend.device, stream_seed(seed, GLOBAL))
+        return bound.call(lambda module: problem.objective(module, trial.minibatch.batch))
+
+    if needs_graph(loss):
+        return True
+    return bool(problem.observables) and needs_graph(lambda: bound.call(problem.measure_observables))
 
 
 def _mean_size(piece: Tensor) -> float:
@@ -166,8 +249,15 @@ def _check_gradient(problem: Problem, backend: WeightBackend, trial: _Trial, see
     if abs(best - slope) > _TOLERANCE * slope:
         raise ValueError(
             f"the gradient of the loss has length {slope:.4g}, but the loss changes by {best:.4g} a unit along it: "
-            "something in the model gives a gradient that is not that of the loss (a straight-through estimator, a "
-            ".detach() inside the loss, reversed gradients), and chains would sample from no posterior. Pass a loss_fn "
-            "with a true gradient, restrict params to weights that have one, or switch this check off: "
-            "check_gradient=False, in the callback allow_untested=True"
+            f"{_NO_GRADIENT}"
+        )
+
+
+def _check_other_directions(problem: Problem, backend: FunctionalBackend, trial: _Trial, seed: int) -> None:
+    """Compare slopes along random directions, which a part that is missing from the gradient changes too."""
+    error = gradient_error(problem, backend, trial.minibatch, seed)
+    if error > MOST_ERROR:
+        raise ValueError(
+            f"along random directions the slopes of the loss differ by {error:.0%} from those of its gradient: "
+            f"{_NO_GRADIENT}"
         )

@@ -1,8 +1,8 @@
 """What a sampler is: how it prepares at a snapshot, draws, turns draws into covariances, and judges the result.
 
-One file a sampler (`sgld`, `pairs`, `subspace`), always in the same order: prepare, draw, covariances, checks. The
-flow in `estimation.estimator` knows samplers only by the protocols here; a further sampler is one new file, its
-settings in `config`, and a line in `sampling.choice`.
+One file a sampler (`sgld`, `pairs`, `subspace`, `controlled`), always in the same order: prepare, draw, covariances,
+checks. The flow in `estimation.estimator` knows samplers only by the protocols here; a further sampler is one new file,
+its settings in `config`, and a line in `sampling.choice`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -169,7 +169,8 @@ class Prepared(Kernel, Protocol):
 class Draw:
     """The observables at one recorded state of a chain, and its distance from the snapshot.
 
-    `tokens` are the losses of single tokens of train and query examples, with `per_token`.
+    `tokens` are the losses of single tokens of train and query examples, with `per_token`; `coordinates` those of a
+    chain and its surrogate, where there is one.
     """
 
     index: int
@@ -178,6 +179,7 @@ class Draw:
     columns: Float[Tensor, " column"]
     squared_distance: float
     tokens: tuple[TokenValues, TokenValues] | None = None
+    coordinates: Float[Tensor, "2 direction"] | None = None
 
     @property
     def loss(self) -> float:
@@ -241,7 +243,11 @@ class ChainState:
         else:
             train, columns, tokens = problem.measure_tokens(self.bound)
         self.weights.track(True)
-        return Draw(draw, step, train, columns, self.squared_distance(), tokens)
+        return Draw(draw, step, train, columns, self.squared_distance(), tokens, self.coordinates())
+
+    def coordinates(self) -> Float[Tensor, "2 direction"] | None:
+        """Coordinates of the chain and of its surrogate; None where there is none."""
+        return None
 
     def squared_distance(self) -> float:
         """‖w − w*‖²."""

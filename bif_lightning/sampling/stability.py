@@ -74,7 +74,7 @@ def check_stable(sampler: SGLD, problem: Problem, backend: WeightBackend, chains
 
 
 def shrink_step_size(sampler: SGLD, curvature: float) -> SGLD:
-    """The sampler with ε lowered to c/(nβ·λmax + γ) where the loss has become too sharp for it.
+    """The sampler with ε in_weights to c/(nβ·λmax + γ) where the loss has become too sharp for it.
 
     The posterior, nβ and γ, stays; ε only says how finely the chain follows it.
     """

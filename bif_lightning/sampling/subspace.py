@@ -9,28 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from bif_lightning.config import Chains, Subspace
 from bif_lightning.curvature.closed_form import LinearizedPosterior
-from bif_lightning.curvature.kronecker import metric_bytes
-from bif_lightning.curvature.laplace import linear_of, seconds_for_linear, steps_of_linear
+from bif_lightning.curvature.laplace import linearize, linearized_bytes, seconds_to_linearize, steps_to_linearize
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress
 from bif_lightning.losses.problem import Problem
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.results.estimate import Estimate, Verdict
 from bif_lightning.results.tokens import Tokens
-from bif_lightning.results.verdict import (
-    LEAST_RELIABILITY,
-    MOST_LLC,
-    diverged,
-    raise_localization,
-    reliability,
-    rounded,
-    times_more,
-)
+from bif_lightning.results.verdict import MOST_LLC, diverged, raise_localization, too_few_examples
 from bif_lightning.sampling.antithetic import draw_antithetic
 from bif_lightning.sampling.bias import llc_over_dimension
 from bif_lightning.sampling.covariances import ClosedFormCovariances, Covariances
@@ -59,16 +49,16 @@ class SubspaceSampler:
         """Localization and temperature follow from the curvature, whatever it is."""
 
     def preparation(self, problem: Problem, ranks: Ranks) -> int:
-        return sum(steps_of_linear(problem, self.settings, ranks))
+        return sum(steps_to_linearize(problem, self.settings, ranks))
 
     def seconds(self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks) -> float:
-        return seconds_for_linear(problem, backend, self.settings, workers, ranks)
+        return seconds_to_linearize(problem, backend, self.settings, workers, ranks)
 
     def prepare(
         self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks, progress: Progress | None = None
     ) -> "PreparedSubspace":
         """Gradients of all that is measured, the curvature along the strongest of them, and the pull."""
-        posterior = linear_of(problem, backend, self.settings, workers, ranks, progress)
+        posterior = linearize(problem, backend, self.settings, workers, ranks, progress)
         found = replace(
             self.settings,
             inverse_temperature=posterior.normal.inverse_temperature,
@@ -82,7 +72,7 @@ class SubspaceSampler:
     def checks(self, estimate: Estimate) -> Iterator[Verdict]:
         yield from diverged(estimate, "raise localization")
         yield from self._not_local(estimate)
-        yield from self._too_few_examples(estimate)
+        yield from too_few_examples(estimate, self.settings.num_directions)
 
     def remedy(self) -> str:
         return f"raise inverse_temperature (now {self.settings.inverse_temperature:g}) or localization"
@@ -92,36 +82,15 @@ class SubspaceSampler:
         if not ratio > MOST_LLC:
             return
         sentence = (
-            f"the matrices are the closed form, but by the draws the loss rises {ratio:.2g} times as much as the "
-            "curvature at w* explains, so that influence beyond first order is left out. Kinks of ReLUs and of max "
-            "pooling do that at any localization, which has not made scores worse"
+            f"the matrices come from the closed form, but at the draws the loss rises {ratio:.2g} times as much as the "
+            "curvature at w* explains: influence beyond first order is missing. Kinks of ReLUs and max pooling cause "
+            "this at any localization, which has not made scores worse"
         )
         advice = (
-            f"{raise_localization(self.settings.localization, ratio)}, or take "
-            f"SGLD(num_directions={self.settings.num_directions}, ...), whose draws meet the loss as it is"
+            f"{raise_localization(self.settings.localization, ratio)}, or use "
+            f"SGLD(num_directions={self.settings.num_directions}, ...), which samples with the true loss"
         )
         yield Verdict("not local", sentence, advice)
-
-    def _too_few_examples(self, estimate: Estimate) -> Iterator[Verdict]:
-        """The error of the closed form is that of a curvature measured on some examples, not of draws."""
-        if bool(np.isnan(estimate.losses.influence_standard_error).all()):
-            sentence = "the training examples are too few to tell the error of the curvature"
-            yield Verdict("noisy", sentence, "give more training examples")
-            return
-        found = reliability(estimate.diagnostics.group_agreement)
-        if not found < LEAST_RELIABILITY:
-            return
-        sentence = (
-            f"the curvature, measured on as many other training examples, would agree on groups of train examples only "
-            f"at {found:.2f}"
-        )
-        # An error of H moves the influence by about its share in h + γ/nβ.
-        knobs, factor = list[str](), math.sqrt(times_more(found))
-        if pull := self.settings.localization:
-            knobs.append(f"raise localization from {pull:g} to about {rounded(pull * factor)}")
-        if self.settings.num_directions > 1:
-            knobs.append(f"lower num_directions from {self.settings.num_directions}")
-        yield Verdict("noisy", sentence, ", or ".join(knobs))
 
 
 @dataclass(frozen=True)
@@ -174,7 +143,7 @@ class PreparedSubspace:
         return vector
 
     def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
-        return chain_bytes(backend, workers, vectors=2) + nbytes_of(self.posterior.held())
+        return chain_bytes(backend, workers, vectors=2) + nbytes_of(self.posterior.tensors())
 
 
 @dataclass(frozen=True)
@@ -195,9 +164,4 @@ class UnpreparedSubspace:
         return state.squared_distance()
 
     def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
-        item, layout, settings = backend.center.element_size(), backend.layout, self.sampler.settings
-        others = 0 if problem.query is problem.train else sum(problem.column_counts)
-        directions = min(settings.num_directions, problem.num_train)
-        gradients = (problem.num_train + others + 2 * directions) * layout.size * item
-        metric = metric_bytes(layout.places, item) if settings.metric == "kronecker" else 0
-        return chain_bytes(backend, workers, vectors=2) + gradients + metric
+        return chain_bytes(backend, workers, vectors=2) + linearized_bytes(problem, backend, self.sampler.settings)

@@ -24,19 +24,18 @@ from bif_lightning.statistics.moments import stack
 from bif_lightning.statistics.standard_errors import ErrorModel, centre_scale, fit_error_model, independent
 
 IN_SPAN = (
-    "influence of single tokens is that of the posterior within the span of the sampler's directions: a token's "
-    "gradient outside of it is not known, so that sums over tokens lack the part of the sequences' influence that the "
-    "pull alone makes"
+    "influence of single tokens is computed within the span of the sampler's directions, since gradients of tokens are "
+    "unknown outside of it: sums over tokens lack the part of the sequences' influence outside the span"
 )
 
-_SAMPLED = 64  # tokens of either axis whose draws show how long chains remember
+_SAMPLED = 64  # tokens of each axis whose draws show the autocorrelation of the chains
 
 
 def token_store(context: ChainContext, chains: Sequence[int], scratch: Path | None) -> TokenStore | None:
-    """Where the losses of tokens at the draws of these chains go; None where they are not asked for.
+    """Storage for the losses of tokens at the draws of chains; None without `per_token`.
 
     Raises:
-        OSError: there is no room for a temporary file.
+        OSError: the disk has no space for a temporary file.
     """
     if context.token_losses is None:
         return None
@@ -49,10 +48,10 @@ def drawn_tokens(
     """Influence of single tokens by the draws of these chains. Collective.
 
     Returns:
-        None where it is not asked for, or another rank gets it.
+        The tokens; None without `per_token`, or on ranks that do not get the result.
 
     Raises:
-        OSError: there is no room for a temporary file.
+        OSError: the disk has no space for a temporary file.
     """
     if context.tokens is None:
         return None
@@ -76,9 +75,9 @@ def closed_form_tokens(
     slopes = token_slopes(context.problem, context.backend, directions, size, ranks)
     train, query = slopes[0].numpy(), slopes[-1].numpy()
     changes = posterior.normal.inverse_temperature * posterior.deviations
-    law = GaussianCovariance(posterior.variances.numpy(), changes.numpy())
+    model = GaussianCovariance(posterior.variances.numpy(), changes.numpy())
     errors = independent(posterior.groups)
-    return _tokens(*context.token_losses, blocks_of(law, errors, InMemoryTokens(train), InMemoryTokens(query)))
+    return _tokens(*context.token_losses, blocks_of(model, errors, InMemoryTokens(train), InMemoryTokens(query)))
 
 
 def _drawn(context: ChainContext, store: TokenStore) -> Tokens:
@@ -87,8 +86,8 @@ def _drawn(context: ChainContext, store: TokenStore) -> Tokens:
     precision = _precision(train, query, lengths, context.chains.centring)
     merged = [int(part.sum()) for part in np.array_split(np.array(lengths), precision.parts)]
     scale = centre_scale(len(train), len(merged), context.chains.centring)
-    law = DrawCovariance(len(train), tuple(merged), context.chains.centring, scale)
-    return _tokens(store.train, store.query, blocks_of(law, precision, InMemoryTokens(train), InMemoryTokens(query)))
+    model = DrawCovariance(len(train), tuple(merged), context.chains.centring, scale)
+    return _tokens(store.train, store.query, blocks_of(model, precision, InMemoryTokens(train), InMemoryTokens(query)))
 
 
 def _precision(train: np.ndarray, query: np.ndarray, lengths: Sequence[int], centring: Centring) -> ErrorModel:
@@ -113,7 +112,7 @@ def _axis(values: TokenValues, blocks: TokenBlocks, source: Source) -> TokenAxis
     at_snapshot = values.values.double().cpu().numpy()
     mean, std = at_snapshot.copy(), np.empty_like(at_snapshot)
     for here, side in blocks.sides(source, np.arange(len(at_snapshot))):
-        std[here] = np.sqrt(blocks.law.share @ side.variance)
+        std[here] = np.sqrt(blocks.model.share @ side.variance)
         mean[here] += side.change
     return TokenAxis(
         sequence=sequence,

@@ -61,6 +61,7 @@ class ChainTrace:
         train, columns: the draws (all of them, or those of the batch under way).
         parts: moments of each finished batch, where traces are not kept.
         loss, distance: mean train loss and ‖w − w*‖ at each draw.
+        coordinates: of the chain and of its surrogate at each draw, where there is one (`sampling.controlled`).
     """
 
     chain: int
@@ -71,6 +72,7 @@ class ChainTrace:
     parts: list[Moments] = field(default_factory=list[Moments])
     loss: list[float] = field(default_factory=list[float])
     distance: list[float] = field(default_factory=list[float])
+    coordinates: list[Tensor] = field(default_factory=list[Tensor])
 
     def push(self, train: Float[Tensor, " train"], columns: Float[Tensor, " column"]) -> None:
         """Take in one draw."""

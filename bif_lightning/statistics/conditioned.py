@@ -1,22 +1,24 @@
-"""The conditioned influence: what the influence becomes once the draws are conditioned on the training losses.
+"""The conditioned influence: influence after the draws are conditioned on the train losses by a Kalman update.
 
-Take the draws as an ensemble from a broad prior, and every training loss at w* as a measurement of the weights with
-error variance r. A Kalman update of the ensemble (Evensen 1994; exact for losses that are linear in the weights)
-leaves, of the covariance C of train losses and c of train losses with the columns,
+The draws are an ensemble from a broad prior, and every train loss at w* is a measurement of the weights with error
+variance r. Let C be the covariance of the train losses, and c that of train losses with the columns. A Kalman update of
+the ensemble (Evensen 1994; exact for losses that are linear in the weights) turns the influence −c into
 
-    conditioned influence = −r·(C + r·I)⁻¹·c,   which tends to the influence −c as r → ∞.
+    conditioned influence = −r·(C + r·I)⁻¹·c,   which tends to −c as r → ∞.
 
-It is the influence under a sharper localized posterior, whose precision is that of the draws plus (1/r)·Σ_i g_i·g_iᵀ,
-the empirical Fisher metric: one set of draws serves a range of temperatures. With the K increments of the draws as rows
-of A (train) and B (columns), C = AᵀA/K. With s = K·r, the push-through identity gives two forms of the same matrix,
+It is the influence under a sharper localized posterior, whose precision has the additional term (1/r)·Σ_i g_i·g_iᵀ, the
+empirical Fisher metric. One set of draws thus serves a range of temperatures.
 
-    −(s/K)·Aᵀ·(A·Aᵀ + s·I)⁻¹·B  =  −(s/K)·(AᵀA + s·I)⁻¹·AᵀB,
+Let the K increments of the draws be the rows of A (train) and B (columns), so that C = AᵀA/K, and let s = K·r. By the
+push-through identity
 
-of which the smaller is solved: increments x increments, or train x train. The second reads the draws a block at a time,
-so that time and memory grow linearly with their number.
+    −(s/K)·Aᵀ·(A·Aᵀ + s·I)⁻¹·B  =  −(s/K)·(AᵀA + s·I)⁻¹·AᵀB.
 
-An increment is the difference of successive draws of a chain over √2, free of the chain's slow drift, or the half
-difference of an antithetic pair: either has the covariance of independent draws.
+The smaller system is solved: increments x increments, or train x train. The second form reads the draws in blocks, and
+its time and memory grow linearly with their number.
+
+An increment is the difference of successive draws of a chain divided by √2, which removes slow drift, or half the
+difference of an antithetic pair. Both have the covariance of independent draws.
 """
 
 import math
@@ -35,14 +37,14 @@ from bif_lightning.statistics.influence import Estimates, weighted_sum
 from bif_lightning.statistics.standard_errors import independent
 
 LEAST_INCREMENTS = 4
-"""Increments below which there is nothing to condition on."""
+"""Fewest increments for an update."""
 
-_BLOCK = 1 << 12  # train rows at a time: all increments in float64 could be larger than the traces themselves
-_ENTRIES = 1 << 20  # float64 numbers of a block of increments: 8 MB
+_BLOCK = 1 << 12  # train rows at a time: all increments in float64 could be larger than the traces
+_ENTRIES = 1 << 20  # float64 numbers in a block of increments: 8 MB
 
 
 def increments(trace: Float[Tensor, "draw x"], *, paired: bool) -> Float[Tensor, "increment x"]:
-    """Take the changes from draw to draw of one chain, float64: (x_{t+1} − x_t)/√2, or (x₊ − x₋)/2 of pairs."""
+    """Compute the increments of one chain in float64: (x_{t+1} − x_t)/√2, or (x₊ − x₋)/2 of pairs."""
     trace = trace.double()
     return (trace[0::2] - trace[1::2]) / 2 if paired else trace.diff(dim=0) / math.sqrt(2)
 
@@ -53,7 +55,7 @@ def count_increments(draws: int, *, paired: bool) -> int:
 
 
 def update_bytes(num_increments: int, train: int, columns: int) -> int:
-    """Count the memory of the update while it is solved: a Gram matrix, its factor and its inverse, and the columns.
+    """Count the bytes of the update while it is solved: a Gram matrix, its factor and inverse, and the columns.
 
     >>> update_bytes(num_increments=24_000, train=100, columns=10)
     2168000
@@ -65,10 +67,10 @@ def update_bytes(num_increments: int, train: int, columns: int) -> int:
 def conditioning_ridge(gram: Float[Tensor, "x x"], num_train: int, num_increments: int) -> float:
     """Find s with Σ_k w_k/(w_k + s) = min(n/25, K/4, rank/2), w the eigenvalues of A·Aᵀ or of AᵀA, in nat².
 
-    Either Gram matrix serves, as they differ by eigenvalues of zero alone. The sum counts the directions of the draws
-    that the measurements pin down. Found without labels or retraining, it was within 0.015 of the best retraining score
-    on two networks. Half the rank applies where few weights or examples leave it below K/2: the ridge would vanish with
-    more.
+    Both Gram matrices have the same eigenvalues, except for zeros. The sum is the number of directions of the draws
+    that the measurements determine. The rule needs no labels or retraining; its scores were within 0.015 of the best
+    retraining score on two networks. The limit rank/2 applies if few weights or examples make the rank smaller than
+    K/2, since the ridge would vanish at a larger value.
     """
     values = torch.linalg.eigvalsh(gram)
     known = values[values > values[-1] * num_increments * torch.finfo(values.dtype).eps]
@@ -76,7 +78,7 @@ def conditioning_ridge(gram: Float[Tensor, "x x"], num_train: int, num_increment
 
 
 class _Piece(NamedTuple):
-    """Some increments of one chain, all of one batch."""
+    """A slice of the increments of one chain, within one batch."""
 
     batch: int
     chain: int
@@ -88,9 +90,9 @@ class _Ensemble:
     """Increments of the draws of all chains.
 
     Attributes:
-        train, columns: a trace for each chain.
+        train, columns: the traces of each chain.
         paired: whether draws are antithetic pairs.
-        lengths: increments in each batch of consecutive ones, chain after chain.
+        lengths: number of increments in each batch of consecutive increments, chain after chain.
     """
 
     train: Sequence[Float[Tensor, "draw train"]]
@@ -100,8 +102,8 @@ class _Ensemble:
 
     @classmethod
     def of(cls, train: Sequence[Tensor], columns: Sequence[Tensor], *, paired: bool, batches: int) -> "_Ensemble":
-        """Divide the increments into about so many batches."""
-        # Neighbouring differences share a draw; pairs share nothing.
+        """Divide the increments into about `batches` batches."""
+        # Neighbouring differences share a draw; pairs do not.
         least, each = 1 if paired else 4, count_increments(len(train[0]), paired=paired)
         lengths = _split(each, -(-batches // len(train)), least) if each > 0 else []
         return cls(train, columns, paired, tuple(lengths * len(train)))
@@ -117,11 +119,11 @@ class _Ensemble:
         return self.train[0].shape[1]
 
     def stacked(self, traces: Sequence[Tensor], rows: slice = slice(None)) -> Float[Tensor, "increment x"]:
-        """All increments of some rows, one chain after the other."""
+        """All increments of some rows, chain after chain."""
         return torch.cat([increments(trace[:, rows], paired=self.paired) for trace in traces])
 
     def pieces(self) -> Iterator[_Piece]:
-        """All increments in pieces of bounded size, in order."""
+        """Divide all increments into pieces of bounded size, in order."""
         most = max(1, _ENTRIES // (self.num_train + self.columns[0].shape[1]))
         batches = len(self.lengths) // len(self.train)
         for batch, length in enumerate(self.lengths):
@@ -133,7 +135,7 @@ class _Ensemble:
     def some(
         self, traces: Sequence[Tensor], piece: _Piece, weights: Float[Tensor, "x y"] | None = None
     ) -> Float[Tensor, "increment y"]:
-        """The increments of one piece, or their product with some weights."""
+        """The increments of one piece, multiplied by the weights if given."""
         _, chain, at = piece
         draws = slice(2 * at.start, 2 * at.stop) if self.paired else slice(at.start, at.stop + 1)
         trace = traces[chain][draws].double()
@@ -142,7 +144,7 @@ class _Ensemble:
 
 @dataclass(frozen=True)
 class _ByIncrements:
-    """The form that solves increments x increments.
+    """The update by the system of size increments x increments.
 
     Attributes:
         of: the increments.
@@ -158,15 +160,17 @@ class _ByIncrements:
 
     @classmethod
     def solve(cls, of: _Ensemble, ridge: float | Literal["auto"]) -> "_ByIncrements | None":
-        """Solve for the columns; None where nothing varies."""
-        gram = torch.zeros((), dtype=torch.float64)
+        """Solve for the columns; None if no train loss varies."""
+        gram = torch.zeros((), dtype=torch.float64, device="cpu")
         for start in range(0, of.num_train, _BLOCK):
             rows = of.stacked(of.train, slice(start, start + _BLOCK))
             gram = gram + rows @ rows.mT
         s = _ridge_of(gram, of, ridge)
         if s is None:
             return None
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + s * torch.eye(len(gram), dtype=gram.dtype)))
+        inverse = torch.cholesky_inverse(
+            torch.linalg.cholesky(gram + s * torch.eye(len(gram), dtype=gram.dtype, device="cpu"))
+        )
         return cls(of, s, inverse, inverse @ of.stacked(of.columns))
 
     def value(self, rows: slice) -> Float[Tensor, "row column"]:
@@ -182,9 +186,9 @@ class _ByIncrements:
 
 @dataclass(frozen=True)
 class _ByExamples:
-    """The form that solves train x train.
+    """The update by the system of size train x train.
 
-    By Woodbury's identity s·M·X = X − A·P·AᵀX, so that s·M·A = s·A·P and s·M·B = B − A·W.
+    By Woodbury's identity s·M·X = X − A·P·AᵀX. Therefore s·M·A = s·A·P and s·M·B = B − A·W.
 
     Attributes:
         of: the increments.
@@ -202,8 +206,8 @@ class _ByExamples:
 
     @classmethod
     def solve(cls, of: _Ensemble, ridge: float | Literal["auto"]) -> "_ByExamples | None":
-        """Solve for the columns; None where nothing varies."""
-        gram = torch.zeros(of.num_train, of.num_train, dtype=torch.float64)
+        """Solve for the columns; None if no train loss varies."""
+        gram = torch.zeros(of.num_train, of.num_train, dtype=torch.float64, device="cpu")
         cross = gram.new_zeros(of.num_train, of.columns[0].shape[1])
         for piece in of.pieces():
             train = of.some(of.train, piece)
@@ -230,15 +234,15 @@ class _ByExamples:
             train = self.of.some(self.of.train, piece, weights)
             out[piece.batch].addmm_(train.mT, self.reduced[done : done + len(train)])
             done += len(train)
-        return out / torch.tensor(self.of.lengths, dtype=out.dtype)[:, None, None]
+        return out / torch.tensor(self.of.lengths, dtype=out.dtype, device="cpu")[:, None, None]
 
 
 @dataclass(frozen=True)
 class KalmanUpdate:
-    """The update, ready to be applied to any rows of the train set.
+    """A solved Kalman update, which gives the conditioned influence of any train rows.
 
     Attributes:
-        form: the system that was solved, the smaller of the two.
+        form: the smaller of the two systems, solved.
     """
 
     form: _ByIncrements | _ByExamples
@@ -253,13 +257,13 @@ class KalmanUpdate:
         paired: bool = False,
         batches: int = 24,
     ) -> "KalmanUpdate | None":
-        """Solve for the traces of all chains; None where nothing varies, draws are too few, or `ridge` is None.
+        """Solve the update; None if no train loss varies, there are too few draws, or `ridge` is None.
 
         Args:
-            train, columns: a trace for each chain, all of the same length, nats.
+            train, columns: traces of each chain, all of the same length, nats.
             ridge: r in nat², or "auto" for `conditioning_ridge`.
-            paired: draws are antithetic pairs.
-            batches: about how many batches of increments give standard errors.
+            paired: whether draws are antithetic pairs.
+            batches: approximate number of batches of increments, for standard errors.
         """
         ensemble = _Ensemble.of(train, columns, paired=paired, batches=batches)
         if ridge is None or ensemble.count < LEAST_INCREMENTS:
@@ -275,16 +279,16 @@ class KalmanUpdate:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Increments in each batch of consecutive ones, whose spread gives standard errors."""
+        """Number of increments in each batch; standard errors come from the variance between batches."""
         return self.form.of.lengths
 
     def rows(self, rows: slice) -> Estimates:
         """Compute the conditioned influence of some train rows on all columns, and its standard error.
 
-        Weighting the increments a little differently changes it, to first order, by their products with both sides
-        reduced to what the others do not predict: (s·M·A)_k and (s·M·B)_k, M = (A·Aᵀ + s·I)⁻¹. The error is that of
-        a mean of these products over batches (infinitesimal jackknife; Efron 1982, Chap. 6), at a fixed ridge, widened
-        by Student's t for their number.
+        The derivative of the conditioned influence with respect to the weight of increment k is the product of
+        (s·M·A)_k and (s·M·B)_k, M = (A·Aᵀ + s·I)⁻¹. The standard error is that of the mean of these products over
+        batches (infinitesimal jackknife; Efron 1982, Chap. 6), at a fixed ridge. It is widened by Student's t for the
+        number of batches.
         """
         share = np.array(self.lengths) / self.form.of.count
         terms = share[:, None, None] * self.form.products(rows).numpy()
@@ -297,8 +301,8 @@ class Conditioned:
     """A conditioned influence.
 
     Attributes:
-        value: in nat x the unit of the columns.
-        standard_error: Monte Carlo standard error of each entry, same unit.
+        value: conditioned influence, in nat x the unit of the columns.
+        standard_error: Monte Carlo standard error of each entry, in the same unit.
         ridge: r, nat².
     """
 
@@ -316,17 +320,17 @@ def conditioned_influence(
 ) -> Conditioned:
     """Compute the conditioned influence of all train examples, with its standard error, from stored traces.
 
-    −r·(C + r·I)⁻¹·c, with C the covariance of the increments of train losses and c theirs with the columns: the
-    ensemble Kalman update of Evensen (1994) with every train loss as a measurement of error variance r.
+    It is −r·(C + r·I)⁻¹·c, with C the covariance of the train losses and c that of train losses with the columns: the
+    ensemble Kalman update of Evensen (1994), with every train loss as a measurement of error variance r.
 
     Args:
         train, columns: every draw of every chain, nats: `train` and `columns["loss"]` of `Estimate.traces`, or of
             `bif_lightning.open_traces`.
         ridge: r in nat²; "auto" for the rule of `conditioning_ridge`, which needs no labels.
-        paired: the draws are antithetic pairs, of the sampler `Pairs`.
+        paired: whether the draws are antithetic pairs, of the sampler `Pairs`.
 
     Raises:
-        ValueError: too few draws, or none that varies.
+        ValueError: there are too few draws, or no train loss varies.
 
     >>> draws = np.random.default_rng(0).normal(size=(2, 50, 3))  # of 3 weights
     >>> train, queries = draws @ np.eye(3), draws @ np.array([[1.0], [0.0], [0.0]])
@@ -346,7 +350,7 @@ def conditioned_influence(
 
 
 def _ridge_of(gram: Tensor, of: _Ensemble, ridge: float | Literal["auto"]) -> float | None:
-    """s, nat²; None where nothing varies."""
+    """s, nat²; None if no train loss varies."""
     if not float(gram.diagonal().sum()) > 0:
         return None
     return conditioning_ridge(gram, of.num_train, of.count) if ridge == "auto" else ridge * of.count

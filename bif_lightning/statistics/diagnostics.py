@@ -1,4 +1,4 @@
-"""Did the chains do their work: R-hat, ESS, LLC, drift, agreement of the scores, and chains that ran away."""
+"""Diagnostics of chains: R-hat, ESS, LLC, drift, and agreement of influence between halves of the draws."""
 
 import math
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from bif_lightning.config import Sampler
 
 TOP = 10
-"""Examples at either end of a query's ranking whose stability is measured."""
+"""Number of examples at each end of a query's ranking whose stability is measured."""
 
-_RANKED = 8  # queries that are compared together
+_RANKED = 8  # queries compared at a time
 
 
 def split_rhat(trace: Float[Tensor, "chain draw"]) -> float:
     """Split R-hat: √(((T−1)/T·W + B/T)/W) over half-chains (Gelman et al., Bayesian Data Analysis 3, Sec. 11.4).
 
     W is the mean variance within half-chains of T draws, B is T times the variance of their means.
-    1 = the chains agree; NaN with fewer than 4 draws a chain or no variance.
+    A value of 1 means that the chains agree. NaN with fewer than 4 draws a chain or no variance.
     """
     halves = _halves(trace)
     length = halves.shape[1]
@@ -33,8 +33,8 @@ def split_rhat(trace: Float[Tensor, "chain draw"]) -> float:
 def effective_sample_size(trace: Float[Tensor, "chain draw"]) -> float:
     """ESS of the mean over split chains, by Geyer's initial monotone sequence (Vehtari et al. 2021, Sec. 3).
 
-    N/τ with τ = −1 + 2·Σ_t P_t, P_t the sums of neighbouring autocorrelations, kept while positive and made
-    monotone. NaN with fewer than 8 draws a chain or no variance.
+    It is N/τ with τ = −1 + 2·Σ_t P_t, where P_t are sums of two neighbouring autocorrelations, truncated at the first
+    negative one and made monotone. NaN with fewer than 8 draws a chain or no variance.
     """
     halves = _halves(trace.double())
     count, length = halves.shape
@@ -76,7 +76,7 @@ def local_learning_coefficient(
 ) -> tuple[float, float]:
     """Estimate λ̂ = nβ·(mean loss over draws − loss at w*), and its standard error over chains (Lau et al. 2025).
 
-    The standard error comes from batches of a quarter of the draws where there is one chain only.
+    For a single chain, the standard error comes from four batches of draws.
     """
     groups = trace.mean(1) if len(trace) > 1 else torch.stack([part.mean() for part in trace[0].chunk(4)])
     error = float(groups.std()) / math.sqrt(len(groups)) if len(groups) > 1 else math.nan
@@ -85,9 +85,10 @@ def local_learning_coefficient(
 
 
 def drift(trace: Float[Tensor, "chain draw"]) -> float:
-    """Compare the mean losses of both halves, second less first, in standard errors of that difference over the chains.
+    """Mean loss of the second half of the draws minus the first, in standard errors of that difference over chains.
 
-    Far from 0: the chains had not reached their law. NaN with fewer than 2 chains or 2 draws.
+    A value far from 0 means that the chains have not reached their stationary distribution. NaN with fewer than 2
+    chains or 2 draws.
     """
     half = trace.shape[1] // 2
     if half < 1 or len(trace) < 2:
@@ -100,8 +101,8 @@ def drift(trace: Float[Tensor, "chain draw"]) -> float:
 def score_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
     """Compute the median over queries of the Spearman correlation of two influence estimates from different draws.
 
-    Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left out. NaN with fewer than
-    3 train examples.
+    It measures Monte Carlo error only, since both estimates share any bias. Queries without scores are left out. NaN
+    with fewer than 3 train examples.
     """
     return float(agreement_per_query(one, other).nanmedian())
 
@@ -120,18 +121,18 @@ def agreement_per_query(
 def group_agreement(one: Float[Tensor, "train query"], other: Float[Tensor, "train query"]) -> float:
     """Compute the median over queries of corr(a, b), a and b columns of two influence estimates from different draws.
 
-    Influence on a query adds up over train examples, and over random groups S of any fixed size
+    The influence of a group is the sum over its examples. Over random groups S of any fixed size,
 
-        corr_S(Σ_{i∈S} a_i, Σ_{i∈S} b_i) = corr(a, b),
+        corr_S(Σ_{i∈S} a_i, Σ_{i∈S} b_i) = corr(a, b).
 
-    so this is how far the two agree on what leaving groups out would do, the question of the retraining test
-    (`metrics.LinearDatamodelingScore`). Ranks (`score_agreement`) count the many examples of hardly any influence as
-    much as the few that matter. Monte Carlo agreement only: a bias agrees with itself. Queries without scores are left
-    out. NaN with fewer than 3 train examples.
+    Therefore this is the agreement of both estimates on the effect of leaving out groups, as in the retraining test
+    (`metrics.LinearDatamodelingScore`). Rank correlation (`score_agreement`), in contrast, weighs the many examples
+    with almost no influence as much as the few that matter. It measures Monte Carlo error only, since both estimates
+    share any bias. Queries without scores are left out. NaN with fewer than 3 train examples.
     """
     if one.shape[0] < 3:
         return math.nan
-    # A few queries at a time, as their deviations are in float64.
+    # A few queries at a time, since their deviations are in float64.
     pairs = zip(one.split(_RANKED, 1), other.split(_RANKED, 1), strict=True)
     return float(torch.cat([_correlation(left.double(), right.double()) for left, right in pairs]).nanmedian())
 
@@ -142,7 +143,7 @@ def _correlation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def standard_ranks(scores: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
-    """Rank each column, ties at their mean rank, and standardize; NaN where all are tied or one is NaN.
+    """Rank each column, with ties at their mean rank, and standardize; NaN if all are tied or one is NaN.
 
     >>> standard_ranks(torch.tensor([[5.0], [7.0], [7.0]])).flatten().mul(100).round().tolist()
     [-141.0, 71.0, 71.0]
@@ -154,18 +155,18 @@ def standard_ranks(scores: Float[Tensor, "row column"]) -> Float[Tensor, "row co
 def top_stability(
     one: Float[Tensor, "train query"], other: Float[Tensor, "train query"], k: int = TOP
 ) -> Float[Tensor, " query"]:
-    """Find the share of each query's k most helpful and k most harmful examples that a second estimate finds too.
+    """Find the share of each query's k most helpful and k most harmful examples that two estimates have in common.
 
-    From halves of the draws it understates what all of them give. k is at most a quarter of the examples, so that
-    chance does not fill it. NaN for queries without scores, and with fewer than 4 train examples.
+    Two halves of the draws agree less than two full sets of draws would. k is limited to a quarter of the examples, to
+    keep agreement by chance low. NaN for queries without scores, and with fewer than 4 train examples.
     """
     k = min(k, one.shape[0] // 4)
     if k < 1:
         return one.new_full((one.shape[1],), math.nan, dtype=torch.float64)
-    shared = torch.zeros(one.shape[1], dtype=torch.float64)
+    shared = torch.zeros(one.shape[1], dtype=torch.float64, device="cpu")
     for sign in (1, -1):
         left, right = ((sign * scores).topk(k, 0).indices for scores in (one, other))
-        inside = torch.zeros(one.shape, dtype=torch.bool).scatter_(0, left, value=True)
+        inside = torch.zeros(one.shape, dtype=torch.bool, device="cpu").scatter_(0, left, value=True)
         shared += inside.gather(0, right).sum(0) / (2 * k)
     varies = (one.std(0) > 0) & (other.std(0) > 0)
     return shared.where(varies, math.nan)

@@ -1,4 +1,4 @@
-"""Moments of a block of draws, by one matrix product of torch: its threads are those that the caller allows."""
+"""Moments of a block of draws, by one matrix product in torch, whose number of threads the caller sets."""
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ def from_draws(train: Float[Tensor, "draw train"], columns: Float[Tensor, "draw 
     train_mean, column_mean = train.mean(0), columns.mean(0)
     train_centred, column_centred = train - train_mean, columns - column_mean
     fields = (
-        torch.tensor(float(len(train)), dtype=torch.float64),
+        torch.tensor(float(len(train)), dtype=torch.float64, device="cpu"),
         train_mean,
         column_mean,
         train_centred.square().sum(0),

@@ -1,4 +1,4 @@
-"""How many directions the data pins down more than the pull does, and the pull for a given number of them."""
+"""The effective dimension: the number of directions in which the loss is curved more than the pull, and its inverse."""
 
 from math import exp, log
 from typing import cast
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor
 
-_LEAST = 1e-14  # of the largest eigenvalue: smaller ones are rounding
+_LEAST = 1e-14  # share of the largest eigenvalue; smaller ones are rounding errors
 
 
 def effective_dimension(curvature: Float[Tensor, " direction"], ridge: float) -> float:
@@ -24,13 +24,13 @@ def ridge_for(curvature: Float[Tensor, " direction"], dimension: float) -> float
     """Find the λ for which Σ h_k/(h_k + λ) = dimension, in the unit of h_k; at least 1e-14 of the largest h_k.
 
     Raises:
-        ValueError: no more directions are curved than `dimension`, so that no λ gives it.
+        ValueError: no λ gives this dimension, since there are at most so many directions of positive curvature.
     """
     positive = curvature.double()[curvature > 0]
     if not 0 < dimension < len(positive):
         raise ValueError(
-            f"an effective dimension of {dimension:g} needs more directions of positive curvature than the "
-            f"{len(positive)} there are; raise num_directions, or give localization"
+            f"an effective dimension of {dimension:g} needs more directions of positive curvature, but there are only "
+            f"{len(positive)}; raise num_directions, or give localization"
         )
     top = float(positive.max())
     low, high = top * _LEAST, top * len(positive) / dimension

@@ -1,20 +1,20 @@
-"""From mean products of centred losses to influence, correlation, and the standard error of every entry. NumPy only.
+"""Influence, correlation and their standard errors from products of centred losses in batches of draws. NumPy only.
 
-The one set of equations, for matrices and for tokens. Draws come in batches: consecutive draws of one chain. With l
-and φ centred within their chain (or over all chains together, the paper's form), batch k holds the mean product Z_k
-of n_k of the N draws and has the share s_k = n_k/N, and
+These equations serve both matrices and tokens. A batch is a set of consecutive draws of one chain. The losses l and φ
+are centred within their chain (or over all chains together, as in the paper). Batch k has n_k of the N draws, the share
+s_k = n_k/N and the mean product Z_k of l and φ. Then
 
     Cov = Σ_k s_k·Z_k,   influence = −Cov   (arXiv 2509.26544, Sec. 3),
     se² = K/(K−1) · Σ_k (s_k·Z_k − s_k·Cov)²   (batch means; Flegal & Jones 2010).
 
-Z is scaled by N/(N − C) for C chains (N/(N − 1) when pooled), so that Cov is Σ l̃·φ̃ / (C(T − 1)).
+Z is scaled by N/(N − C) for C chains (N/(N − 1) if pooled), which makes Cov equal to Σ l̃·φ̃ / (C(T − 1)).
 
-That is the error of batches that are independent, many, and not skewed; `standard_errors` makes it one that covers.
+This standard error assumes many independent batches without skewness; `standard_errors` corrects it for coverage.
 
-Why NumPy: dumps are read without torch, and the torch form that this replaced was slower. A tile of a matrix takes 0.71
-(1,000 x 200, 100 draws a chain), 0.83 (10,000 x 1,000) and 0.80 (1,000 x 200, 1,600 draws) of its CPU time, on one
-thread. Batches are added up one at a time, in place, as memory traffic is the cost; and never by BLAS, whose bits may
-depend on its threads.
+The code uses NumPy because dumps are read without torch, and because it is faster: a tile of a matrix takes 0.71
+(1,000 x 200, 100 draws a chain), 0.83 (10,000 x 1,000) and 0.80 (1,000 x 200, 1,600 draws) of the CPU time of the torch
+version, on one thread. Batches are added one at a time, in place, since memory traffic dominates. BLAS is avoided, as
+its bits may depend on the number of threads.
 """
 
 from dataclasses import dataclass, replace
@@ -28,12 +28,12 @@ from bif_lightning.statistics.moments import Moments, merge_means
 
 @dataclass(frozen=True)
 class BatchCovariances:
-    """Mean products of centred losses, batch by batch.
+    """Mean products of centred losses in each batch.
 
     Attributes:
         share: s_k = n_k/N, each batch's share of all draws.
-        covariance: s_k·Z_k of train losses and columns, whose sum over the batches is Cov; nat² where both are losses.
-        train_variance, column_variance: Z_k of each with itself.
+        covariance: s_k·Z_k of train losses and columns; their sum over batches is Cov. In nat² if both are losses.
+        train_variance, column_variance: Z_k of each loss or column with itself.
     """
 
     share: Float[np.ndarray, " batch"]
@@ -48,7 +48,7 @@ class BatchCovariances:
         return np.sqrt(train), np.sqrt(column)
 
     def standardized(self) -> "BatchCovariances":
-        """Measure each side in units of its standard deviation; NaN where it never varied."""
+        """Divide each side by its standard deviation; NaN if it is the same at every draw."""
         train, column = self.stds
         with np.errstate(divide="ignore", invalid="ignore"):
             return BatchCovariances(
@@ -61,7 +61,7 @@ class BatchCovariances:
 
 @dataclass(frozen=True)
 class Estimates:
-    """A value for each entry of a matrix, and its Monte Carlo standard error (NaN from a single batch)."""
+    """Values of the entries of a matrix, and their Monte Carlo standard errors (NaN with a single batch)."""
 
     value: Float[np.ndarray, "row column"]
     standard_error: Float[np.ndarray, "row column"]
@@ -108,16 +108,16 @@ def influence(draws: BatchCovariances) -> Estimates:
 
 
 def correlation(draws: BatchCovariances) -> tuple[Estimates, Float[np.ndarray, "batch train column"]]:
-    """Compute R = +Corr(l_i, φ_j), its standard error, and its linearization in the draws, batch by batch.
+    """Compute R = +Corr(l_i, φ_j), its standard error, and its linearization in each batch.
 
-    With u, v the two sides in units of their standard deviations, a batch moves R by
-    ψ_k = mean(u·v) − R/2·(mean(u²) + mean(v²)), of which the standard error is that of a mean.
+    With u and v the standardized losses, the linearization of R in batch k is
+    ψ_k = mean(u·v) − R/2·(mean(u²) + mean(v²)). The standard error of R is that of the mean of ψ_k.
 
     Args:
-        draws: `standardized`; the covariances are overwritten.
+        draws: standardized covariances, which are overwritten.
 
     Returns:
-        R and its error; s_k·(R + ψ_k), whose sum over the batches is R.
+        R and its standard error; s_k·(R + ψ_k), whose sum over batches is R.
     """
     moved, share = draws.covariance, draws.share.astype(draws.covariance.dtype)
     value = np.clip(moved.sum(0), -1, 1)
@@ -131,7 +131,7 @@ def correlation(draws: BatchCovariances) -> tuple[Estimates, Float[np.ndarray, "
 
 
 def weighted_sum(terms: Float[np.ndarray, "batch row column"], share: Float[np.ndarray, " batch"]) -> Estimates:
-    """Add up s_k·x_k, and estimate the standard error of the sum from the spread of the batches."""
+    """Add up s_k·x_k over batches, and estimate the standard error of the sum from the variance between batches."""
     value, count = terms.sum(0), len(share)
     if count < 2:
         return Estimates(value, np.full_like(value, np.nan))

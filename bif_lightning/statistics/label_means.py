@@ -1,6 +1,7 @@
-"""Means of influence over blocks of equal labels: sums a block of train rows at a time, batch by batch of draws.
+"""Means of influence over pairs of a train label and a query label, summed over blocks of train rows.
 
-Cov is bilinear, so a block mean is itself an influence, and its error comes from its own batches of draws.
+Since Cov is bilinear, such a mean is the influence between the mean losses of two groups. Its standard error is
+computed from its values in batches of draws.
 """
 
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ class Labels:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMeans:
-    """Mean influence of all train examples of one label on all queries of another.
+    """Mean influence of all train examples of one label on all queries of one label, for every pair of labels.
 
-    Cov is bilinear, so that the mean over a block is itself an influence (of the mean losses of two groups). Its
-    standard error is computed as such, from the draws, since entries of a block are far from independent.
+    Since Cov is bilinear, such a mean is the influence between the mean losses of two groups. Its standard error is
+    computed from the draws of this mean, because the entries that it averages are far from independent.
 
     Attributes:
-        train_labels, query_labels: the label of each row and column, ascending.
-        influence, correlation: block means of the matrices of the same name.
-        influence_standard_error, correlation_standard_error: Monte Carlo standard errors of the block means.
+        train_labels, query_labels: label of each row and column, ascending.
+        influence, correlation: means of the entries of the matrices of the same name.
+        influence_standard_error, correlation_standard_error: Monte Carlo standard errors of these means.
 
     >>> means = snapshot.label_means  # of an Estimate whose train and query examples have labels
     >>> means.correlation.shape == (len(means.train_labels), len(means.query_labels))
@@ -47,12 +48,12 @@ class LabelMeans:
 
 @dataclass(frozen=True)
 class LabelSums:
-    """Sums over blocks of equal labels, of some train rows.
+    """Sums over pairs of labels, for some train rows.
 
     Attributes:
-        influence, correlation: sums of what each batch adds to the entries of a block; undefined ones count as 0.
-        influence_bias, correlation_bias: sums of what each entry is biased by (`standard_errors`).
-        defined: how many entries of each block have a correlation.
+        influence, correlation: sums of each batch's terms over entries; undefined entries count as 0.
+        influence_bias, correlation_bias: sums of the biases of entries (`standard_errors`).
+        defined: number of entries with a correlation.
     """
 
     influence: Float[np.ndarray, "batch train_label query_label"]
@@ -62,19 +63,19 @@ class LabelSums:
     defined: Float[np.ndarray, "train_label query_label"]
 
     def add_(self, other: "LabelSums") -> None:
-        """Take in the sums of further rows."""
+        """Add the sums of further rows."""
         for mine, others in zip(vars(self).values(), vars(other).values(), strict=True):
             mine += others
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """Examples in the order of their labels.
+    """Examples sorted by label.
 
     Attributes:
-        order: the examples that have a label, equal labels together.
-        starts: where each label starts among them.
-        labels: which label that is.
+        order: the labelled examples, sorted by label.
+        starts: start of each label in this order.
+        labels: the labels, ascending.
     """
 
     order: Int[np.ndarray, " example"]
@@ -83,7 +84,7 @@ class _Groups:
 
     @classmethod
     def of(cls, labels: Int[np.ndarray, " example"]) -> "_Groups":
-        """Group them; −1 means unlabelled."""
+        """Group examples by label; −1 means unlabelled."""
         labelled = np.flatnonzero(labels >= 0)
         order = labelled[np.argsort(labels[labelled], kind="stable")]
         present, starts = np.unique(labels[order], return_index=True)
@@ -91,16 +92,16 @@ class _Groups:
 
     @property
     def sizes(self) -> Int[np.ndarray, " label"]:
-        """Examples of each label."""
+        """Number of examples of each label."""
         return np.diff(self.starts, append=len(self.order))
 
     def sums(self, values: Float[np.ndarray, "..."], axis: int) -> Float[np.ndarray, "..."]:
-        """Add up the examples of each label along an axis: in their order, as a product with all labels costs more."""
+        """Add up the examples of each label along an axis, in sorted order, which is faster than a matrix product."""
         return np.add.reduceat(values.take(self.order, axis), self.starts, axis)
 
 
 class LabelIndex:
-    """Which train rows and queries have which label."""
+    """Index of train rows and queries by label."""
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels
@@ -109,11 +110,11 @@ class LabelIndex:
 
     @property
     def cells(self) -> int:
-        """Blocks of equal labels."""
+        """Number of pairs of a train label and a query label."""
         return len(self.train_labels) * len(self.query_labels)
 
     def zero(self, batches: int) -> LabelSums:
-        """Sums of no rows."""
+        """Sums over no rows."""
         shape = len(self.train_labels), len(self.query_labels)
         return LabelSums(*(np.zeros((batches, *shape)) for _ in range(2)), *(np.zeros(shape) for _ in range(3)))
 
@@ -128,11 +129,11 @@ class LabelIndex:
         """Add some train rows to the sums.
 
         Args:
-            sums: to add to.
-            rows: which of the train examples they are.
-            draws: their products with all columns, the queries first.
-            moved: their correlation with all columns, batch by batch (`influence.correlation`).
-            biases: of influence and of correlation, with all columns.
+            sums: sums to add to.
+            rows: the train rows.
+            draws: their covariances with all columns, the queries first.
+            moved: their correlation with all columns, linearized in each batch (`influence.correlation`).
+            biases: biases of their influence and correlation with all columns.
         """
         some = _Groups.of(self._labels.train[rows])
         if self.cells == 0 or len(some.order) == 0:
@@ -150,19 +151,19 @@ class LabelIndex:
         sums.defined[place] += of_blocks((~np.isnan(moved[0])).astype(np.float64))
 
     def means(self, sums: LabelSums, share: Float[np.ndarray, " batch"], errors: ErrorModel) -> LabelMeans | None:
-        """Compute block means and their standard errors; None where a side has no label.
+        """Compute means over pairs of labels and their standard errors; None if a side has no labels.
 
         Args:
-            sums: of all rows.
+            sums: sums over all rows.
             share: n_k/N, each batch's share of all draws.
-            errors: how errors are made. Means of losses over a group are taken to be correlated, so that their products
-                are as skewed as can be.
+            errors: model of the errors. The correlation of two group means is unknown; it is taken as 1, the case of
+                largest skewness.
         """
         if self.cells == 0:
             return None
         size = self._train.sizes[:, None] * self._query.sizes
         covariance = weighted_sum(sums.influence / size, share)
-        with np.errstate(invalid="ignore"):  # a block may have no correlation
+        with np.errstate(invalid="ignore"):  # a pair of labels may have no defined correlation
             corr = weighted_sum(sums.correlation / sums.defined, share)
             biases = sums.influence_bias / size, sums.correlation_bias / sums.defined
         one = np.ones_like(covariance.value)

@@ -1,7 +1,8 @@
-"""Means and co-moments of draws, and how those of parts merge. NumPy only, no torch.
+"""Means and co-moments of draws, and their merging. NumPy only, without torch.
 
-All in float64. Co-moments of parts merge exactly (Chan, Golub & LeVeque 1979), so it does not matter who saw which
-draws, only in which order the parts are merged. No product here calls BLAS, whose bits may depend on its threads.
+All numbers are float64. Co-moments of parts merge exactly (Chan, Golub & LeVeque 1979). Results depend on the order in
+which parts are merged, but not on the ranks that computed them. BLAS is avoided, as its bits may depend on the number
+of threads.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def stack(parts: Sequence[Moments]) -> Moments:
 
 
 def merge(parts: Moments) -> Moments:
-    """Merge the parts along the last leading dimension into one, as if it had seen all their draws.
+    """Merge the parts along the last leading dimension into the moments of all their draws.
 
     N = Σn_k,  mean = Σ n_k·mean_k / N,  M = Σ M_k + Σ n_k·(mean_k − mean)(mean_k − mean)ᵀ.
     """
@@ -70,14 +71,14 @@ def merge(parts: Moments) -> Moments:
 def merge_means(
     parts: Moments,
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "... train"], Float[np.ndarray, "... column"]]:
-    """Merge counts and means alone: N, Σ n_k·mean_k / N of train losses, and the same of columns."""
+    """Merge only counts and means: N, and Σ n_k·mean_k / N of train losses and of columns."""
     total = np.asarray(parts.count.sum(-1))
     share = (parts.count / np.maximum(total, 1)[..., None])[..., None]
     return total, (share * parts.train_mean).sum(-2), (share * parts.column_mean).sum(-2)
 
 
 def merge_batches(parts: Moments, count: int) -> Moments:
-    """Merge neighbouring batches [chain, batch] into `count` a chain, as equal in number as can be."""
+    """Merge neighbouring batches [chain, batch] into `count` batches a chain of nearly equal size."""
     batches = parts.count.shape[1]
     if count == batches:
         return parts

@@ -13,12 +13,18 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from tensorboard.compat.proto import summary_pb2, tensor_pb2, types_pb2
+from tensorboard.plugins.histogram import plugin_data_pb2 as histogram_plugin_data_pb2
+from tensorboard.plugins.image import plugin_data_pb2 as image_plugin_data_pb2
+from tensorboard.plugins.scalar import plugin_data_pb2 as scalar_plugin_data_pb2
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from bif_lightning.plots import to_png
 
 # The generated protobuf modules fill themselves when imported, which no type checker can follow.
+_scalar_plugin: Any = scalar_plugin_data_pb2
+_image_plugin: Any = image_plugin_data_pb2
+_histogram_plugin: Any = histogram_plugin_data_pb2
 _summary: Any = summary_pb2
 _tensor: Any = tensor_pb2
 _types: Any = types_pb2
@@ -30,18 +36,17 @@ Record = Any
 
 def scalar(tag: str, value: float, description: str) -> Record:
     """One number."""
-    return _summary.Summary.Value(
-        tag=tag, simple_value=value, metadata=_summary.SummaryMetadata(summary_description=description)
-    )
+    metadata = _metadata("scalars", _scalar_plugin.ScalarPluginData(), _summary.DATA_CLASS_SCALAR, description)
+    return _summary.Summary.Value(tag=tag, simple_value=value, metadata=metadata)
 
 
 def picture(tag: str, figure: Figure, description: str) -> Record:
     """One figure, as a PNG."""
     png, width, height = to_png(figure)
     image = _summary.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-    return _summary.Summary.Value(
-        tag=tag, image=image, metadata=_summary.SummaryMetadata(summary_description=description)
-    )
+    content = _image_plugin.ImagePluginData(converted_to_tensor=True)
+    metadata = _metadata("images", content, _summary.DATA_CLASS_BLOB_SEQUENCE, description)
+    return _summary.Summary.Value(tag=tag, image=image, metadata=metadata)
 
 
 def markdown(tag: str, text: str, description: str) -> Record:
@@ -75,8 +80,21 @@ def histogram(
         bucket_limit=[float(limits[kept.start]), *limits[1:][kept].tolist()],
         bucket=[0.0, *counts[kept].astype(float).tolist()],
     )
-    return _summary.Summary.Value(
-        tag=tag, histo=histo, metadata=_summary.SummaryMetadata(summary_description=description)
+    content = _histogram_plugin.HistogramPluginData()
+    metadata = _metadata("histograms", content, _summary.DATA_CLASS_TENSOR, description)
+    return _summary.Summary.Value(tag=tag, histo=histo, metadata=metadata)
+
+
+def _metadata(plugin: str, content: Any, data_class: int, description: str) -> Any:
+    """What makes a tag's description reach its card.
+
+    TensorBoard's default loader of event files keeps the description only of a record that names its plugin and the
+    class of its data; else it makes metadata of its own.
+    """
+    return _summary.SummaryMetadata(
+        plugin_data=_summary.SummaryMetadata.PluginData(plugin_name=plugin, content=content.SerializeToString()),
+        data_class=data_class,
+        summary_description=description,
     )
 
 

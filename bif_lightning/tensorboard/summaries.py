@@ -8,21 +8,22 @@ from typing import Literal, get_args
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from bif_lightning import plots
 from bif_lightning.results.bands import CLEAR
 from bif_lightning.results.estimate import CORRELATION_SIGN, Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.numbers import HIGH, LOW, MEDIAN, OTHER, SAME, describe
 from bif_lightning.tensorboard.numbers import scalars as scalars
 from bif_lightning.tensorboard.pairs import Pairs
+from bif_lightning.tensorboard.pictures import Picture, pictures
 from bif_lightning.tensorboard.records import Record, histogram, markdown, picture, scalar, tag_part, write
-from bif_lightning.tensorboard.texts import READ_ME, top_table, verdict_text
+from bif_lightning.tensorboard.texts import EFFECT_SIGN, read_me, top_table, verdict_text
 
-View = Literal["scalars", "bands", "heatmap", "labels", "chains", "tables", "histograms", "cards"]
+View = Literal["scalars", "bands", "heatmap", "labels", "chains", "tables", "histograms", "cards", "trajectories"]
 VIEWS: tuple[View, ...] = get_args(View)
 MAX_PAIRS = 50
 MAX_TAGS = 200
-MAX_CARDS = 3  # a picture of cards takes 0.1 s to draw while training waits
+QUERIES = 8
+"""Queries with a table, where nothing else is said."""
 
 _LIMITS = np.linspace(-1.0, 1.0, 201)
 
@@ -32,13 +33,12 @@ class _Snapshot:
     estimate: Estimate
     train: Samples
     query: Samples
-    pairs: tuple[tuple[str, str], ...]
     columns: tuple[int, ...]
     k: int
 
 
 def check_summaries(
-    views: Sequence[str] = VIEWS, pairs: Sequence[tuple[str, str]] = (), queries: int = 8, k: int = 5
+    views: Sequence[str] = VIEWS, pairs: Sequence[tuple[str, str]] = (), queries: int = QUERIES, k: int = 5
 ) -> None:
     """Refuse settings that `write_summaries` cannot honour, before any training is spent.
 
@@ -65,9 +65,10 @@ def write_summaries(
     train: Samples,
     query: Samples,
     pairs: Sequence[tuple[str, str]] = (),
-    queries: int = 8,
+    queries: int = QUERIES,
     k: int = 5,
     views: Sequence[str] = VIEWS,
+    drawn: Sequence[Picture] | None = None,
     introduce: bool = True,
 ) -> None:
     """Write one snapshot's estimate for TensorBoard, as one event, and flush it.
@@ -84,6 +85,7 @@ def write_summaries(
             same at every step.
         k: train examples a side in tables and cards.
         views: which of `VIEWS` to write.
+        drawn: the pictures, if they are drawn already.
         introduce: also write the introduction `bif/read_me` and the layout of Custom Scalars: wanted at the
             first snapshot of an event file, harmless at others.
 
@@ -92,15 +94,20 @@ def write_summaries(
         KeyError: a pair with an unknown id.
     """
     check_summaries(views, pairs, queries, k)
-    found = tuple((_known(train, "train", one), _known(query, "query", other)) for one, other in pairs)
-    of = _Snapshot(estimate, train, query, found, choose_queries(query, queries), k)
-    curves = list(_curves(of, views))
+    curves = [scalar(*each) for each in numbers(estimate, train, query, views=views, pairs=pairs)]
+    of = _Snapshot(estimate, train, query, choose_queries(query, queries), k)
     _check_budget(len(curves) + sum(_tags_of(view, of) for view in set(views)) + 2 * introduce)
-    values = [*curves, *(value for view in VIEWS if view in views for value in _view(of, view))]
+    if drawn is None:
+        drawn = list(pictures(estimate, train, query, views=views, columns=of.columns, k=k))
+    values = [*curves, *(picture(each.tag, each.figure, each.words) for each in drawn)]
+    if "tables" in views:
+        values += _tables(of)
+    if "histograms" in views:
+        values += _histogram(of)
     if introduce:
-        values.append(markdown("bif/read_me", READ_ME, "What the bif views are."))
+        values.append(markdown("bif/read_me", read_me(estimate.sampler), "What the bif views are."))
         if "bands" in views:
-            writer.add_custom_scalars(layout(found, by_label=train.labels is not None and query.labels is not None))
+            writer.add_custom_scalars(layout(pairs, by_label=train.labels is not None and query.labels is not None))
     write(writer, values, step)
 
 
@@ -156,52 +163,45 @@ def _pair_tags(one: str, other: str) -> tuple[str, str, str]:
     return stem, f"{stem}/low", f"{stem}/high"
 
 
-def _curves(of: _Snapshot, views: Sequence[str]) -> Iterator[Record]:
+def numbers(
+    estimate: Estimate,
+    train: Samples,
+    query: Samples,
+    *,
+    views: Sequence[str] = VIEWS,
+    pairs: Sequence[tuple[str, str]] = (),
+) -> Iterator[tuple[str, float, str]]:
+    """The numbers that every logger gets, as (tag, value, description): those of `scalars`, and the named pairs.
+
+    Args:
+        estimate, train, query, pairs: as for `write_summaries`.
+        views: "scalars" and "bands" have numbers; "bands" alone has fewer.
+
+    Raises:
+        ValueError: the estimate does not fit the samples.
+        KeyError: a pair with an unknown id.
+    """
+    found = [(_known(train, "train", one), _known(query, "query", other)) for one, other in pairs]
     bands = (MEDIAN, LOW, HIGH, SAME, OTHER) if "bands" in views else ()
-    for tag, number in scalars(of.estimate, of.train, of.query).items():
+    for tag, number in scalars(estimate, train, query).items():
         if "scalars" in views or tag in bands:
-            yield scalar(tag, number, describe(tag, of.estimate))
+            yield tag, number, describe(tag, estimate)
     if bands or "scalars" in views:
-        yield from _pair_curves(of, banded=bool(bands))
+        for one, other in found:
+            place = train.ids.index(one), query.ids.index(other)
+            yield from _of_pair(estimate, one, other, place, banded=bool(bands))
 
 
-def _pair_curves(of: _Snapshot, *, banded: bool) -> Iterator[Record]:
-    losses = of.estimate.losses
-    for one, other in of.pairs:
-        place = of.train.ids.index(one), of.query.ids.index(other)
-        value, error = float(losses.correlation[place]), float(losses.correlation_standard_error[place])
-        points = (value, value - CLEAR * error, value + CLEAR * error)
-        words = ("", " minus 1.96 standard errors", " plus 1.96 standard errors")
-        for tag, point, word in zip(_pair_tags(one, other), points, words, strict=True):
-            if np.isfinite(point) and (banded or not word):
-                yield scalar(tag, point, f"Train example {one} on query {other}{word}. {CORRELATION_SIGN}")
-
-
-def _view(of: _Snapshot, view: View) -> Iterator[Record]:
-    match view:
-        case "heatmap":
-            figure = plots.heatmap(of.estimate.correlation, of.train, of.query, verdict=of.estimate.verdict.word)
-            yield picture("bif/heatmap", figure, f"Every train example with every query. {CORRELATION_SIGN}")
-        case "labels":
-            yield from _labels(of)
-        case "chains":
-            figure = plots.chain_losses(of.estimate)
-            yield picture("bif/chains", figure, "Mean train loss along each chain, nats; dashed: at the snapshot.")
-        case "tables":
-            yield from _tables(of)
-        case "histograms":
-            yield from _histogram(of)
-        case "cards":
-            yield from _cards(of)
-        case "scalars" | "bands":
-            return
-
-
-def _labels(of: _Snapshot) -> Iterator[Record]:
-    means = of.estimate.label_means
-    if means is not None:
-        names = of.train.label_names or of.query.label_names
-        yield picture("bif/labels", plots.label_means(means, names), f"Means by label. {CORRELATION_SIGN}")
+def _of_pair(
+    estimate: Estimate, one: str, other: str, place: tuple[int, int], *, banded: bool
+) -> Iterator[tuple[str, float, str]]:
+    losses = estimate.losses
+    value, error = float(losses.correlation[place]), float(losses.correlation_standard_error[place])
+    points = (value, value - CLEAR * error, value + CLEAR * error)
+    words = ("", " minus 1.96 standard errors", " plus 1.96 standard errors")
+    for tag, point, word in zip(_pair_tags(one, other), points, words, strict=True):
+        if np.isfinite(point) and (banded or not word):
+            yield tag, point, f"Train example {one} on query {other}{word}. {CORRELATION_SIGN}"
 
 
 def _histogram(of: _Snapshot) -> Iterator[Record]:
@@ -214,10 +214,4 @@ def _tables(of: _Snapshot) -> Iterator[Record]:
     yield markdown("bif/verdict", verdict_text(of.estimate), "Whether this snapshot can be trusted, and why.")
     for column in of.columns:
         text = top_table(of.estimate, column, of.train, of.query, of.k)
-        yield markdown(f"bif/top_table/{tag_part(of.query.ids[column])}", text, CORRELATION_SIGN)
-
-
-def _cards(of: _Snapshot) -> Iterator[Record]:
-    for column in of.columns[:MAX_CARDS]:
-        figure = plots.extremes(of.estimate, column, of.train, of.query, k=of.k)
-        yield picture(f"bif/top_cards/{tag_part(of.query.ids[column])}", figure, CORRELATION_SIGN)
+        yield markdown(f"bif/top_table/{tag_part(of.query.ids[column])}", text, EFFECT_SIGN)

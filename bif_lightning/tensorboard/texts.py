@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from bif_lightning.config import Sampler
 from bif_lightning.plots.ranking import strongest
 from bif_lightning.plots.style import label_name, with_error
 from bif_lightning.results.bands import is_clear
@@ -12,28 +13,53 @@ from bif_lightning.results.examples import Samples
 # TensorBoard breaks words to keep a table within the page: a long text would squeeze the other columns.
 _LONGEST = 90
 
-READ_ME = f"""### Bayesian influence, as this run trains
+EFFECT_SIGN = (
+    "effect = Cov(train loss, query loss), which is -influence of the dumps. Above 0, more weight on the train example "
+    "lowers the query's loss: it helps. Below 0 it hurts. bif-lightning top ranks a snapshot by the same."
+)
 
-At each snapshot of the weights, chains were sampled around it, and the loss of every *train* example was compared
-with the loss of every *query* over their draws. The horizontal axis is the global training step.
+_DRAWN = {
+    "SGLD": "chains of stochastic gradient Langevin dynamics were drawn around it",
+    "Pairs": "weights were drawn around it, independently and in pairs that mirror one another",
+    "Subspace": "the posterior around it was computed in closed form, and checked at a few independent draws",
+}
+
+
+def read_me(sampler: Sampler) -> str:
+    """The introduction, in the words of the sampler that ran."""
+    kind = type(sampler).__name__
+    measures = "how complex is the model (`llc`), do two halves agree (`group_agreement`), and more"
+    if not sampler.paired:
+        measures = f"is the sampling sound (`rhat`, `ess`, `drift`), {measures}"
+    shape = "independent draws scatter about their mean" if sampler.paired else "it should rise, then level off"
+    return _READ_ME.format(drawn=_DRAWN.get(kind, "weights were drawn around it"), measures=measures, shape=shape)
+
+
+_READ_ME = f"""### Bayesian influence, as this run trains
+
+At each snapshot of the weights, {{drawn}}. So the loss of every *train* example is compared
+with the loss of every *query*. The horizontal axis is the global training step.
 
 **The sign.** {CORRELATION_SIGN} Blue helps, orange hurts, white is zero.
+{EFFECT_SIGN}
 
 **The error.** ± is one Monte Carlo standard error. Within two of them the sign is not established, and is shown in
-grey. Agreement between chains cannot show a bias that all of them share.
+grey. Agreement between two halves of an estimate cannot show a bias that both share.
 
 | where | what |
 |---|---|
 | the **Influence** tab | each matrix: move through training, zoom, click a pair to see it evolve |
-| Scalars, `bif/` | is the sampling sound (`rhat`, `ess`, `drift`), how complex is the model (`llc`), and more |
+| Scalars, `bif/` | {{measures}} |
 | Custom Scalars | median and 5 % to 95 % of all correlations; same label and other labels; named pairs with a band |
 | Images, `bif/heatmap` | correlation of every train example with every query, ordered by label |
 | Images, `bif/labels` | mean correlation label by label, with standard errors |
-| Images, `bif/chains` | loss along each chain: it should rise above the dashed line, then level off |
-| Images, `bif/top_cards/...` | one query, and the train examples that help and hurt it most |
+| Images, `bif/chains` | loss at each draw; dashed, at the snapshot: {{shape}} |
+| Images, `bif/top_cards/...` | one query, and the train examples with the largest effect on it at that step |
+| Images, `bif/trajectories` | correlation of some pairs over training, with a band |
 | Text, `bif/verdict` | can this snapshot be trusted, and what to change |
 | Text, `bif/top_table/...` | the same as a table |
 | Histograms and Distributions, `bif/correlations` | the spread of all correlations |
+| HParams | numbers of the last snapshot, beside hyperparameters |
 
 **See every step.** TensorBoard keeps 10 images a tag, chosen at random. Start it with
 `tensorboard --logdir DIR --samples_per_plugin images=1000` to keep all of them. The Influence tab reads the dumps
@@ -56,10 +82,11 @@ def escape(text: str, longest: int = _LONGEST) -> str:
 def top_table(estimate: Estimate, column: int, train: Samples, query: Samples, k: int) -> str:
     """Two Markdown tables, of the k most helpful and of the k most harmful train examples of one query.
 
-    Columns: train id, correlation ± standard error, and label and text where there are any.
+    They are ranked by their effect, as `bif_lightning.top` ranks one snapshot. Columns: train id, effect and
+    correlation ± standard error, and label and text where there are any.
     """
-    helpful, harmful = strongest(estimate.correlation[:, column], k, 1)
-    heads = ["train example", "correlation ± standard error"]
+    helpful, harmful = strongest(estimate.influence[:, column], k, -1)
+    heads = ["train example", "effect ± standard error, nat²", "correlation ± standard error"]
     heads += ["label"] * (train.labels is not None) + ["text"] * (train.texts is not None)
     lines = [_query_line(query, column)]
     for effect, rows in (("Helps most", helpful), ("Hurts most", harmful)):
@@ -67,7 +94,7 @@ def top_table(estimate: Estimate, column: int, train: Samples, query: Samples, k
         if rows.size:
             lines += [_table_row(heads), _table_row(["---"] * len(heads))]
             lines += [_table_row(list(_cells(estimate, int(row), column, train))) for row in rows]
-    lines += ["", f"{CORRELATION_SIGN} Unsure: within 1.96 standard errors of zero.", ""]
+    lines += ["", f"Ranked by the effect at this step. {EFFECT_SIGN} Unsure: within 1.96 standard errors of zero.", ""]
     stable = None if estimate.top_stability is None else float(estimate.top_stability[column])
     if stable is not None and not math.isnan(stable):
         lines.append(
@@ -86,7 +113,7 @@ def verdict_text(estimate: Estimate) -> str:
 
 def _query_line(query: Samples, column: int) -> str:
     label = "" if query.labels is None else f", label **{_label(query, column)}**"
-    text = "" if query.texts is None else f": {escape(query.texts[column], 400)}"
+    text = "" if query.texts is None or not query.texts[column].strip() else f": {escape(query.texts[column], 400)}"
     return f"Query **{escape(query.ids[column])}**{label}{text}"
 
 
@@ -95,14 +122,18 @@ def _label(samples: Samples, place: int) -> str:
 
 
 def _cells(estimate: Estimate, row: int, column: int, train: Samples) -> Iterator[str]:
-    value = float(estimate.correlation[row, column])
-    error = float(estimate.losses.correlation_standard_error[row, column])
+    losses = estimate.losses
     yield escape(train.ids[row])
-    yield with_error(value, error) + ("" if is_clear(value, error) else ", unsure")
+    yield _number(-float(losses.influence[row, column]), float(losses.influence_standard_error[row, column]))
+    yield _number(float(losses.correlation[row, column]), float(losses.correlation_standard_error[row, column]))
     if train.labels is not None:
         yield _label(train, row)
     if train.texts is not None:
         yield escape(train.texts[row])
+
+
+def _number(value: float, error: float) -> str:
+    return with_error(value, error) + ("" if is_clear(value, error) else ", unsure")
 
 
 def _table_row(cells: Sequence[str]) -> str:

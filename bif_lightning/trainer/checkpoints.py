@@ -3,7 +3,7 @@
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +15,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from bif_lightning.exceptions import UnreadableCheckpointError
+from bif_lightning.storage.places import local_path
 from bif_lightning.trainer.position import TrainingPosition
 
 _STEP = re.compile(r"step=(\d+)")
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 _SHARDS, ABOUT_SHARDS = ".metadata", "meta.pt"
 _WEIGHTS = ("state_dict.", "model.", "")
-"""Prefixes of weights in a folder of shards, by ModelParallelStrategy, by FSDPStrategy and without a strategy. A module
-may also have a part of such a name."""
+"""Prefixes of weights in sharded checkpoints of ModelParallelStrategy, of FSDPStrategy and without a strategy. A module
+may have a part with the same name."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class Checkpoint:
 
     Attributes:
         path: a file, or the folder of a sharded checkpoint.
-        moment: the training position at which it was written.
+        position: position in training at which it was written.
     """
 
     path: Path
-    moment: TrainingPosition
+    position: TrainingPosition
 
     @property
     def step(self) -> int:
         """Global training step."""
-        return self.moment.step
+        return self.position.step
 
 
 def find_checkpoints(paths: Iterable[str | Path]) -> list[Path]:
@@ -48,8 +49,9 @@ def find_checkpoints(paths: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a path does not exist, or nothing looks like a checkpoint.
+        ValueError: a path is not of this machine.
     """
-    paths = [Path(path) for path in paths]
+    paths = [local_path(path, "a checkpoint", access="read") for path in paths]
     found = dict[Path, None]()
     for path in paths:
         if not path.exists():
@@ -59,7 +61,7 @@ def find_checkpoints(paths: Iterable[str | Path]) -> list[Path]:
     if not found:
         names = ", ".join(str(path) for path in paths) or "no path"
         raise FileNotFoundError(
-            f"no checkpoint in {names}: none ends in {', '.join(_SUFFIXES)}, and no folder holds a sharded one"
+            f"no checkpoint in {names}: no file ends in {', '.join(_SUFFIXES)}, and no folder is a sharded checkpoint"
         )
     return list(found)
 
@@ -73,8 +75,8 @@ def _is_sharded(path: Path) -> bool:
     return (path / _SHARDS).is_file()
 
 
-def look_at(path: Path) -> Checkpoint:
-    """The training position of a checkpoint, read without its weights where the format allows.
+def inspect_checkpoint(path: Path) -> Checkpoint:
+    """Read the position in training of a checkpoint, without its weights if the format allows.
 
     Raises:
         UnreadableCheckpointError: it cannot be read, or does not contain its step.
@@ -86,18 +88,19 @@ def look_at(path: Path) -> Checkpoint:
         step = int(named.group(1))
     if not isinstance(step, int):
         raise UnreadableCheckpointError(
-            f"{path} does not say at which training step it was written: it has no global_step, as Lightning's "
-            "checkpoints have; rename it so that the name contains its step, as in step=1000"
+            f"{path} does not contain its training step: it lacks the global_step of Lightning's checkpoints; rename "
+            "it to contain the step, as in step=1000"
         )
     scaler = about.get("MixedPrecision") or {}
-    moment = TrainingPosition(
+    position = TrainingPosition(
         step=step,
         epoch=int(about.get("epoch") or 0),
         metrics=about.get("metrics") or {},
         hyperparameters=dict(about.get("hyper_parameters") or {}),
         loss_scale=float(about.get("loss_scale") or scaler.get("scale") or 1.0),
+        epoch_known=about.get("epoch") is not None,
     )
-    return Checkpoint(path, moment)
+    return Checkpoint(path, position)
 
 
 def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
@@ -110,8 +113,8 @@ def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
     for one, other in pairwise(ordered):
         if one.step == other.step:
             raise ValueError(
-                f"{one.path} and {other.path} are both of step {one.step}; a run has one snapshot a step: name the "
-                "checkpoints one by one, or leave `last.ckpt` out"
+                f"{one.path} and {other.path} both have step {one.step}, but a run has one snapshot for each step: "
+                "list the checkpoints one by one, or leave out `last.ckpt`"
             )
     return ordered
 
@@ -119,7 +122,9 @@ def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Load weights and buffers of a Lightning checkpoint, a state dict, or a sharded checkpoint of any number of ranks.
 
-    Only tensors and plain values are read (`weights_only=True`). Collective where the module is sharded.
+    Only tensors and plain values are read (`weights_only=True`). As in Lightning, `on_load_checkpoint` of the module
+    gets the checkpoint first (not a sharded one): it may restore attributes that a loss uses. Collective if the module
+    is sharded.
 
     Raises:
         OSError: the file does not exist.
@@ -130,11 +135,26 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     if _is_sharded(path):
         _load_shards(module, path)
         return
-    found = _load(path)
+    found = dict(_load(path))
+    if "state_dict" in found:
+        _call_hook(module, found, path)
     state = found.get("state_dict", found)
     if not isinstance(state, Mapping):
-        raise UnreadableCheckpointError(f"{path} holds a {type(state).__name__} where its state dict should be")
+        raise UnreadableCheckpointError(f"the state_dict of {path} is a {type(state).__name__}, not a mapping")
     _fill(module, cast(Mapping[str, Any], state), path)
+
+
+def _call_hook(module: nn.Module, found: dict[str, Any], path: Path) -> None:
+    hook: Callable[[dict[str, Any]], object] | None = getattr(module, "on_load_checkpoint", None)
+    if hook is None:
+        return
+    try:
+        hook(found)
+    except Exception as error:
+        raise UnreadableCheckpointError(
+            f"on_load_checkpoint of {type(module).__name__} failed on {path}: {type(error).__name__}: {error}. It "
+            "reads what on_save_checkpoint saves: give checkpoints that hold this as tensors and plain values"
+        ) from error
 
 
 def _fill(module: nn.Module, state: Mapping[str, Any], path: Path) -> None:
@@ -154,7 +174,7 @@ def _check_keys(module: nn.Module, own: Iterable[str], theirs: Iterable[str], pa
     if missing or surplus:
         raise ValueError(
             f"{path} does not fit {type(module).__name__}: {_some('it lacks', missing)}{_some('it has', surplus)}"
-            "give the module that it was saved from"
+            "pass the module that it was saved from"
         )
 
 
@@ -190,7 +210,7 @@ def _load(path: Path) -> Mapping[str, Any]:
             f"{path} cannot be read as a checkpoint with weights_only=True: {why or type(error).__name__}"
         ) from error
     if not isinstance(found, Mapping):
-        raise UnreadableCheckpointError(f"{path} holds a {type(found).__name__}, not a checkpoint or state dict")
+        raise UnreadableCheckpointError(f"{path} contains a {type(found).__name__}, not a checkpoint or state dict")
     return cast(Mapping[str, Any], found)
 
 

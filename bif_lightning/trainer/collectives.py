@@ -19,7 +19,7 @@ def collectives_in(call: Callable[[], object]) -> list[str]:
     those of other libraries or of compiled code.
 
     Args:
-        call: for instance a training step on a batch.
+        call: a function, such as a training step on a batch.
 
     Returns:
         Names of the operations, each once, in the order of their first use; empty without a process group.
@@ -36,7 +36,7 @@ def refuse_collectives(names: Sequence[str]) -> None:
         names: what `collectives_in` found.
 
     Raises:
-        MisconfigurationException: there are some. The message names them, and says what to pass.
+        MisconfigurationException: there are some. The message names them and says what to pass.
     """
     if names:
         raise MisconfigurationException(

@@ -20,8 +20,8 @@ _pending = threading.Event()
 def defer_interrupts() -> Generator[None]:
     """Defer the first SIGINT until `stop_if_requested` is called or the block ends; a second one acts at once.
 
-    Does nothing where SIGINT has another handler than Python's default, in a nested block, and in threads other than
-    the main one, which never get a KeyboardInterrupt.
+    Does nothing if SIGINT has another handler than Python's default, in a nested block, and in threads other than the
+    main one, which never get a KeyboardInterrupt.
 
     Raises:
         KeyboardInterrupt: at the end, if a SIGINT came and `stop_if_requested` did not raise it.

@@ -1,4 +1,4 @@
-"""Outputs of a snapshot: its dump, and what the loggers get."""
+"""Outputs of a snapshot: its dump, and values for the loggers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.utils.tensorboard import SummaryWriter
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.archive.schema import INTEGRATED_FILE
+from bif_lightning.archive.write import write_dump, write_integrated, write_samples
 from bif_lightning.archive.write.provenance import provenance
 from bif_lightning.data.dataset import Examples, digest
 from bif_lightning.data.describe import Describe, describe_samples
@@ -18,7 +19,11 @@ from bif_lightning.estimation.matrices import Labels
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.examples import Samples
 from bif_lightning.storage.atomic import sweep_temporaries
-from bif_lightning.tensorboard.summaries import VIEWS, scalars, write_summaries
+from bif_lightning.tensorboard.pictures import Picture, pictures
+from bif_lightning.tensorboard.summaries import QUERIES, VIEWS, choose_queries, numbers, write_summaries
+from bif_lightning.tensorboard.tables import tables
+from bif_lightning.trainer.history import history_of
+from bif_lightning.trainer.loggers import by_kind, log_media, log_numbers, takes_media
 from bif_lightning.trainer.position import TrainingPosition
 from bif_lightning.trainer.problem import Attribution
 
@@ -32,11 +37,12 @@ class Outputs:
     Construct it inside the guard, since it reads the datasets.
 
     Attributes:
-        directory: of the dumps; None writes nothing (a fast_dev_run).
+        directory: folder of the dumps; None writes nothing (a fast_dev_run).
         tokenizer: decodes token ids to texts.
-        precision: of the matrices in the dumps.
-        views: of TensorBoard to write; empty where logging is off.
+        precision: precision of the matrices in the dumps.
+        views: what loggers get; empty if logging is off.
         pairs: (train id, query id) to show as separate curves.
+        integrates: whether each dump is added to the influence over the whole training.
     """
 
     directory: Path | None
@@ -48,6 +54,7 @@ class Outputs:
     pairs: Sequence[tuple[str, str]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     introduced: bool = False
+    integrates: bool = True
 
     def __post_init__(self) -> None:
         self.train: Samples = self._described(*self.attribution.train)
@@ -66,13 +73,13 @@ class Outputs:
 
     @property
     def labels(self) -> Labels | None:
-        """Class indices of both axes, where both have them."""
+        """Class indices of both axes; None if either has none."""
         if self.train.labels is None or self.query.labels is None:
             return None
         return Labels(self.train.labels, self.query.labels)
 
     def open(self) -> None:
-        """Make the folder and write the description of the examples.
+        """Create the folder and write the description of the examples.
 
         Raises:
             ValueError: the folder holds the samples of another run.
@@ -82,50 +89,82 @@ class Outputs:
             write_samples(self.directory, self.train, self.query)
             sweep_temporaries(self.directory)
 
-    def write(self, moment: TrainingPosition, estimate: Estimate) -> Path | None:
-        """Write the dump of the snapshot at this position of training."""
+    def write(self, position: TrainingPosition, estimate: Estimate) -> Path | None:
+        """Write the dump of the snapshot at this position of training, and add it to the sum over the training."""
         if self.directory is None:
             return None
-        return write_dump(
+        path = write_dump(
             self.directory,
             estimate,
-            step=moment.step,
-            epoch=moment.epoch,
+            step=position.step,
+            epoch=position.epoch,
             train=self.train,
             query=self.query,
-            metrics=moment.metrics,
-            hyperparameters=moment.hyperparameters,
+            metrics=position.metrics,
+            hyperparameters=position.hyperparameters,
             provenance={**provenance(), **self.settings, "loss": self.attribution.loss, "data": self.fingerprints},
             precision=self.precision,
         )
+        if self.integrates:
+            update_integrated(self.directory)
+        return path
 
-    def log(self, trainer: Any, moment: TrainingPosition, estimate: Estimate) -> None:
-        """Log the numbers to every logger, and the views to those that write TensorBoard events."""
+    def log(self, trainer: Any, position: TrainingPosition, estimate: Estimate) -> None:
+        """Log the numbers to every logger, and pictures and tables to those that take them."""
         if not self.views:
             return
-        for logger in trainer.loggers:
-            experiment = getattr(logger, "experiment", None)  # a user's logger need not have one
-            if isinstance(experiment, SummaryWriter):
-                write_summaries(
-                    experiment,
-                    estimate,
-                    step=moment.step,
-                    train=self.train,
-                    query=self.query,
-                    pairs=self.pairs,
-                    views=self.views,
-                    introduce=not self.introduced,
-                )
-            else:
-                logger.log_metrics(scalars(estimate, self.train, self.query), step=moment.step)
+        step, columns = position.step, choose_queries(self.query, QUERIES)
+        writers, others = by_kind(trainer.loggers)
+        takers = list(filter(takes_media, others))
+        drawn = self._drawn(step, estimate, columns) if writers or takers else []
+        for writer in writers:
+            write_summaries(
+                writer,
+                estimate,
+                step=step,
+                train=self.train,
+                query=self.query,
+                pairs=self.pairs,
+                views=self.views,
+                drawn=drawn,
+                introduce=not self.introduced,
+            )
         self.introduced = True
+        if others:
+            found = numbers(estimate, self.train, self.query, views=self.views, pairs=self.pairs)
+            log_numbers(others, {tag: value for tag, value, _ in found}, step)
+        if takers:
+            listed = "tables" in self.views
+            lists = tables(estimate, self.train, self.query, step=step, columns=columns) if listed else {}
+            log_media(takers, drawn, lists, step)
+
+    def _drawn(self, step: int, estimate: Estimate, columns: Sequence[int]) -> list[Picture]:
+        history = None
+        if self.directory is not None and "trajectories" in self.views:
+            history = history_of(
+                self.directory, step, estimate, self.train, self.query, pairs=self.pairs, column=columns[0]
+            )
+        return list(pictures(estimate, self.train, self.query, views=self.views, columns=columns, history=history))
+
+
+def update_integrated(directory: Path) -> None:
+    """Bring the influence over the whole training up to date with the dumps; where that fails, warn and go on."""
+    try:
+        write_integrated(directory)
+    # The dumps are whole, and readers sum them: whatever went wrong here costs nobody a snapshot, or the training.
+    except Exception as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        rank_zero_warn(
+            f"{directory / INTEGRATED_FILE} was not brought up to date: {why} All dumps are there, and readers sum "
+            "them themselves; bif_lightning.write_integrated makes the file later"
+        )
 
 
 def check_unused(directory: Path) -> None:
-    """Refuse a folder with dumps, since steps of two runs must not mix.
+    """Check that a folder has no dumps, since steps of two runs must not mix.
 
     Raises:
-        MisconfigurationException: it holds some.
+        MisconfigurationException: it has some.
     """
     dumps = sorted(path.name for path in directory.glob("step=*.h5"))
     if dumps:
@@ -140,6 +179,6 @@ def _fingerprint(examples: Examples) -> str:
     own = getattr(examples.dataset, "_fingerprint", None)
     kind = f"{type(examples.dataset).__name__}[{len(examples)}]"
     found, again = (digest(examples.batch(rows)) for _ in range(2))
-    if found != again:  # augmented: it differs at every access
+    if found != again:  # augmented data differs at every access
         return kind
     return f"{kind} {own}" if isinstance(own, str) else f"{kind} sha256:{found}"

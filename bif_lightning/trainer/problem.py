@@ -1,28 +1,36 @@
 """The `Problem` of a fit: the Trainer's module, data, batch transfer, precision and training step."""
 
-import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
-from bif_lightning.data.dataset import Batch, Collate, Examples, MapDataset, check_map_style
+from bif_lightning.data.dataset import Batch, Collate, Examples, check_map_style
+from bif_lightning.data.rows import rows_of
+from bif_lightning.data.variety import varied_items
 from bif_lightning.distributed.ranks import BatchShard, current_ranks
 from bif_lightning.exceptions import LossRefusedError
-from bif_lightning.losses.derived.derive import DerivedLoss, PerSample, check_user_loss, derive_loss
-from bif_lightning.losses.derived.intercept import Step, scalar_loss
+from bif_lightning.losses.derived.batch_number import check_number_of_batch
+from bif_lightning.losses.derived.derive import DerivedLoss, PerSample, check_rows, check_user_loss, derive_loss
+from bif_lightning.losses.derived.intercept import Step
+from bif_lightning.losses.metric_states import MetricsKept, has_metrics
 from bif_lightning.losses.observables import ExampleLoss, LossFn, Observable, mean_of
 from bif_lightning.losses.problem import Problem, eval_mode
 from bif_lightning.losses.token_losses import by_token, zero_absent
 from bif_lightning.model.sharded import is_sharded
+from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.collectives import collectives_in, refuse_collectives
+from bif_lightning.trainer.drawn_rows import DrawnRows, drawn_rows
+from bif_lightning.trainer.prepared import Preparation, forget_prepared
 from bif_lightning.trainer.support import split_of
+from bif_lightning.trainer.training_loader import TrainingLoader, source_of, training_loader
 
 _PROOF_EXAMPLES = 8
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -42,6 +50,7 @@ class AttributionRequest:
     eval_batch_size: int
     check_gradient: bool
     per_token: bool = False
+    training_data: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +58,15 @@ class Attribution:
     """A problem, and the origin of its examples.
 
     Attributes:
-        problem: for the engine.
+        problem: inputs of the engine.
         train, query: (dataset, positions in it) of the rows and of the columns.
         around: context of a whole snapshot, for default dtypes, which are global to all threads.
-        loss: the method of per-example losses, in words.
-        derived: the losses, where derived from the training step.
+        loss: method of per-example losses, in words.
+        derived: the losses if derived from the training step, else None.
+        collate: as given by the user.
+        sources: further objects that user code reads examples with.
+        renews: whether L(w) is over the rows that the Trainer draws, as of each snapshot.
+        prepared: what the hooks make of a few examples.
     """
 
     problem: Problem
@@ -62,42 +75,39 @@ class Attribution:
     around: Callable[[], AbstractContextManager[Any]]
     loss: str
     derived: DerivedLoss | None
+    prepared: Preparation
+    collate: Collate | None = None
+    sources: Sequence[Any] = ()
+    renews: bool = False
 
     @property
     def datasets(self) -> list[Any]:
         """The objects that user code reads examples with."""
         parts = (self.problem.train, self.problem.query, self.problem.training)
-        return [obj for part in parts for obj in (part.dataset, part.collate)]
-
-
-def is_indices(data: Any) -> bool:
-    """Whether `data` is a sequence of whole numbers: positions in the Trainer's training data, not examples."""
-    if isinstance(data, range):
-        return True
-    if isinstance(data, Tensor):
-        return data.dim() == 1 and not data.is_floating_point()
-    if isinstance(data, np.ndarray):
-        return data.ndim == 1 and np.issubdtype(data.dtype, np.integer)
-    return isinstance(data, list | tuple) and all(type(i) is int for i in cast(Sequence[Any], data))
+        return [obj for part in parts for obj in (source_of(part), part.collate)] + list(self.sources)
 
 
 def check_request(data: Any, name: str) -> None:
-    """Refuse an empty set or a stream, before the Trainer exists.
+    """Check a train or query set before the Trainer exists.
 
     Raises:
-        ValueError: empty, or a negative index.
-        TypeError: an iterable stream.
+        ValueError: it is empty, has negative or repeated indices, or numbers that may be rows or examples.
+        TypeError: it is an iterable-style dataset.
     """
-    if not is_indices(data):
+    try:
+        rows = rows_of(data)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if rows is None:
         check_map_style(data, name)
         return
-    values = [int(i) for i in data]
+    values = rows.indices
     if not values:
         raise ValueError(f"{name} is empty; give at least one index into the training data, or a dataset")
     if min(values) < 0 or len(set(values)) < len(values):
         raise ValueError(
             f"{name} has negative or repeated indices (smallest {min(values)}, {len(values) - len(set(values))} "
-            "repeated); give each example of the training data once, counted from 0"
+            "repeated); give each example of the training data once, counted from 0, or a mask of True and False"
         )
 
 
@@ -106,70 +116,153 @@ def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest)
 
     Raises:
         MisconfigurationException: the training data is unusable, or per-example losses cannot be derived.
-        ValueError, TypeError: bad sets or indices.
+        ValueError, TypeError: the sets or indices are invalid.
     """
-    loader = _loader(trainer)
-    collate = request.collate_fn or (None if loader is None else loader.collate_fn)
-    data = None if loader is None else loader.dataset
-    training = None if isinstance(data, IterableDataset) else cast(MapDataset | None, data)
-    train = _resolve(request.train, training, "train")
-    query = train if request.query is None else _resolve(request.query, training, "query")
-    train_examples = Examples(train[0], collate, train[1])
-    prepare = _preparer(trainer)
-    around, per_call = _precision_contexts(trainer)
-    losses = _losses(trainer, module, request, train_examples, prepare, around, per_call)
-    batch_size = losses.derived.eval_batch_size if losses.derived else None
+    loader = training_loader(trainer)
+    places = _places(request, loader)
+    sets = {name: loader.examples(*place, request.collate_fn) for name, place in places.items()}
+    prepare, (around, per_call) = _preparer(trainer), _precision_contexts(trainer)
+    checked = [_Checked.of(name, examples, prepare) for name, examples in sets.items()]
+    prepared = _prepared(module, checked, prepare, around, request.params)
+    losses = _losses(module, request, checked, around, per_call)
+    train = sets["train"]
+    training, words = _training(trainer, loader, request, train)
     problem = Problem(
-        module=module,
-        loss=losses.each,
-        objective=losses.mean,
-        train=train_examples,
-        query=train_examples if request.query is None else Examples(query[0], collate, query[1]),
-        training=train_examples if training is None else Examples(training, collate),
-        prepare=prepare,
-        observables=[_InPrecision(o, per_call) for o in request.observables],
-        params=request.params,
-        eval_batch_size=batch_size or request.eval_batch_size,
-        split=split_of(trainer) if is_sharded(module) else BatchShard(),
-        check_gradient=request.check_gradient,
-        tokens=losses.tokens,
-    )
+        module=module, loss=losses.each, objective=losses.mean, prepare=prepare, tokens=losses.tokens,
+        train=train, query=sets.get("query", train), training=training,
+        observables=[_InPrecision(o, per_call) for o in request.observables], params=request.params,
+        eval_batch_size=losses.eval_batch_size or request.eval_batch_size, check_gradient=request.check_gradient,
+        split=split_of(trainer) if is_sharded(module) else BatchShard(), sums_elements=request.per_sample == "sum",
+    )  # fmt: skip
+    _remark(problem, words)
+    if losses.derived is not None and losses.derived.adapted.words:
+        problem.remarks["loss"] = f"the losses of examples are of training_step with {losses.derived.adapted.words}"
+    if training is not train and places["train"][0] is not loader.dataset and request.training_data is None:
+        _check_form(problem, around, "training_step" if request.loss_fn is None else "loss_fn")
     return Attribution(
-        problem=problem, train=train, query=query, around=around, loss=losses.words, derived=losses.derived
-    )
+        problem=problem, train=places["train"], query=places.get("query", places["train"]), around=around,
+        loss=losses.words, derived=losses.derived, prepared=prepared, collate=request.collate_fn,
+        sources=[*data_of(trainer), request.collate_fn],
+        renews=request.training_data is None and loader.dataset is not None,
+    )  # fmt: skip
+
+
+def _places(request: AttributionRequest, loader: TrainingLoader) -> dict[str, tuple[Any, Sequence[int]]]:
+    """(dataset, positions in it) of the train set, and of the query set if it is another."""
+    found = {"train": _resolve(request.train, loader, "train")}
+    if request.query is not None:
+        found["query"] = _resolve(request.query, loader, "query")
+    return found
+
+
+def _training(
+    trainer: Any, loader: TrainingLoader, request: AttributionRequest, train: Examples
+) -> tuple[Examples, str]:
+    """The examples that L(w) is over, and words for the notes where these are not all rows of the Trainer's data."""
+    if request.training_data is not None:
+        data, rows = _resolve(request.training_data, loader, "training_data")
+        words = f"L(w) is over the {len(rows)} examples of training_data"
+        if request.training_data is request.train:
+            return train, words
+        return loader.examples(data, rows, request.collate_fn), words
+    if loader.dataset is None:
+        return train, f"L(w) is over the train examples alone, since the training data of the Trainer {loader.lacks}"
+    drawn = _drawn(trainer, loader)
+    return loader.examples(loader.dataset, drawn.rows, request.collate_fn), drawn.words
+
+
+def _prepared(
+    module: nn.Module,
+    checked: "Sequence[_Checked]",
+    prepare: Callable[[Batch], Batch],
+    around: Callable[[], AbstractContextManager[Any]],
+    params: Sequence[str] | None,
+) -> Preparation:
+    with around():
+        found = Preparation(module, [each.collated(each.rows) for each in checked], prepare)
+        found.refuse_moved_weights(params)
+    return found
+
+
+def renew_training(trainer: Any, attribution: Attribution) -> None:
+    """Let L(w) be over what training draws now: its loader may be a new one, and its dataset and sampler may change.
+
+    Measured examples are prepared anew where the hooks of the module give others than before. Collective.
+    """
+    if any(ranks_of(attribution.problem.module).all_gather(attribution.prepared.changed())):
+        forget_prepared(attribution.problem)
+    if not attribution.renews:
+        return
+    problem, loader = attribution.problem, training_loader(trainer)
+    if loader.dataset is None:
+        return
+    drawn, now = _drawn(trainer, loader), problem.training
+    training = loader.examples(loader.dataset, drawn.rows, attribution.collate)
+    if source_of(now) is loader.dataset and list(now.rows) == list(training.rows):
+        now.renew()
+        return
+    problem.training = training
+    if problem.loaded:
+        problem.training.prepare()
+    _remark(problem, drawn.words)
+
+
+def _drawn(trainer: Any, loader: TrainingLoader) -> DrawnRows:
+    assert loader.loader is not None
+    return drawn_rows(loader.loader, trainer.num_training_batches, trainer.world_size)
+
+
+def _remark(problem: Problem, words: str) -> None:
+    problem.remarks.pop("training", None)
+    if words:
+        problem.remarks["training"] = words
 
 
 def data_of(trainer: Any) -> list[Any]:
-    """What the Trainer's training loader reads examples with."""
-    loader = _loader(trainer)
-    return [] if loader is None else [loader.dataset, loader.collate_fn]
+    """The objects with which the Trainer's training loaders read examples."""
+    loaders = [loader for loader in tree_leaves(trainer.train_dataloader) if isinstance(loader, DataLoader)]
+    return [obj for loader in loaders for obj in (loader.dataset, loader.collate_fn)]
 
 
-def _loader(trainer: Any) -> DataLoader[Any] | None:
-    loaders = trainer.train_dataloader
-    if isinstance(loaders, dict | list | tuple):
-        flat = list(loaders.values()) if isinstance(loaders, dict) else list(cast(Sequence[Any], loaders))
-        loaders = flat[0] if len(flat) == 1 else None
-    if not isinstance(loaders, DataLoader) or loaders.batch_sampler is None:
-        return None
-    return cast(DataLoader[Any], loaders)
-
-
-def _resolve(data: Any, training: Any, name: str) -> tuple[Any, Sequence[int]]:
-    if not is_indices(data):
+def _resolve(data: Any, loader: TrainingLoader, name: str) -> tuple[Any, Sequence[int]]:
+    if (rows := rows_of(data)) is None:
         return data, range(len(data))
-    indices = [int(i) for i in data]
+    training = loader.dataset
     if training is None:
         raise MisconfigurationException(
-            f"{name} is given as indices, but the Trainer's training data is a stream or several loaders; pass a "
-            f"dataset as {name}"
+            f"{name} is given as indices, but the Trainer's training data {loader.lacks}; pass a dataset as {name}"
         )
-    if max(indices) >= len(training):
+    if rows.mask not in (None, len(training)):
         raise ValueError(
-            f"{name} has index {max(indices)}, but the training data has {len(training)} examples (0 to "
+            f"{name} is a mask of {rows.mask} values, but the training data has {len(training)} examples; give one "
+            "value for each of them"
+        )
+    if max(rows.indices) >= len(training):
+        raise ValueError(
+            f"{name} has index {max(rows.indices)}, but the training data has {len(training)} examples (0 to "
             f"{len(training) - 1})"
         )
-    return training, indices
+    return training, rows.indices
+
+
+def _check_form(problem: Problem, around: Callable[[], AbstractContextManager[Any]], name: str) -> None:
+    """Check that the loss takes the Trainer's training data, where train and query are other data.
+
+    Raises:
+        MisconfigurationException: it does not.
+    """
+    training, module = problem.training, problem.module
+    if is_sharded(module):
+        return
+    try:
+        with around(), eval_mode(module), torch.enable_grad():
+            problem.objective(module, problem.prepare(training.collated(range(min(2, len(training))))))
+    except Exception as error:
+        raise MisconfigurationException(
+            f"{name} takes the examples of train, but raised {type(error).__name__} on the Trainer's training data "
+            f"({type(source_of(training)).__name__}), which L(w) is the mean loss over: {error}. Where these have "
+            "another form, say which data L(w) is over, in the form of train: training_data=train, or a larger set"
+        ) from error
 
 
 def _preparer(trainer: Any) -> Callable[[Batch], Batch]:
@@ -180,11 +273,16 @@ def _preparer(trainer: Any) -> Callable[[Batch], Batch]:
     convert, device = trainer.precision_plugin.convert_input, trainer.strategy.root_device
     selector = trainer._data_connector._datahook_selector
     before, transfer, after = (getattr(selector.get_instance(name), name) for name in _TRANSFER_HOOKS)
-    return lambda batch: after(transfer(before(convert(batch), 0), device, 0), 0)
+
+    def prepare(batch: Batch) -> Batch:
+        with torch.no_grad():  # batches are kept, and a graph could be used once only
+            return after(transfer(before(convert(batch), 0), device, 0), 0)
+
+    return prepare
 
 
 def _precision_contexts(trainer: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """(around a whole snapshot, around each forward): autocast is local to a thread, a default dtype global."""
+    """Contexts of a snapshot and of each forward pass: autocast is local to a thread, a default dtype global."""
     enter = trainer.precision_plugin.train_step_context
     return (nullcontext, enter) if "mixed" in str(trainer.precision) else (enter, nullcontext)
 
@@ -199,73 +297,131 @@ class _Losses:
     derived: DerivedLoss | None = None
     tokens: LossFn | None = None
 
+    @property
+    def eval_batch_size(self) -> int | None:
+        """The required number of examples in a batch; None for any."""
+        return None if self.derived is None else self.derived.eval_batch_size
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The examples of one set that losses are checked on.
+
+    Attributes:
+        name: of the set.
+        rows: of the examples.
+        collated: makes a batch of some of them.
+        prepare: makes it ready for the module.
+    """
+
+    name: str
+    rows: list[int]
+    collated: Callable[[Sequence[int]], Batch]
+    prepare: Callable[[Batch], Batch]
+
+    @classmethod
+    def of(cls, name: str, examples: Examples, prepare: Callable[[Batch], Batch]) -> "_Checked":
+        items = varied_items(examples, _PROOF_EXAMPLES)  # read once: a random augmentation would differ from itself
+        return cls(name, list(items), lambda rows: examples.collate([items[row] for row in rows]), prepare)
+
+    def batch_of(self, rows: Sequence[int]) -> Batch:
+        return self.prepare(self.collated(rows))
+
+    def batch(self) -> Batch:
+        return self.batch_of(self.rows)
+
 
 def _losses(
-    trainer: Any,
     module: nn.Module,
     request: AttributionRequest,
-    train: Examples,
-    prepare: Callable[[Batch], Batch],
+    checked: Sequence[_Checked],
     around: Callable[[], Any],
     per_call: Callable[[], Any],
 ) -> _Losses:
-    rows = torch.linspace(0, len(train) - 1, min(_PROOF_EXAMPLES, len(train))).long().unique().tolist()
-
-    items = {row: train.item(row) for row in rows}  # read once: a random augmentation would differ from itself
-
-    def batch_of(indices: Sequence[int]) -> Batch:
-        return prepare(train.collate([items[index] for index in indices]))
-
     with around(), eval_mode(module):
-        if request.loss_fn is not None:
-            given = _in_precision(request.loss_fn, per_call)
-            each = zero_absent(given)
-            with _refused_as_misconfiguration():
-                check_user_loss(each, module, batch_of, rows)
-            _check_collectives(each, module, batch_of(rows))
-            if request.per_token:
-                with torch.no_grad():
-                    by_token(given(module, batch_of(rows)), len(rows))
-            tokens = given if request.per_token else None
-            return _Losses(each, lambda m, batch: mean_of(each(m, batch)), "loss_fn", tokens=tokens)
-        if not getattr(module, "automatic_optimization", True):
-            raise MisconfigurationException(
-                "the module optimizes by hand (automatic_optimization = False), so that calling its training_step "
-                "would train it; pass loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
-            )
-        step = _in_precision(_training_step(module), per_call)
-        _check_collectives(step, module, batch_of(rows))
-        with _refused_as_misconfiguration():
-            derived = derive_loss(step, module, batch_of, rows, per_sample=request.per_sample)
-        words = f"{derived.rung}, per_sample={derived.per_sample!r}; {derived.cost}"
-        return _Losses(derived, lambda m, batch: scalar_loss(step(m, batch)), words, derived)
+        if request.loss_fn is None:
+            return _derived_losses(module, request.per_sample, checked, per_call)
+        return _given_losses(module, request.loss_fn, request.per_token, checked, per_call)
+
+
+def _derived_losses(
+    module: nn.Module, per_sample: PerSample, checked: Sequence[_Checked], per_call: Callable[[], Any]
+) -> _Losses:
+    if not getattr(module, "automatic_optimization", True):
+        raise MisconfigurationException(
+            "the module uses manual optimization (automatic_optimization = False), so its training_step would "
+            "train it; pass loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
+        )
+    kept = _keeping_metrics(_training_step(module, 0), module)
+    step, train = _in_precision(kept, per_call), checked[0]
+    steps: Callable[[int], Step] = lambda number: _in_precision(  # noqa: E731
+        _keeping_metrics(_training_step(module, number), module), per_call
+    )
+    _check_collectives(step, module, train.batch())
+    with _refused_as_misconfiguration(kept):
+        derived = derive_loss(step, module, train.batch_of, train.rows, per_sample=per_sample)
+        check_number_of_batch(lambda number: derived.adapted.step(steps(number)), module, train.batch())
+        for further in checked[1:]:
+            check_rows(derived, module, further.batch_of, further.rows, further.name)
+    words = f"{derived.method}, per_sample={derived.per_sample!r}; {derived.cost}"
+    words += "; sums over a batch are averaged" if derived.adds_up else ""
+    words += f"; with {derived.adapted.words}" if derived.adapted.words else ""
+    return _Losses(derived, derived.objective, words, derived)
+
+
+def _keeping_metrics(
+    function: Callable[[nn.Module, Batch], Any], module: nn.Module
+) -> Callable[[nn.Module, Batch], Any]:
+    return MetricsKept(function) if has_metrics(module) else function
+
+
+def _given_losses(
+    module: nn.Module, loss_fn: LossFn, per_token: bool, checked: Sequence[_Checked], per_call: Callable[[], Any]
+) -> _Losses:
+    kept = _keeping_metrics(loss_fn, module)
+    given, train = _in_precision(kept, per_call), checked[0]
+    each = zero_absent(given)
+    with _refused_as_misconfiguration(kept):
+        check_user_loss(each, module, train.batch_of, train.rows)
+    for further in checked[1:]:
+        if len(further.rows) > 1:
+            with _refused_as_misconfiguration(kept, f"of the {further.name} examples, "):
+                check_user_loss(each, module, further.batch_of, further.rows, gradient=False)
+    _check_collectives(each, module, train.batch())
+    if per_token:
+        with torch.enable_grad():  # a loss may differentiate inside
+            by_token(given(module, train.batch()), len(train.rows))
+    tokens = given if per_token else None
+    return _Losses(each, lambda m, batch: mean_of(each(m, batch)), "loss_fn", tokens=tokens)
 
 
 @contextmanager
-def _refused_as_misconfiguration() -> Generator[None]:
-    """Raise Lightning's exception for a loss that is refused, as for other settings of the callback."""
+def _refused_as_misconfiguration(function: object, of: str = "") -> Generator[None]:
+    """Turn the refusal of a loss into Lightning's exception for invalid settings; it names a metric that failed."""
     try:
         yield
     except LossRefusedError as error:
-        raise MisconfigurationException(str(error)) from error
+        failure = function.failure if isinstance(function, MetricsKept) else ""
+        said = f"\n\n{failure}. If that metric is a part of the loss, the loss is NaN for it." if failure else ""
+        raise MisconfigurationException(f"{of}{error}{said}") from error
 
 
 def _check_collectives(function: Callable[[nn.Module, Batch], Any], module: nn.Module, batch: Batch) -> None:
-    """Refuse collectives where ranks run different chains; sharded models need them."""
+    """Refuse collectives if ranks run different chains; sharded models need them."""
     if current_ranks().world_size > 1 and not is_sharded(module):
-        with torch.no_grad():
+        with torch.enable_grad():  # a loss may differentiate inside
             refuse_collectives(collectives_in(lambda: function(module, batch)))
 
 
-def _training_step(module: nn.Module) -> Step:
-    """Call `training_step` with a batch, and a batch index if it takes one."""
-    parameters = list(inspect.signature(cast(Any, module).training_step).parameters)
-    if "dataloader_iter" in parameters:
+def _training_step(module: nn.Module, number: int) -> Step:
+    """Call `training_step` with a batch, and with its number in the epoch if Lightning would pass it."""
+    function = cast(Any, module).training_step
+    if is_param_in_hook_signature(function, "dataloader_iter", explicit=True):
         raise MisconfigurationException(
-            "training_step takes a dataloader_iter, so that it cannot run on chosen examples; pass "
+            "training_step takes a dataloader_iter, so it cannot run on chosen examples; pass "
             "loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
         )
-    extra = (0,) if len(parameters) > 1 else ()
+    extra = (number,) if is_param_in_hook_signature(function, "batch_idx", min_args=2) else ()
     return lambda m, batch: cast(Any, m).training_step(batch, *extra)
 
 

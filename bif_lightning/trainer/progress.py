@@ -49,7 +49,8 @@ def _rich(display: Any, label: str) -> Generator[Progress]:
         now = time.monotonic()
         if now - shown > _REFRESH_SECONDS or done == total:
             shown = now
-            display.update(task, completed=done, total=total)
+            # Lightning draws this bar only when asked to, as at the end of a batch, and a snapshot lies between two.
+            display.update(task, completed=done, total=total, refresh=True)
 
     try:
         yield show
@@ -59,8 +60,8 @@ def _rich(display: Any, label: str) -> Generator[Progress]:
 
 @contextmanager
 def _tqdm(label: str) -> Generator[Progress]:
-    # Drawn here instead of by `update`: where the terminal fails, tqdm leaves its lock, which every bar of the process
-    # needs, held by a thread that ends.
+    # Draw here instead of in `update`: if the terminal fails, tqdm's `update` leaves a lock held that every bar of the
+    # process needs.
     with tqdm(desc=label, unit="step", leave=False, position=1, dynamic_ncols=True, delay=_REFRESH_SECONDS) as bar:
         shown = 0.0
 
@@ -77,7 +78,7 @@ def _tqdm(label: str) -> Generator[Progress]:
 
 
 def _lines(label: str) -> Progress:
-    """A line every ten seconds."""
+    """Progress as a line every ten seconds."""
     started = shown = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -135,7 +136,7 @@ class Throughput:
 class OfflineProgress(ProgressBar):
     """Dumps done, time left and steps of the current snapshot: two bars on a terminal, else a line every ten seconds.
 
-    It serves as the progress bar of a Trainer, so that what others print appears above it.
+    It acts as the progress bar of a Trainer, which makes printed lines appear above it.
 
     Args:
         terminal: draw bars on standard error; otherwise print lines.

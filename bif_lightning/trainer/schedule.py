@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+
+from bif_lightning.data.rows import rows_of, whole_number
+
+NUM_SNAPSHOTS = 8
+"""Snapshots of a training where nothing says when; docs/concepts/whole_training.md has the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +21,20 @@ class Schedule:
     With several optimizers a batch advances the step by more than one, and gradient accumulation repeats it. Therefore
     a snapshot is due when a step is *crossed*.
 
+    Without an interval, it is `num_snapshots` = 8 in a training whose number of steps is known before it starts, and
+    every_n_epochs = 1 in others (see `of_training`).
+
     Args:
-        every_n_train_steps: at every multiple.
-        every_n_epochs: at the end of every n-th epoch; 1 where no other interval is given.
-        at_steps: at these steps, often log-spaced.
-        num_snapshots: this many over the whole training, at equal distances of √t, which is dense at its
-            beginning: at T·(k/K)², k = 1 … K, of T steps in all (see `over`).
-        at_start: before the first batch.
-        at_end: after the last one.
+        every_n_train_steps: snapshots at every multiple.
+        every_n_epochs: snapshots at the end of every n-th epoch.
+        at_steps: snapshots at these steps, often log-spaced.
+        num_snapshots: number of snapshots over the whole training, evenly spaced in √t, so most are early: at
+            T·(k/K)², k = 1 … K, with T the total number of steps (see `over`).
+        at_start: a snapshot before the first batch.
+        at_end: a snapshot after the last batch.
 
     Raises:
-        MisconfigurationException: two intervals at once, or a number out of range.
+        MisconfigurationException: two intervals are given, or a number is out of range.
     """
 
     every_n_train_steps: int | None = None
@@ -35,7 +43,7 @@ class Schedule:
     num_snapshots: int | None = None
     at_start: bool = False
     at_end: bool = True
-    _moments: tuple[int, ...] = ()
+    _snapshot_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         rhythms = {
@@ -48,31 +56,39 @@ class Schedule:
         if len(given) > 1:
             raise MisconfigurationException(f"{' and '.join(given)} are both given; choose one")
         for name in ("every_n_train_steps", "every_n_epochs", "num_snapshots"):
-            if (value := rhythms[name]) is not None and not (type(value) is int and value >= 1):
-                raise MisconfigurationException(f"{name} is {value!r}; it must be a whole number, 1 or above")
-        steps = self.at_steps
-        if steps is not None and not all(type(step) is int and step >= 0 for step in steps):
-            raise MisconfigurationException(f"at_steps is {list(steps)!r}; it must hold whole numbers, 0 or above")
+            if (value := rhythms[name]) is not None:
+                object.__setattr__(self, name, _whole(value, name, 1))
+        if self.at_steps is not None:
+            object.__setattr__(self, "at_steps", _steps(self.at_steps))
 
     def over(self, steps: float) -> "Schedule":
-        """The same in a training of this many optimizer steps, which `num_snapshots` has to know.
+        """The schedule for a training of this many optimizer steps, which `num_snapshots` needs.
 
         >>> [step for step in range(1, 65) if Schedule(num_snapshots=4).over(64).crossed(step - 1, step)]
         [4, 16, 36, 64]
+        >>> [step for step in range(1, 65) if Schedule().over(64).crossed(step - 1, step)]
+        [1, 4, 9, 16, 25, 36, 49, 64]
 
         Raises:
             MisconfigurationException: the training has no end.
         """
-        count = self.num_snapshots
-        if count is None:
+        if not self.is_spread:
             return self
-        if not 0 <= steps < math.inf:
-            raise MisconfigurationException(
-                f"num_snapshots is {count}, and how many steps this training has is not known: give the Trainer "
-                "max_steps, or max_epochs with a loader that has a length, or the callback at_steps or "
-                "every_n_train_steps"
-            )
-        return replace(self, _moments=tuple(max(1, round(steps * (k / count) ** 2)) for k in range(1, count + 1)))
+        count = self.num_snapshots or NUM_SNAPSHOTS
+        if 0 <= steps < math.inf:
+            at = tuple(max(1, round(steps * (k / count) ** 2)) for k in range(1, count + 1))
+            return replace(self, _snapshot_steps=at)
+        if self.num_snapshots is None:
+            return replace(self, _snapshot_steps=())
+        raise MisconfigurationException(
+            f"num_snapshots is {count}, but the number of training steps is unknown: give the Trainer max_steps, or "
+            "max_epochs with a loader that has a length; or give the callback at_steps or every_n_train_steps"
+        )
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether snapshots are spread over the training, if its number of steps is known."""
+        return all(each is None for each in (self.every_n_train_steps, self.every_n_epochs, self.at_steps))
 
     def starts(self) -> bool:
         """Whether a snapshot is due before the first batch."""
@@ -82,13 +98,54 @@ class Schedule:
         """Whether a snapshot became due between two steps."""
         if self.every_n_train_steps is not None:
             return step // self.every_n_train_steps > before // self.every_n_train_steps
-        return any(before < due <= step for due in self.at_steps or self._moments)
+        return any(before < due <= step for due in self.at_steps or self._snapshot_steps)
 
     def epoch_ends(self, epochs: int) -> bool:
         """Whether a snapshot is due at the end of this many epochs."""
-        if any(rhythm is not None for rhythm in (self.every_n_train_steps, self.at_steps, self.num_snapshots)):
+        if self._snapshot_steps or any(rhythm is not None for rhythm in (self.every_n_train_steps, self.at_steps)):
             return False
         return epochs % (self.every_n_epochs or 1) == 0
+
+
+def of_training(schedule: Schedule, trainer: Any) -> Schedule:
+    """A schedule in a training that starts now.
+
+    The number of steps is that of the whole training, also of one that is resumed: a run that was interrupted takes the
+    snapshots of one that was not. Where it is resumed with another max_epochs, the moments that are still to come are
+    those of the new length.
+
+    Raises:
+        MisconfigurationException: `num_snapshots` is given, and the training has no end.
+    """
+    if not schedule.is_spread:
+        return schedule
+    guessed = schedule.num_snapshots is None and _steps_are_guessed(trainer)
+    return schedule.over(math.inf if guessed else trainer.estimated_stepping_batches)
+
+
+def _steps_are_guessed(trainer: Any) -> bool:
+    """Whether a batch may advance the step by another number than the Trainer counts with."""
+    schedulers = [each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]
+    return not trainer.lightning_module.automatic_optimization or any(len(each.scheduling) > 1 for each in schedulers)
+
+
+def _whole(value: object, name: str, least: int) -> int:
+    found = whole_number(value)
+    if found is None or found < least:
+        raise MisconfigurationException(f"{name} is {value!r}; it must be a whole number, {least} or above")
+    return found
+
+
+def _steps(steps: Any) -> tuple[int, ...]:
+    try:
+        found = rows_of(steps)
+    except ValueError:  # whole numbers in floating point, as np.logspace gives them
+        found = None
+    if found is None or found.mask is not None or min(found.indices, default=0) < 0:
+        raise MisconfigurationException(
+            f"at_steps is {list(steps)!r}; it must hold whole numbers, 0 or above, such as np.unique(steps.astype(int))"
+        )
+    return found.indices
 
 
 def is_extra_epoch(trainer: Any) -> bool:
@@ -97,7 +154,7 @@ def is_extra_epoch(trainer: Any) -> bool:
 
 
 def is_last_epoch(trainer: Any) -> bool:
-    """Whether training ends with this epoch, as far as is known at its end."""
+    """Whether training ends with this epoch, as far as known at its end."""
     max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
     by_epochs = max_epochs not in (None, -1) and trainer.current_epoch + 1 >= max_epochs
     by_steps = max_steps not in (None, -1) and trainer.global_step >= max_steps
@@ -129,7 +186,7 @@ def averages_weights(trainer: Any) -> bool:
 
 
 def waits_for_the_clock(trainer: Any) -> list[str]:
-    """Names of the Trainer's parts that act by wall time, which a snapshot shifts."""
+    """Names of the Trainer's parts that depend on wall time, which snapshots add to."""
     by_time = getattr(trainer, "_val_check_time_interval", None) is not None
     found = ["val_check_interval"] if by_time else list[str]()
     for callback in trainer.callbacks:

@@ -1,4 +1,4 @@
-"""One fit of one Trainer: what is attributed, the sampler's settings, and how a snapshot is taken."""
+"""The snapshots of one fit: their inputs, the sampler's settings, and the steps of each snapshot."""
 
 import time
 from collections.abc import Callable
@@ -16,16 +16,18 @@ from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.estimation.forecast import Forecast, forecast
 from bif_lightning.exceptions import TrainingDisturbedError
 from bif_lightning.model.sharded import reshard
+from bif_lightning.model.weights import sampled_parameters
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.settings import ResolvedSettings
 from bif_lightning.rng import unaltered_generators
 from bif_lightning.sampling.context import ranks_of
-from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
-from bif_lightning.trainer.guard.guard import iterators, training_guard
+from bif_lightning.trainer.guard.fingerprint import fingerprint, named_difference
+from bif_lightning.trainer.guard.guard import attributes, iterators, training_guard
 from bif_lightning.trainer.interrupts import stop_if_requested, stopping_progress
 from bif_lightning.trainer.outputs import Outputs
 from bif_lightning.trainer.position import TrainingPosition, now
-from bif_lightning.trainer.problem import Attribution
+from bif_lightning.trainer.prepared import forget_prepared
+from bif_lightning.trainer.problem import Attribution, renew_training
 from bif_lightning.trainer.progress import progress_of
 from bif_lightning.trainer.schedule import training_fraction
 from bif_lightning.trainer.snapshot_files import write_end, write_snapshot
@@ -40,15 +42,16 @@ class Session:
     """Takes the snapshots of one fit.
 
     Attributes:
-        attribution: what is attributed, from this Trainer.
-        outputs: where estimates go.
-        sampler, chains: as the user gave them.
+        attribution: the inputs of estimates, from this Trainer.
+        outputs: the dumps and loggers that estimates are written to.
+        sampler, chains: as given by the user.
         store_traces: whether dumps keep every draw.
-        verify: at which snapshots to check that training is bitwise as it was.
-        resolved: the settings that a snapshot found for all later ones; None before.
-        budget: what snapshots may take.
-        launch: whether an estimate follows each snapshot here, or others make it of the snapshot's file.
-        expected: what a snapshot was forecast to take.
+        verify: at which snapshots to check that training is bitwise unchanged.
+        resolved: settings that a snapshot found for all later ones; None before.
+        budget: time that snapshots may take.
+        launch: "inline" to estimate at each snapshot, or "snapshot" to write its weights for other processes.
+        expected: forecast of the cost of a snapshot.
+        taken: number of snapshots so far.
     """
 
     attribution: Attribution
@@ -65,13 +68,13 @@ class Session:
     _skipped_at: int | None = None
 
     def announce(self, trainer: Any, module: Any) -> Forecast | None:
-        """Check the sampler, and say what a snapshot will take; warn of what no guard can put back.
+        """Check the sampler, print a forecast of the cost of a snapshot, and warn of state that cannot be restored.
 
-        What "auto" will find is not known before the first snapshot; the forecast is for settings that cost as much.
+        The settings of "auto" are unknown before the first snapshot; the forecast is for settings of similar cost.
         """
         if self.launch == "snapshot":
             folder = self.outputs.directory
-            say(trainer, f"BIF: snapshots in {folder}; for their dumps run: bif-lightning watch {folder}")
+            say(trainer, f"BIF: snapshots in {folder}; to compute their dumps run: bif-lightning watch {folder}")
             return None
         problem = self.attribution.problem
         if open_iterators := iterators(trainer, module):
@@ -93,20 +96,21 @@ class Session:
             trainer,
             f"BIF: {problem.num_train} train x {len(problem.query)} query examples (loss: {self.attribution.loss}), "
             f"{found.sampler.describe(found.chains)}: {self.expected}"
-            + (", to be found at the first one" if unknown else "")
+            + (", with settings to be found at the first snapshot" if unknown else "")
             + (f"; dumps in {self.outputs.directory}" if self.outputs.directory else "; nothing is written"),
         )
         return self.expected
 
     def affords(self, trainer: Any, module: Any, *, by_rhythm: bool, one_more: bool) -> bool:
-        """Whether to take a snapshot that is due. Collective: the clock of rank 0 decides for all.
+        """Whether to take a snapshot that is due. Collective: the clock of rank 0 decides for all ranks.
 
         Args:
-            by_rhythm: it may be skipped for the budget; others were asked for by step, and are taken.
-            one_more: another one is taken at the end of training, which the rest of it must pay for.
+            by_rhythm: whether it is due by an interval, and so may be skipped to stay within the budget; snapshots at
+                requested steps are always taken.
+            one_more: whether a last snapshot will be taken at the end of training, for which time is reserved.
         """
         budget, step = self.budget, trainer.global_step
-        # The last step may be due by rhythm, and then again as the last one.
+        # The last step may be due twice: by interval, and as the last one.
         again, self._skipped_at = self._skipped_at == step, None
         budget.due += not again
         budget.skipped -= again
@@ -121,20 +125,22 @@ class Session:
             return True
         if not by_rhythm:
             rank_zero_warn(
-                f"the snapshot at step {step} is taken, as asked for, though the budget of {100 * budget.share:g} % "
-                f"does not pay for its {seconds:.2g} s yet: the callback has taken {100 * budget.used:.1f} %"
+                f"the snapshot at step {step} is taken as requested, although its {seconds:.2g} s exceed the budget of "
+                f"{100 * budget.share:g} %: the callback has taken {100 * budget.used:.1f} %"
             )
             return True
         budget.skipped += 1
         self._skipped_at = step
         if budget.skipped == 1:
             say(
-                trainer, f"BIF step {step}: skipped, as others may be; a snapshot takes about {seconds:.2g} s: {budget}"
+                trainer,
+                f"BIF step {step}: skipped to stay within the budget, and later ones may be too; a snapshot takes "
+                f"about {seconds:.2g} s: {budget}",
             )
         return False
 
     def close(self, trainer: Any) -> None:
-        """Say what became of the budget; tell those who wait for snapshots that there are no more."""
+        """Print the use of the budget, and mark the end of training for processes that watch for snapshots."""
         if self.launch == "snapshot" and self.outputs.directory is not None and trainer.is_global_zero:
             write_end(self.outputs.directory, trainer.global_step)
         if self.budget.limited:
@@ -150,100 +156,110 @@ class Session:
         )
 
     def _resolve(self, trainer: Any) -> ResolvedSettings:
-        """The settings of this snapshot, and a line about them where they were found here."""
+        """Resolve the settings of this snapshot, and print them if they were found here."""
         tick = partial(stop_if_requested, trainer)
         resolved = resolve_sampler(self.attribution.problem, self.sampler, self.chains, self.resolved, tick)
         if self.resolved is None and resolved.reasons:
-            until = "kept from now on" if resolved.lasting else "for this snapshot alone, as they would not stay right"
+            until = "kept from now on" if resolved.lasting else "for this snapshot only, as they would not stay valid"
             say(trainer, f"BIF settings, {until}: {resolved.reasons}")
         return resolved
 
-    def snapshot(self, trainer: Any, module: Any, moment: TrainingPosition | None = None) -> Estimate | None:
-        """Take the present weights as a snapshot, estimate, and write. All ranks do, or none; rank 0 gets the result.
+    def snapshot(self, trainer: Any, module: Any, position: TrainingPosition | None = None) -> Estimate | None:
+        """Take a snapshot of the current weights, estimate influence, and write it. Collective; rank 0 gets the result.
 
         Args:
-            moment: when in training these weights are from; None for the present.
+            position: position in training of these weights; None for the current one.
 
         Raises:
-            TrainingDisturbedError: training is not bitwise as it was.
-            PreemptedError: the job is asked to end.
+            TrainingDisturbedError: the snapshot changed the state of training.
+            PreemptedError: the process received SIGTERM.
             ChainsDivergedError, ValueError, OSError: see `estimate` and `archive.write.write_dump`.
             PeerFailedError: another rank raised one of these.
         """
-        moment = moment or now(trainer, module)
-        ranks, step = ranks_of(module), moment.step
-        reshard(module)  # an epoch may end with gathered weights, which the first pass of a chain would free
+        position = position or _now(trainer, module)
+        ranks, step = ranks_of(module), position.step
+        reshard(module)  # an epoch may end with gathered weights, which a chain's first forward pass would free
         check = self.verify == "always" or (self.verify == "first" and self.taken == 0)
         before = fingerprint(trainer, module) if check else None
         if self.launch == "snapshot":
-            self._keep(trainer, module, moment)
+            self._keep(trainer, module, position)
             result = None
         else:
             with ranks.collective(f"the snapshot at step {step}"):
-                result = self._estimate(trainer, module, moment)
+                result = self._estimate(trainer, module, position)
         path = None
         with ranks.collective(f"writing the dump of step {step}"):
             if result is not None:
-                with unaltered_generators(trainer.strategy.root_device):  # loggers and plots are others' code
-                    path = self.outputs.write(moment, result)
-                    self.outputs.log(trainer, moment, result)
+                with unaltered_generators(trainer.strategy.root_device):  # loggers and plots may draw random numbers
+                    path = self.outputs.write(position, result)
+                    self.outputs.log(trainer, position, result)
             self.taken += 1
             if before is not None:
-                _check_untouched(difference(before, fingerprint(trainer, module)), step)
+                _check_untouched(named_difference(before, fingerprint(trainer, module)), step)
         if result is not None:
             _report(trainer, step, result, path)
         return result
 
-    def _keep(self, trainer: Any, module: Any, moment: TrainingPosition) -> None:
+    def _keep(self, trainer: Any, module: Any, position: TrainingPosition) -> None:
         started, directory = time.perf_counter(), self.outputs.directory
         if directory is None:  # a fast_dev_run
             return
         with self._guarded(trainer, module):
-            path = write_snapshot(directory, module, moment, ranks_of(module))
-        say(trainer, f"BIF step {moment.step}: weights kept, {time.perf_counter() - started:.2g} s -> {path.name}")
+            path = write_snapshot(directory, module, position, ranks_of(module))
+        say(trainer, f"BIF step {position.step}: weights saved, {time.perf_counter() - started:.2g} s -> {path.name}")
 
-    def _estimate(self, trainer: Any, module: Any, moment: TrainingPosition) -> Estimate | None:
+    def _estimate(self, trainer: Any, module: Any, position: TrainingPosition) -> Estimate | None:
         problem, derived = self.attribution.problem, self.attribution.derived
-        problem.loss_scale = moment.loss_scale
+        problem.loss_scale = position.loss_scale
         if derived is not None:
-            derived.refreeze()
+            derived.reset_coefficients()
         with (
             self._guarded(trainer, module),
             self.attribution.around(),
-            progress_of(trainer, f"BIF step {moment.step}") as show,
+            progress_of(trainer, f"BIF step {position.step}") as show,
         ):
+            renew_training(trainer, self.attribution)
             resolved = self._resolve(trainer)
             result = estimate_problem(
                 problem,
                 resolved.sampler,
                 resolved.chains,
-                snapshot=moment.step,
+                snapshot=position.step,
                 labels=self.outputs.labels,
                 store_traces=self.store_traces,
                 everywhere=False,
                 scratch=self.outputs.directory,
                 progress=stopping_progress(trainer, show),
             )
+        if trainer.strategy.root_device.type != "cpu":  # its memory is short, and training needs it
+            forget_prepared(problem)
         self.resolved = self.resolved or (resolved if resolved.lasting else None)
         return None if result is None else with_reasons(result, resolved)
 
     def _guarded(self, trainer: Any, module: Any) -> Any:
-        return training_guard(trainer, module, self.attribution.datasets)
+        sampled = sampled_parameters(module, self.attribution.problem.params)
+        return training_guard(trainer, module, self.attribution.datasets, sampled=sampled)
 
 
 def say(trainer: Any, line: str) -> None:
-    """A line for the person who watches, above the progress bar if there is one."""
+    """Print a line for the user, above the progress bar if there is one."""
     bar = trainer.progress_bar_callback
     write: Callable[[str], None] = rank_zero_info if bar is None else bar.print
     write(line)
+
+
+def _now(trainer: Any, module: Any) -> TrainingPosition:
+    """The current position. Hyperparameters may fill a cache of their own when they are read, which is undone."""
+    with training_guard(trainer, module, parts={"attributes": attributes}):
+        return now(trainer, module)
 
 
 def _check_untouched(changed: list[str], step: int) -> None:
     if changed:
         raise TrainingDisturbedError(
             f"the snapshot at step {step} changed {', '.join(changed)} of the training, which it must not. The step "
-            "uses state that the guard does not know; pass a loss_fn that does not touch it, or look at "
-            "saved checkpoints, with bif_lightning.attribute. verify_restore='never' skips this check"
+            "uses state that the guard cannot restore; pass a loss_fn that does not use it, or attribute saved "
+            "checkpoints with bif_lightning.attribute. verify_restore='never' skips this check"
         )
 
 

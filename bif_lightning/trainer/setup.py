@@ -1,4 +1,4 @@
-"""The start of a fit: derive the losses, describe the data, open the folder, and check them against earlier runs."""
+"""Setup at the start of a fit: derive the losses, describe the data, open the folder, and check for earlier runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bif_lightning.config import Chains, Sampler, check_sampler
 from bif_lightning.data.describe import Describe
+from bif_lightning.data.rows import rows_of
 from bif_lightning.data.token_texts import Decoder
 from bif_lightning.losses.problem import disable_compile
 from bif_lightning.model.sharded import reshard
@@ -17,7 +18,7 @@ from bif_lightning.sampling.choice import default_settings
 from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.guard.guard import training_guard
 from bif_lightning.trainer.outputs import Outputs, Precision, check_unused
-from bif_lightning.trainer.problem import Attribution, AttributionRequest, attribution_of, data_of, is_indices
+from bif_lightning.trainer.problem import Attribution, AttributionRequest, attribution_of, data_of
 from bif_lightning.trainer.session import Session, Verify
 from bif_lightning.trainer.snapshot_files import RunManifest, check_no_snapshots, reopen
 from bif_lightning.trainer.time_budget import TimeBudget
@@ -25,7 +26,7 @@ from bif_lightning.trainer.time_budget import TimeBudget
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotOptions:
-    """The user's settings of the snapshots, beside the `AttributionRequest`."""
+    """The user's settings of the snapshots, in addition to the `AttributionRequest`."""
 
     chains: Chains | None
     sampler: Sampler | Literal["auto"] | None
@@ -47,7 +48,7 @@ def settings_of(
     """The settings that all snapshots of a run share, as plain values.
 
     Raises:
-        ValueError: the sampler is not one.
+        ValueError: the sampler is not a sampler of this package.
     """
     check_sampler(sampler)
     return {
@@ -64,7 +65,7 @@ def open_session(
     trainer: Any,
     module: Any,
     request: AttributionRequest,
-    wanted: SnapshotOptions,
+    options: SnapshotOptions,
     directory: Path | None,
     *,
     fresh: bool,
@@ -74,10 +75,10 @@ def open_session(
     """Open a session for this fit. Collective.
 
     Args:
-        directory: of the dumps; None writes nothing.
-        fresh: the folder must be unused.
+        directory: folder of the dumps; None writes nothing.
+        fresh: whether the folder must be unused.
         data: fingerprints of the data of a resumed run; empty for a new run.
-        resolved: sampler and chains of a resumed run.
+        resolved: sampler and chains found in a resumed run; None for a new run.
 
     Raises:
         MisconfigurationException: the folder belongs to another run, the data changed, or losses cannot be derived.
@@ -85,14 +86,14 @@ def open_session(
     """
     ranks = ranks_of(module)
     first = ranks.rank == 0
-    # Separately, since only rank 0 reads the folder, while what follows needs all ranks.
+    # A separate section, since only rank 0 reads the folder.
     with ranks.collective("looking at the folder"):
         if first and fresh and directory is not None:
             check_unused(directory)
-            if wanted.launch == "snapshot":
+            if options.launch == "snapshot":
                 check_no_snapshots(directory)
     reshard(module)
-    datasets = [request.train, request.query, *data_of(trainer)]
+    datasets = [request.train, request.query, request.training_data, *data_of(trainer)]
     with (
         ranks.collective("looking at the data and the losses"),
         training_guard(trainer, module, datasets),
@@ -102,55 +103,57 @@ def open_session(
         outputs = Outputs(
             directory=directory,
             attribution=attribution,
-            describe=wanted.describe,
-            tokenizer=wanted.tokenizer,
-            precision=wanted.precision,
-            views=() if trainer.fast_dev_run else wanted.views,
-            pairs=wanted.pairs,
-            settings={"settings": wanted.settings},
+            describe=options.describe,
+            tokenizer=options.tokenizer,
+            precision=options.precision,
+            views=() if trainer.fast_dev_run else options.views,
+            pairs=options.pairs,
+            settings={"settings": options.settings},
         )
         if data:
             check_same("data", data, outputs.fingerprints)
     with ranks.collective("making the folder"):
         if first:
             outputs.open()
-            if wanted.launch == "snapshot" and directory is not None:
+            if options.launch == "snapshot" and directory is not None:
                 reopen(directory)
-                _left(request, wanted, outputs).write(directory)
-    chains = _tiny(wanted.chains or Chains()) if trainer.fast_dev_run else wanted.chains
+                _manifest(request, options, outputs).write(directory)
+    chains = _tiny(options.chains or Chains()) if trainer.fast_dev_run else options.chains
     return Session(
         attribution=attribution,
         outputs=outputs,
-        sampler=_sampler(attribution, wanted, chains),
+        sampler=_sampler(attribution, options, chains),
         chains=chains,
-        store_traces=wanted.store_traces,
-        verify=wanted.verify,
+        store_traces=options.store_traces,
+        verify=options.verify,
         resolved=resolved,
-        budget=wanted.budget,
-        launch=wanted.launch,
+        budget=options.budget,
+        launch=options.launch,
     )
 
 
-def _left(request: AttributionRequest, wanted: SnapshotOptions, outputs: Outputs) -> RunManifest:
-    options = {
+def _manifest(request: AttributionRequest, options: SnapshotOptions, outputs: Outputs) -> RunManifest:
+    stored = {
         "per_sample": request.per_sample,
         "eval_batch_size": request.eval_batch_size,
         "per_token": request.per_token,
         "allow_untested": not request.check_gradient,
-        "precision": wanted.precision,
-        "store_traces": wanted.store_traces,
-        "views": list(wanted.views),
-        "pairs": [list(pair) for pair in wanted.pairs],
+        "precision": options.precision,
+        "store_traces": options.store_traces,
+        "views": list(options.views),
+        "pairs": [list(pair) for pair in options.pairs],
+        "training_data": _rows(request.training_data),
     }
-    return RunManifest(wanted.settings, outputs.fingerprints, _rows(request.train), _rows(request.query), options)
+    return RunManifest(options.settings, outputs.fingerprints, _rows(request.train), _rows(request.query), stored)
 
 
 def _rows(data: Any) -> list[int] | None:
-    return [int(i) for i in data] if data is not None and is_indices(data) else None
+    found = None if data is None else rows_of(data)
+    return None if found is None else list(found.indices)
 
 
-def _sampler(attribution: Attribution, wanted: SnapshotOptions, chains: Chains | None) -> Sampler | Literal["auto"]:
-    return default_settings(attribution.problem, chains) if wanted.sampler is None else wanted.sampler
+def _sampler(attribution: Attribution, options: SnapshotOptions, chains: Chains | None) -> Sampler | Literal["auto"]:
+    return default_settings(attribution.problem, chains) if options.sampler is None else options.sampler
 
 
 def _tiny(chains: Chains) -> Chains:
@@ -171,8 +174,8 @@ def check_same(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) ->
     ]
     if changed:
         raise MisconfigurationException(
-            f"BIFCallback has other {what} than in the run that wrote this checkpoint, and their dumps would not "
-            f"compare: {'; '.join(changed)}. Use the {what} of that run, or a callback of another name"
+            f"BIFCallback has other {what} than in the run that wrote this checkpoint, so their dumps could not be "
+            f"compared: {'; '.join(changed)}. Use the {what} of that run, or give the callback another name"
         )
 
 
@@ -207,13 +210,13 @@ def check_options(
         )
     if limited and launch == "snapshot":
         raise MisconfigurationException(
-            "budget limits the time that estimates take from training, and launch='snapshot' moves them to other "
+            "budget limits the time that estimates take from training, but launch='snapshot' moves them to other "
             "processes: leave the budget out"
         )
     if own_loss and per_sample != "mean":
         raise MisconfigurationException(
-            "per_sample='sum' applies to losses derived from training_step, and a loss_fn is given: return the "
-            "loss of each example from it, and leave per_sample out"
+            "per_sample='sum' applies to losses derived from training_step, but a loss_fn is given: return the loss of "
+            "each example from it, and leave per_sample out"
         )
 
 

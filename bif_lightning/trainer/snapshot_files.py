@@ -1,9 +1,10 @@
 """Snapshot files for offline workers: weights, buffers and training position, and the run's manifest."""
 
+import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -22,20 +23,20 @@ from bif_lightning.trainer.checkpoints import ABOUT_SHARDS
 from bif_lightning.trainer.position import TrainingPosition
 
 FOLDER = "snapshots"
-"""Folder of the snapshots within that of the dumps."""
+"""Subfolder of the snapshots in the folder of the dumps."""
 
 END = "end.json"
-"""File in that folder that marks the end of training."""
+"""File in the snapshots' folder that marks the end of training."""
 
 
 @dataclass(frozen=True)
 class RunManifest:
-    """Settings and data of a run, written beside its dumps so that others continue with the same.
+    """Settings and data of a run, written beside its dumps for other processes that continue it.
 
     Attributes:
-        settings: those that all its snapshots share (`setup.settings_of`).
-        data: fingerprints of its data.
-        train, query: rows of the training data, where given as indices.
+        settings: settings that all snapshots share (`setup.settings_of`).
+        data: fingerprints of the data.
+        train, query: rows of the training data, if given as indices.
         options: further settings of the callback, by name.
     """
 
@@ -58,8 +59,8 @@ class RunManifest:
             sink.write(text)
 
 
-def left_by(directory: Path) -> RunManifest | None:
-    """The manifest of the run in this folder; None without one.
+def read_manifest(directory: Path) -> RunManifest | None:
+    """Read the manifest of the run in a folder; None if there is none.
 
     Raises:
         ValueError: it cannot be read.
@@ -78,27 +79,48 @@ def snapshot_path(directory: Path, step: int) -> Path:
     return directory / FOLDER / f"step={step:09d}.ckpt"
 
 
-def write_snapshot(directory: Path, module: nn.Module, moment: TrainingPosition, ranks: Ranks) -> Path:
-    """Write weights and buffers, whole or not at all. Collective.
+def write_snapshot(directory: Path, module: nn.Module, position: TrainingPosition, ranks: Ranks) -> Path:
+    """Write weights and buffers atomically. Collective.
 
     Raises:
-        OSError: the disk is full, or cannot be written.
+        OSError: the disk is full, or cannot be written to.
     """
-    path = snapshot_path(directory, moment.step)
+    path = snapshot_path(directory, position.step)
     about = {
-        "global_step": moment.step,
-        "epoch": moment.epoch,
-        "hyper_parameters": _plain(moment.hyperparameters),
-        "metrics": dict(moment.metrics),
-        "loss_scale": moment.loss_scale,
+        "global_step": position.step,
+        "epoch": position.epoch,
+        "hyper_parameters": _plain(position.hyperparameters),
+        "metrics": dict(position.metrics),
+        "loss_scale": position.loss_scale,
     }
     if is_sharded(module):
         _write_shards(path, module, about, ranks)
         return path
-    with ranks.collective(f"writing the snapshot of step {moment.step}"):
+    about = _told_by_hook(module, about) | about
+    with ranks.collective(f"writing the snapshot of step {position.step}"):
         if ranks.rank == 0:
             _write_whole(path, module, about)
     return path
+
+
+def _told_by_hook(module: nn.Module, about: dict[str, Any]) -> dict[str, Any]:
+    """What `on_save_checkpoint` of the module adds to a checkpoint, where `weights_only=True` can read it."""
+    hook: Callable[[dict[str, Any]], object] | None = getattr(module, "on_save_checkpoint", None)
+    if hook is None:
+        return {}
+    whole = about | {"state_dict": dict(module.state_dict())}
+    hook(whole)
+    return {name: value for name, value in whole.items() if name != "state_dict" and _readable(value)}
+
+
+def _readable(value: Any) -> bool:
+    sink = io.BytesIO()
+    try:
+        torch.save(value, sink)
+        torch.load(io.BytesIO(sink.getvalue()), weights_only=True)
+    except Exception:  # of any pickle
+        return False
+    return True
 
 
 def _write_whole(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
@@ -114,20 +136,20 @@ def reopen(directory: Path) -> None:
 
 
 def write_end(directory: Path, step: int) -> None:
-    """Mark the end of training; warn where that cannot be written."""
+    """Mark the end of training, and warn if the mark cannot be written."""
     text = json.dumps({"global_step": step}).encode()
     try:
         with atomic_write(directory / FOLDER / END, len(text)) as sink:
             sink.write(text)
     except OSError as error:
-        rank_zero_warn(f"workers that watch will not learn that training is over; give them --idle. {error}")
+        rank_zero_warn(f"watching workers will not notice the end of training; give them --idle. {error}")
 
 
 def check_no_snapshots(directory: Path) -> None:
-    """Refuse a folder with snapshots of another run.
+    """Check that a folder has no snapshots of another run, which workers would mix.
 
     Raises:
-        MisconfigurationException: it holds some, which workers would mix.
+        MisconfigurationException: it has some.
     """
     found = sorted(path.name for path in (directory / FOLDER).glob("step=*.ckpt"))
     if found or has_ended(directory / FOLDER):
@@ -151,7 +173,7 @@ def _write_shards(path: Path, module: nn.Module, about: dict[str, Any], ranks: R
     try:
         save_shards({"state_dict": module.state_dict()}, checkpoint_id=temporary)
     except CheckpointException as error:  # on every rank, and not an Exception
-        with ranks.collective("removing half a snapshot"):
+        with ranks.collective("removing an incomplete snapshot"):
             if ranks.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
         raise _first_of(error, path) from error
@@ -167,13 +189,13 @@ def _first_of(error: CheckpointException, path: Path) -> OSError:
     ((rank, (first, _)), *_) = error.failures.items()
     free = shutil.disk_usage(path.parent).free
     return OSError(
-        f"could not write the shards of {path} (rank {rank}: {first}); {free:,} bytes are free there. Snapshots "
-        "written earlier are whole, and nothing of this one is left. Free some space, or choose another dirpath"
+        f"could not write the shards of {path} (rank {rank}: {first}); {free:,} bytes are free there. Earlier "
+        "snapshots are complete, and no part of this one remains. Free some space, or choose another dirpath"
     )
 
 
 def _plain(values: Any) -> Any:
-    """Values that `weights_only=True` can read; others as their text."""
+    """Convert values to types that `weights_only=True` can read; other values become their text."""
     if isinstance(values, dict):
         return {str(key): _plain(value) for key, value in values.items()}
     if isinstance(values, list | tuple):

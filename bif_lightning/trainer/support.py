@@ -16,7 +16,7 @@ STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
 
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "FSDPStrategy": "it keeps the weights in flat shards that only its own forward pass puts together",
+        "FSDPStrategy": "it keeps the weights in flat shards that only its own forward pass assembles",
         "DeepSpeedStrategy": "its engine owns the weights and the backward pass",
         "XLAStrategy": "it was never tested",
     }

@@ -1,9 +1,8 @@
-"""Limits the share of training time that the callback takes.
+"""A limit on the share of training time that the callback takes.
 
-The share is  seconds in the callback / seconds since training started, the callback's own included.  Clocks are read,
-and nothing else, so training is unaffected. They decide which snapshots are taken: one that is due is skipped until the
-time since the start of training has paid for it, and near the end, where the rest of training would not pay for both it
-and the last one.
+The share is seconds in the callback divided by seconds since training started, including the callback's. The budget
+only reads clocks, so it does not affect training. A due snapshot is skipped if it would exceed the share now, or if it
+and the last snapshot together would exceed it at the end of training.
 """
 
 import time
@@ -16,10 +15,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 
 def budget_of(share: float | None) -> "TimeBudget":
-    """The account for a share as the user gave it; None limits nothing.
+    """Create the budget for a share given by the user; None sets no limit.
 
     Raises:
-        MisconfigurationException: not a number between 0 and 1.
+        MisconfigurationException: the share is not a number between 0 and 1.
     """
     if share is None:
         return TimeBudget(1.0)
@@ -33,15 +32,15 @@ def budget_of(share: float | None) -> "TimeBudget":
 
 @dataclass
 class TimeBudget:
-    """An account of seconds.
+    """The seconds spent and allowed.
 
     Attributes:
-        share: of training time that the callback may take; 1 for no limit.
-        clock: seconds from any start.
+        share: share of training time that the callback may take; 1 for no limit.
+        clock: function that returns seconds since any fixed time.
         spent: seconds in the callback.
-        due: snapshots that were due so far.
+        due: number of snapshots that were due so far.
         snapshots: seconds that each snapshot took.
-        skipped: snapshots that were due, and not taken.
+        skipped: number of due snapshots that were not taken.
     """
 
     share: float
@@ -54,21 +53,21 @@ class TimeBudget:
     _started: float | None = None
 
     def start(self) -> None:
-        """Training starts, or goes on."""
+        """Start the clock when training starts or resumes."""
         self._before, self._started = self.elapsed, self.clock()
 
     def stop(self) -> None:
-        """Training ends, or pauses."""
+        """Stop the clock when training ends or pauses."""
         self._before, self._started = self.elapsed, None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since training started, those of earlier fits of the same run included."""
+        """Seconds since training started, including earlier fits of the same run."""
         return self._before + (0.0 if self._started is None else self.clock() - self._started)
 
     @contextmanager
     def spending(self) -> Generator[None]:
-        """Account for the seconds within."""
+        """Count the seconds of the block as spent."""
         started = self.clock()
         try:
             yield
@@ -77,7 +76,7 @@ class TimeBudget:
 
     @contextmanager
     def timed_snapshot(self) -> Generator[None]:
-        """Account for the seconds within as those of a snapshot."""
+        """Count the seconds of the block as those of a snapshot."""
         before = self.spent
         with self.spending():
             yield
@@ -90,44 +89,49 @@ class TimeBudget:
 
     @property
     def used(self) -> float:
-        """The share so far."""
+        """Share of time taken so far."""
         return self.spent / self.elapsed if self.elapsed > 0 else 0.0
 
     @property
     def training(self) -> float:
-        """Seconds of training proper so far, without the callback's."""
+        """Seconds of training so far, without the callback's."""
         return self.elapsed - self.spent
 
     def within_budget(self, expected: float, reserved: float = 0.0, ahead: float = 0.0) -> bool:
-        """Whether a snapshot of `expected` seconds leaves the share within the budget, both now and at the end, after
-        `ahead` more seconds of training and a last snapshot of `reserved` seconds."""
+        """Whether a snapshot stays within the budget, both now and at the end of training.
+
+        Args:
+            expected: seconds of the snapshot.
+            reserved: seconds of the last snapshot.
+            ahead: seconds of training until the end.
+        """
         return self._pays_for(expected, 0.0) and self._pays_for(expected + reserved, ahead)
 
     def _pays_for(self, more: float, ahead: float) -> bool:
         return self.spent + more <= self.share * (self.elapsed + more + ahead)
 
     def ahead(self, done: float) -> float:
-        """Seconds of training proper still to come, when a share `done` of it is done; 0 where nothing is yet."""
+        """Seconds of training until the end, given the fraction `done` of it; 0 if none is done."""
         return self.training * (1 / done - 1) if done > 0 else 0.0
 
     def expected(self, forecast: float) -> float:
-        """Seconds of the next snapshot: the mean of those taken, and before the first one the forecast."""
+        """Expected seconds of the next snapshot: the mean of earlier ones, or the forecast before the first."""
         return sum(self.snapshots) / len(self.snapshots) if self.snapshots else forecast
 
     def state(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """The budget as plain values, for a checkpoint."""
         counts = {"due": self.due, "skipped": self.skipped}
         return {"spent": self.spent, "elapsed": self.elapsed, "snapshots": list(self.snapshots), **counts}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on with the account of a checkpoint."""
+        """Continue with the values of a checkpoint."""
         self.spent, self.due, self.skipped = state["spent"], state["due"], state["skipped"]
         self.snapshots = list(state["snapshots"])
         self._before, self._started = state["elapsed"], None
 
     def __str__(self) -> str:
-        skipped = f", {self.skipped} of {self.due} due ones skipped" if self.skipped else ""
+        skipped = f", {self.skipped} of {self.due} due snapshots skipped" if self.skipped else ""
         return (
             f"{len(self.snapshots)} snapshots{skipped}; {100 * self.used:.1f} % of {self.elapsed:.0f} s of training, "
-            f"for a budget of {100 * self.share:g} %"
+            f"of a budget of {100 * self.share:g} %"
         )

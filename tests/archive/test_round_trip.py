@@ -21,7 +21,7 @@ from bif_lightning.archive.read import open_run, open_samples
 from bif_lightning.archive.schema import round_to_10_bits
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.archive.write.provenance import provenance, without_secrets
-from bif_lightning.config import Pairs, Sampler, Subspace
+from bif_lightning.config import ControlledSGLD, Pairs, Sampler, Subspace
 from bif_lightning.results.examples import Samples
 from bif_lightning.sampling.choice import judge
 
@@ -92,7 +92,11 @@ def test_every_part_comes_back(tmp_path, rng):
         assert same_samples(written, read)
 
 
-@pytest.mark.parametrize("sampler", [Pairs(), Subspace(localization=2.0)], ids=lambda sampler: type(sampler).__name__)
+@pytest.mark.parametrize(
+    "sampler",
+    [Pairs(), Subspace(localization=2.0), ControlledSGLD(alpha=0.5)],
+    ids=lambda sampler: type(sampler).__name__,
+)
 def test_the_kind_of_the_sampler_is_told(tmp_path, rng, sampler: Sampler):
     train, query = make_samples("train", 5), make_samples("query", 3)
     estimate = dataclasses.replace(make_estimate(rng, 5, 3), sampler=sampler)
@@ -240,7 +244,7 @@ def test_refuses_what_is_no_result(tmp_path, rng):
     for message, change in wrong.items():
         with pytest.raises(ValueError, match=message):
             write(dataclasses.replace(estimate, **change))
-    with pytest.raises(ValueError, match="5 train x 3 query examples, the samples describe 5 x 4"):
+    with pytest.raises(ValueError, match="5 train x 3 query examples, but the samples describe 5 x 4"):
         write(estimate, query=make_samples("query", 4))
     with pytest.raises(ValueError, match="a global step is 0 or above"):
         write(estimate, step=-1)

@@ -13,8 +13,9 @@ import bif_lightning
 from archive_examples import make_estimate, make_full, make_samples, make_tokens
 from bif_lightning.archive.read.index import read_index
 from bif_lightning.archive.schema import VERSION
-from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.archive.write import write_dump, write_integrated, write_samples
 from bif_lightning.config import Subspace
+from training_dumps import make_estimates, write_training
 
 pytestmark = pytest.mark.exact
 
@@ -142,6 +143,18 @@ def test_samples_file_is_the_table(tmp_path):
     assert found(write_samples(tmp_path / "bare", *bare)) == promised(6, "always")
 
 
+def test_integrated_file_is_the_table(tmp_path, rng):
+    path = write_integrated(write_training(tmp_path, make_estimates(rng)))
+    assert found(path) == promised(10)
+    expected = {"schema", "schema_version", "creator", "created_utc", "samples_sha256"}
+    assert attributes(path) == {("/", name): "str" for name in expected}
+    with h5py.File(path) as file:
+        assert file.attrs["schema"] == "bif-lightning-integrated"
+        assert [name for name in file if "sign" in file[name].attrs] == ["integrated"]
+        numbers = [node for node in file.values() if h5py.check_string_dtype(node.dtype) is None]
+        assert all(node.fletcher32 for node in numbers if not node.name.endswith("/byte"))
+
+
 def test_words_of_every_dataset(full):
     signed = re.compile(
         r"(\w+_)?(influence|correlation|conditioned)|labels/(influence|correlation)|overview/block|plot/(influence|correlation)"
@@ -193,15 +206,23 @@ def test_version_1_2_lists_what_it_added(tmp_path):
     assert attributes(new) == attributes(old)
 
 
-def test_the_last_version_lists_what_it_added(full):
+def test_version_1_3_lists_what_it_added():
     """By what the golden dump of 1.2 lacks: a number, and words of the settings; and by a setting of Subspace."""
-    old = GOLDEN / "1.2" / "step=000000300.h5"
+    old, new = (GOLDEN / version / "step=000000300.h5" for version in ("1.2", "1.3"))
     words = SPEC.partition("- 1.3 added")[2].partition("- 1.2 added")[0]
     listed = set(re.findall(r"`([^`]+)`", words)) - {"settings_json"}
-    settings = [json.loads(read_index(path).settings).keys() for path in (old, full)]
-    numbers = {name for name in set(found(full)) - set(found(old)) if not name.endswith("_json")}
+    settings = [json.loads(read_index(path).settings).keys() for path in (old, new)]
+    numbers = {name for name in set(found(new)) - set(found(old)) if not name.endswith("_json")}
     of_subspace = set(asdict(Subspace())) - {"num_directions", "inverse_temperature", "localization", "span"}
     assert numbers | (settings[1] - settings[0]) | of_subspace == listed
+    assert attributes(new) == attributes(old)
+
+
+def test_the_last_version_lists_what_it_added(full):
+    old = GOLDEN / "1.3" / "step=000000300.h5"
+    words = SPEC.partition("- 1.4 added")[2].partition("- 1.3 added")[0]
+    added = {name for name in set(found(full)) - set(found(old)) if not name.endswith("_json")}
+    assert added == set(re.findall(r"`([^`]+)`", words))
     assert attributes(full) == attributes(old)
 
 

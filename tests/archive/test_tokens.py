@@ -77,7 +77,7 @@ def test_a_block_says_which_tokens_it_is_of(tmp_path: Path) -> None:
     assert stored.texts("train", 3) == [f" <{number}>" for number in ids]
     assert "positive" in block["value"].attrs["sign"]
     assert "standard_error" not in stored.influence(0, 0, errors=False)
-    with pytest.raises(ValueError, match="no sequence 4"):
+    with pytest.raises(ValueError, match="sequence 4 does not exist"):
         stored.texts("query", 4)
 
 
@@ -135,7 +135,7 @@ def test_tokens_are_no_part_of_the_digest(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"tokens": TRAIN.tokens[1:]}, "9 ids but 8 tokens"),
-        ({"token_ids": (*TRAIN.token_ids[:8], np.arange(50))}, "example 8 has .* token texts and 50 token ids"),
+        ({"token_ids": (*TRAIN.token_ids[:8], np.arange(50))}, "example 8 has .* token texts but 50 token ids"),
     ],
 )
 def test_samples_that_do_not_fit_are_refused(change: dict, words: str, tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def broken(path: Path, name: str, value: object) -> Path:
     ("name", "value", "words"),
     [
         ("tokens/train_sequence", 9, "belong to sequences that it does not have"),
-        ("tokens/batch_draws", 3, "draws a chain, its tokens 20"),
-        ("tokens/centring", "sideways", "centred by 'sideways'"),
+        ("tokens/batch_draws", 3, "draws a chain, but its tokens 20"),
+        ("tokens/centring", "sideways", "the centring of its tokens, 'sideways'"),
     ],
 )
 def test_a_broken_dump_is_refused(name: str, value: object, words: str, tmp_path: Path) -> None:

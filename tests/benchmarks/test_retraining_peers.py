@@ -116,7 +116,7 @@ def test_the_table_from_start_to_end(
     truths.save(truths.make(task), task, tmp_path, np.float32)
     names = ("gradient", "TRAK", "Fisher", "Subspace")
     chosen = [word for name in names for word in ("--method", name)]
-    lds.main(["--task", task.name, "--cache", str(tmp_path), "--threads", "1", "--against", "dot product", *chosen])
+    lds.main(["--task", task.name, "--cache", str(tmp_path), "--threads", "1", "--against", "gradient dot", *chosen])
     printed = capsys.readouterr().out
     lines = {line.split(" | ")[0].strip("| "): line for line in printed.splitlines() if line.startswith("|")}
     for name in ("gradient dot product", "gradient cosine", "TRAK, one checkpoint, k = 128", "Subspace 64"):
@@ -129,7 +129,7 @@ def test_the_table_from_start_to_end(
 def test_a_peer_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     task = small_tasks.classes()
     monkeypatch.setitem(__import__("sys").modules, "kronfluence.analyzer", None)
-    lines = list(lds.table(task, truths.make(task), lds.chosen(["EK-FAC"]), "EK-FAC"))
+    lines = list(lds.table(task, truths.make(task), lds.chosen(["EK-FAC"]), ["EK-FAC"]))
     assert any("pip install kronfluence" in line for line in lines), lines
 
 

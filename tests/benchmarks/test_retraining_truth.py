@@ -1,5 +1,6 @@
 """The ground truth: trained as it says, kept as it was, refused when it is of something else."""
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import models
 import small_tasks
 from retraining import truth as truths
 from retraining.methods import METHODS
@@ -114,6 +116,18 @@ def test_the_default_foretells_retraining_better_than_the_empirical_fisher() -> 
     )
     better, error = difference(default, fisher, truth)
     assert better > 3 * error
+
+
+def test_images_of_fashion_mnist_are_read(tmp_path: Path) -> None:
+    pixels, labels = np.arange(2 * 784, dtype=np.uint8).reshape(2, 28, 28), np.array([3, 9], np.uint8)
+    for name, values in (("images-idx3", pixels), ("labels-idx1", labels)):
+        head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(head + values.tobytes()))
+    (first, three), (second, nine) = models.fashion_mnist(2, tmp_path)
+    assert (int(three), int(nine)) == (3, 9)
+    torch.testing.assert_close(torch.stack([first, second]), torch.from_numpy(pixels.reshape(2, -1)) / 255)
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        models.fashion_mnist(2, tmp_path / "nowhere")
 
 
 def test_committed_truth_is_small() -> None:

@@ -11,7 +11,7 @@ import torch
 import bif_lightning as bl
 from bif_lightning.calibration import find
 from bif_lightning.calibration.find import FoundSettings, _chains_for, dimension_for, find_settings
-from bif_lightning.calibration.pilot import Pilot, _agreement, run_pilot, small_problem
+from bif_lightning.calibration.pilot import Pilot, _chain_agreement, run_pilot, small_problem
 from bif_lightning.config import SGLD, Chains, Pairs
 from bif_lightning.curvature.hessian import Hessian
 from bif_lightning.data.dataset import Examples, spread_rows
@@ -68,7 +68,7 @@ def test_memory_is_that_of_an_autoregressive_chain() -> None:
     sampler = SGLD(step_size=0.2 / stiffness, inverse_temperature=nb, localization=1.0)
     with engine_context(problem, Chains()) as (backend, _, _):
         found = run_pilot(small_problem(problem, backend, 0), backend, sampler, Chains(batch_size=50), 4, draws=300)
-    assert found.memory == pytest.approx(-1 / np.log(1 - 0.1), rel=0.3)
+    assert found.autocorrelation_time == pytest.approx(-1 / np.log(1 - 0.1), rel=0.3)
 
 
 def test_a_pilot_says_that_chains_ran_away() -> None:
@@ -180,7 +180,7 @@ def test_draws_follow_from_the_agreement_of_the_pilots_chains() -> None:
     """Chains of 18 draws that agree at 1/4 leave D = 54; 3 D then agree at 3/4. At a spacing of one memory each draw is
     worth tanh 1 of an independent one."""
     sampler = SGLD(step_size=1e-4, inverse_temperature=1.0, localization=1.0)
-    pilot = Pilot(sampler, 3, torch.zeros(2, 24), 1.0, agreement=0.25, memory=5.0)
+    pilot = Pilot(sampler, 3, torch.zeros(2, 24), 1.0, agreement=0.25, autocorrelation_time=5.0)
     assert pilot.draws_for(0.75, 10**6) == pytest.approx(162)
     assert pilot.draws_for(0.75, 5) == pytest.approx(162 / np.tanh(1))
     assert pilot.draws_for(0.5, 10**6) == pytest.approx(54)
@@ -200,18 +200,19 @@ def test_the_agreement_of_a_pilot_leaves_each_example_itself_out() -> None:
     one, other = (chain.T @ chain for chain in odd.numpy())
     rest = [np.delete(np.arange(41), i) for i in range(41)]
     expected = np.median([np.corrcoef(one[i, j], other[i, j])[0, 1] for i, j in enumerate(rest)])
-    assert _agreement(odd) == pytest.approx(expected, rel=1e-12)
+    assert _chain_agreement(odd) == pytest.approx(expected, rel=1e-12)
 
 
 def test_agreement_grows_with_draws_as_n_over_n_and_d() -> None:
     """D from chains of 100 draws foretells how chains of 300 agree."""
     generator = torch.Generator().manual_seed(2)
-    short, long = (torch.tensor([_agreement(odd_parts(n, generator)) for _ in range(200)]) for n in (100, 300))
+    short, long = (torch.tensor([_chain_agreement(odd_parts(n, generator)) for _ in range(200)]) for n in (100, 300))
     foretold = 3 / (3 + 1 / short.mean() - 1)
     error = torch.hypot(long.std(), 3 * short.std()) / 200**0.5
     assert abs(float(long.mean() - foretold)) < 5 * float(error)
 
 
+@pytest.mark.slow
 def test_steps_are_shortened_until_minibatches_are_cooler_than_the_sampler() -> None:
     """By twice the noise ratio, which is proportional to them. Given chains are taken as they are."""
     world, problem = world_problem(weights=20)
@@ -242,7 +243,7 @@ def test_gradients_that_memory_does_not_hold_leave_the_step_as_it_is(monkeypatch
 def test_chains_of_shorter_steps_are_longer() -> None:
     """Of the same draws, as far apart in memories of the chain as those of the pilot's steps."""
     sampler = SGLD(step_size=1e-4, inverse_temperature=1.0, localization=1.0)
-    pilot = Pilot(sampler, 3, torch.zeros(2, 24), 1.0, agreement=0.25, memory=5.0)
+    pilot = Pilot(sampler, 3, torch.zeros(2, 24), 1.0, agreement=0.25, autocorrelation_time=5.0)
     one, other = (_chains_for(pilot, shorter) for shorter in (1.0, 3.0))
     assert (one.thinning, other.thinning) == (5, 15)
     assert (one.burn_in, other.burn_in) == (10, 30)

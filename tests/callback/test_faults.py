@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 import bif_lightning as bl
 from bif_lightning.trainer import interrupts
 from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
-from faults import FUSE, Breakable, Fragile, Journal, Screen, Surviving, collate, condition, surviving
+from faults import FUSE, Breakable, Due, Fragile, Journal, Place, Screen, Surviving, collate, condition, surviving
 
 pytestmark = [pytest.mark.trainer, pytest.mark.bitwise, pytest.mark.crash]
 
@@ -53,14 +53,16 @@ def fit(folder: Path, callbacks: list[Any], batches: int) -> L.Trainer:
     return trainer
 
 
-def places(folder: Path, *, every: bool) -> list[tuple[str, int]]:
-    """(point, visit) of one snapshot: the first and the last visit to each, or every one."""
+def places(folder: Path, *, every: bool) -> list[Due]:
+    """Where one snapshot can fail: at the first and the last visit to each point; or from every place in the code that
+    visits one, at the first visit from there, the one in the middle, and the last."""
     whole = surviving(folder).prepare([], RuntimeError())
     fit(folder, [whole], 2)
     visits = whole.visits[-1]
     assert set(visits) == set(POINTS)
-    chosen = {p: range(1, n + 1) if every else sorted({1, n}) for p, n in visits.items()}
-    return [(point, visit) for point in POINTS for visit in chosen[point]]
+    if every:
+        return [Place(*place, n) for place, last in whole.places.items() for n in sorted({1, (last + 1) // 2, last})]
+    return [(point, n) for point in POINTS for n in sorted({1, visits[point]})]
 
 
 def run_with_faults(tmp_path: Path, error: BaseException, *, every: bool) -> tuple[L.Trainer, Surviving]:
@@ -87,8 +89,9 @@ def test_a_failure_at_each_point_leaves_no_trace(tmp_path: Path, error: BaseExce
     plain = fit(tmp_path / "plain", [], trainer.global_step)
     assert difference(fingerprint(plain, plain.lightning_module), state_of(trainer)) == []
     files = sorted(path.name for path in (tmp_path / "bif").iterdir())
-    assert files[0] == "samples.h5"
-    assert all(name.startswith("step=") for name in files[1:])
+    others = [name for name in files if not name.startswith("step=")]
+    assert "samples.h5" in others
+    assert set(others) <= {"samples.h5", "integrated.h5"}
     assert files[-1] == f"step={trainer.global_step:09d}.h5", "the snapshot after all failures is whole"
     bl.open_run(tmp_path / "bif").load()
 
@@ -156,7 +159,7 @@ def test_a_full_disk_costs_one_snapshot(tmp_path: Path) -> None:
         fit_loudly(tmp_path, full)
     assert full.disturbed == []
     names = [f"step={step:09d}.h5" for step in (1, 3)]
-    assert sorted(path.name for path in (tmp_path / "bif").iterdir()) == ["samples.h5", *names]
+    assert sorted(path.name for path in (tmp_path / "bif").iterdir()) == ["integrated.h5", "samples.h5", *names]
 
 
 def fit_loudly(folder: Path, callback: Any) -> L.Trainer:

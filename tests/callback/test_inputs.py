@@ -22,6 +22,7 @@ from tiny_run import SAMPLER, Leaky, Points, bif, fit
 pytestmark = pytest.mark.trainer
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_views(tmp_path: Path) -> None:
     fit(tmp_path, [bif(tmp_path)], logger=TensorBoardLogger(tmp_path, name="", version="tb"))
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
@@ -32,16 +33,17 @@ def test_dumps_lie_beside_the_loggers_files(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, "csv")
     fit(tmp_path, [bif(tmp_path, dirpath=None)], logger=logger)
     assert sorted(path.name for path in (Path(logger.log_dir) / "bif").iterdir()) == [
-        "samples.h5", "step=000000003.h5", "step=000000006.h5",
+        "integrated.h5", "samples.h5", "step=000000003.h5", "step=000000006.h5",
     ]  # fmt: skip
     assert "bif/llc" in (Path(logger.log_dir) / "metrics.csv").read_text()
 
 
 def test_no_logger_at_all(tmp_path: Path) -> None:
     fit(tmp_path, [bif(tmp_path, dirpath=None)], logger=False, default_root_dir=tmp_path)
-    assert len(list((tmp_path / "bif").glob("step=*.h5"))) == 2
+    assert len(list((tmp_path / "lightning_logs" / "version_0" / "bif").glob("step=*.h5"))) == 2
 
 
+@pytest.mark.slow
 def test_a_dump_holds_what_the_callback_was_told(tmp_path: Path) -> None:
     accuracy = bl.MetricValue("accuracy", MulticlassAccuracy(3), lambda m, b: (m.net(b[0]), b[1]))
     margin = bl.PerExample("margin", lambda m, b: m.net(b[0]).topk(2).values.diff(dim=1)[:, 0])
@@ -67,8 +69,9 @@ def test_a_dump_holds_what_the_callback_was_told(tmp_path: Path) -> None:
 
 def test_hugging_face_data_describes_itself(tmp_path: Path) -> None:
     points = Points(12, augment=False)
+    of = getattr(datasets, "List", datasets.Sequence)  # the latter before datasets 4
     features = datasets.Features(
-        {"x": datasets.List(datasets.Value("float32")), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+        {"x": of(datasets.Value("float32")), "label": datasets.ClassLabel(names=["a", "b", "c"])}
     )
     data = datasets.Dataset.from_dict({"x": points.x.tolist(), "label": points.y.tolist()}, features=features)
 
@@ -89,6 +92,18 @@ def test_train_by_train(tmp_path: Path) -> None:
     fit(tmp_path, [callback])
     assert callback.latest is not None
     assert np.array_equal(callback.latest.influence, callback.latest.influence.T)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [np.array([3, 5]), list(np.array([3, 5])), np.isin(np.arange(24), [3, 5])])
+def test_rows_of_numpy_are_those_of_a_list(tmp_path: Path, rows: Any) -> None:
+    found = [bif(tmp_path / str(number), train=train) for number, train in enumerate(([3, 5], rows))]
+    data = DataLoader(Points(augment=False), batch_size=8)
+    for callback in found:
+        fit(tmp_path, [callback], data=data)
+    assert found[0].latest is not None
+    assert found[1].latest is not None
+    assert np.array_equal(found[0].latest.influence, found[1].latest.influence)
 
 
 class Stream(IterableDataset):
@@ -121,6 +136,9 @@ def returns_mean(module: Any, batch: Any) -> Tensor:
         ({"train": [0, 24]}, r"index 24.*24 examples \(0 to 23\)"),
         ({"train": [0, -1]}, "negative"),
         ({"train": [1, 1]}, "repeated"),
+        ({"train": np.arange(9) > 3}, "mask of 9 values, but the training data has 24"),
+        ({"train": np.zeros(24, bool)}, "train is empty"),
+        ({"query": np.array([1.0, 2.0])}, "query: 2 whole numbers in floating point"),
         ({"params": "head.*"}, r"params pattern 'head\.\*' matches no parameter"),
         ({"loss_fn": returns_mean}, "reduction"),
         ({"every_n_epochs": 1, "every_n_train_steps": 1}, "choose one"),
@@ -132,6 +150,7 @@ def returns_mean(module: Any, batch: Any) -> Tensor:
         ({"launch": "elsewhere"}, "launch is 'elsewhere'"),
         ({"per_token": True}, "per_token=True needs token losses"),
         ({"views": ["heatmaps"]}, "heatmaps"),
+        ({"dirpath": "memory://bucket/bif"}, "dirpath is memory://bucket/bif, which is no place of this machine"),
         ({"sampler": bl.SGLD(step_size=10.0, inverse_temperature=100.0, localization=0.1)}, "lower step_size"),
     ],
 )
@@ -168,6 +187,21 @@ def test_other_samples_in_the_folder_are_refused(tmp_path: Path) -> None:
     for dump in (tmp_path / "bif").glob("step=*.h5"):
         dump.unlink()
     refused(tmp_path, "belongs to another run", train=Points(9, augment=False))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"default_root_dir": "memory://bucket/run", "logger": False},
+        {"logger": CSVLogger("memory://bucket/logs")},
+    ],
+    ids=["default_root_dir", "logger"],
+)
+def test_logs_in_a_bucket_need_a_local_folder_for_the_dumps(tmp_path: Path, trainer: Any, dumps: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=r"log folder of the Trainer is memory://bucket.*as dirpath"):
+        fit(tmp_path, [bif(tmp_path, dirpath=None)], **trainer)
+    fit(tmp_path, [bif(tmp_path)], **trainer)
+    assert dumps() == [3, 6]
 
 
 def test_a_folder_that_cannot_be_written_stops_or_warns(tmp_path: Path) -> None:

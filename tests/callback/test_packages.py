@@ -85,6 +85,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name in ("accumulation", "bf16-mixed") else []) for name in CASES],
@@ -94,6 +95,7 @@ def test_pytorch_lightning(tmp_path: Path, name: str) -> None:
     assert steps(tmp_path)[0] == 3
 
 
+@pytest.mark.slow
 def test_its_loggers_get_the_numbers(tmp_path: Path) -> None:
     for package, logger in ((pl, OldCSVLogger), (L, CSVLogger)):
         folder = tmp_path / package.__name__

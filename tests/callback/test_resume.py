@@ -1,10 +1,8 @@
 """A run resumed from any of its checkpoints, or after kill -9 at any moment, leaves the dumps of one never stopped."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import bif_lightning as bl
-import lifecycle_run
+from forked import start
 from lifecycle_run import run
 
 pytestmark = [pytest.mark.trainer, pytest.mark.bitwise, pytest.mark.crash]
@@ -71,44 +69,46 @@ def test_resumed_from_every_checkpoint(whole: Any, tmp_path: Path, step: int) ->
     check_equal(matrices(tmp_path), {at: dump for at, dump in expected.items() if at > step})
 
 
+@pytest.fixture(scope="module")
+def by_default(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with the default sampler that nothing stopped."""
+    folder = tmp_path_factory.mktemp("default")
+    run(folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "step"),
     [("before checkpoint", 4), ("after checkpoint", 4), ("next batch", 4), ("before checkpoint", 5), ("next batch", 7)],
 )
-def test_killed_and_resumed(tmp_path: Path, hook: str, step: int) -> None:
+def test_killed_and_resumed(tmp_path: Path, by_default: Path, hook: str, step: int) -> None:
     """The dump of step 4 lies there already when the run goes on from step 3, and is written again, equal."""
-    run(tmp_path / "whole")
-    expected = matrices(tmp_path / "whole")
-    killed = start(tmp_path / "killed", "--kill", hook, str(step))
-    assert killed == -signal.SIGKILL
-    assert list(matrices(tmp_path / "killed")) == [s for s in STEPS if s <= step]
-    checkpoints = sorted((tmp_path / "killed" / "ckpt").glob("*.ckpt"))
+    killed = start(partial(run, hook=hook, step=step), tmp_path)
+    killed.join(200)
+    assert killed.exitcode == -signal.SIGKILL
+    assert list(matrices(tmp_path)) == [s for s in STEPS if s <= step]
+    checkpoints = sorted((tmp_path / "ckpt").glob("*.ckpt"))
     assert len(checkpoints) == (step - 1 if hook == "before checkpoint" else step)
-    assert start(tmp_path / "killed", "--resume", str(checkpoints[-1])) == 0
-    check_equal(matrices(tmp_path / "killed"), expected)
-    assert leftovers(tmp_path / "killed" / "bif") == []
-
-
-def start(folder: Path, *arguments: str) -> int:
-    """The run in a process of its own; its exit status."""
-    environment = os.environ | {"PYTHONPATH": str(Path(bl.__file__).parents[1])}
-    command = [sys.executable, lifecycle_run.__file__, str(folder), *arguments]
-    return subprocess.run(command, check=False, env=environment, capture_output=True, timeout=200).returncode
+    run(tmp_path, resume=checkpoints[-1])
+    check_equal(matrices(tmp_path), matrices(by_default))
+    sums = ({0: numbers(folder / "bif" / "integrated.h5")} for folder in (tmp_path, by_default))
+    check_equal(*sums)
+    assert leftovers(tmp_path / "bif") == []
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Files that are neither dumps nor the description of the examples."""
-    return [p.name for p in folder.iterdir() if not (p.name == "samples.h5" or p.match("step=*.h5"))]
+    """Files that are neither dumps, nor the description of the examples, nor the sum over the training."""
+    known = ("samples.h5", "integrated.h5")
+    return [p.name for p in folder.iterdir() if not (p.name in known or p.match("step=*.h5"))]
 
 
 @pytest.mark.slow
-def test_another_folder_than_before_starts_one_of_its_own(tmp_path: Path) -> None:
-    run(tmp_path / "one")
+def test_another_folder_than_before_starts_one_of_its_own(tmp_path: Path, by_default: Path) -> None:
     moved = tmp_path / "moved"
-    shutil.copytree(tmp_path / "one", moved)
-    run(moved, resume=tmp_path / "one" / "ckpt" / "step=5.ckpt")
-    check_equal(matrices(moved), matrices(tmp_path / "one"))
+    shutil.copytree(by_default, moved)
+    run(moved, resume=by_default / "ckpt" / "step=5.ckpt")
+    check_equal(matrices(moved), matrices(by_default))
 
 
 OTHER = {

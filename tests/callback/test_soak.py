@@ -1,4 +1,4 @@
-"""Two hundred snapshots in one run: memory, files, threads and objects do not grow."""
+"""A hundred snapshots and more in one run: memory, files, threads and objects do not grow."""
 
 import gc
 import os
@@ -17,7 +17,9 @@ from zoo import Measured
 
 pytestmark = pytest.mark.trainer
 
-SNAPSHOTS, WARM_UP, EVERY = 200, 60, 20
+SNAPSHOTS, WARM_UP, EVERY = 120, 40, 20
+MOST = 60_000
+"""Bytes that the process may grow by a snapshot: allocators keep some."""
 
 
 class Meter(L.Callback):
@@ -44,7 +46,7 @@ def reading() -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of the process from /proc")
-def test_two_hundred_snapshots_leave_nothing_behind(tmp_path: Path) -> None:
+def test_many_snapshots_leave_nothing_behind(tmp_path: Path) -> None:
     meter = Meter()
     case = Case(
         build=Measured, data=lambda: loader(points(80)), callbacks=lambda folder: [meter],
@@ -59,4 +61,4 @@ def test_two_hundred_snapshots_leave_nothing_behind(tmp_path: Path) -> None:
     grown = {name: (first.get(name, 0), count) for name, count in last.items() if count > first.get(name, 0)}
     grown.pop("bytes", None)
     assert grown == {}
-    assert last["bytes"] - first["bytes"] < 8 * 2**20, [r["bytes"] // 2**20 for r in meter.readings]
+    assert last["bytes"] - first["bytes"] < MOST * (SNAPSHOTS - WARM_UP), [r["bytes"] for r in meter.readings]

@@ -66,6 +66,7 @@ def fit(folder: Path, *callbacks: L.Callback) -> Training:
 def influence(folder: Path, **more: Any) -> bl.BIFCallback:
     options: dict[str, Any] = {
         "loss_fn": of_model, "per_token": True, "tokenizer": Letters(), "sampler": SAMPLER, "chains": CHAINS,
+        "every_n_epochs": 1,
     } | more  # fmt: skip
     return bl.BIFCallback(range(6), hugging_face(3, 1), dirpath=folder / "bif", **options)
 
@@ -90,6 +91,7 @@ def test_dumps_hold_every_token(tmp_path: Path) -> None:
     assert bl.open_run(tmp_path / "bif").sizes["step"] == 2
 
 
+@pytest.mark.slow
 def test_texts_may_be_told(tmp_path: Path) -> None:
     def describe(item: Any) -> dict[str, Any]:
         return {"tokens": [f"[{number}]" for number in item["input_ids"]]}
@@ -114,6 +116,7 @@ def test_losses_of_examples_are_no_losses_of_tokens(tmp_path: Path) -> None:
         fit(tmp_path, influence(tmp_path, loss_fn=lambda module, batch: of_model(module, batch)[0].sum(1)))
 
 
+@pytest.mark.slow
 def test_masked_tokens_count_nothing_without_per_token(tmp_path: Path) -> None:
     """The same matrix whether absent tokens are 0 or something else."""
     found = []

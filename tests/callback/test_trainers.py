@@ -169,7 +169,7 @@ TRAINERS = {
     "advanced profiler": Case(trainer={"profiler": "advanced"}),
     "barebones": Case(trainer={"barebones": True}),
     "anomaly detection": Case(trainer={"detect_anomaly": True}),
-    "overfit batches": Case(trainer={"overfit_batches": 2, "max_epochs": 3}),
+    "overfit batches": Case(trainer={"overfit_batches": 2, "max_epochs": 3}, drawn=16),
     "limited batches": Case(trainer={"limit_train_batches": 2}),
     "no epochs, only steps": Case(trainer={"max_epochs": -1, "max_steps": 5}),
     "validation": Case(**validation),
@@ -191,7 +191,7 @@ TRAINERS = {
     "loaders made anew": Case(data=Resampled, trainer={"reload_dataloaders_every_n_epochs": 1}),
     "two loaders": Case(build=Two, data=two, loss_fn=losses, losses=None),
     "list of one loader": Case(
-        build=OfList, data=lambda: [loader()], losses=None, loss_fn=losses
+        build=OfList, data=lambda: [loader()], losses=None, loss_fn=lambda m, b: losses(m, b[0])
     ),
     "noisy data": noisy(),
     "noisy data, own indices": Case(

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import bif_lightning as bl
 from tiny_run import Leaky, Points, bif, fit
@@ -19,14 +19,25 @@ from tiny_run import Leaky, Points, bif, fit
 pytestmark = pytest.mark.trainer
 
 
+NOTHING = {"every_n_epochs": None}
+"""No interval at all: `bif` would take every epoch if it were not named."""
+
+
 def loss_fn(module: Any, batch: Any) -> Tensor:
     return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("triggers", "trainer", "expected"),
     [
-        ({}, {}, [3, 6]),
+        (NOTHING, {}, [1, 2, 3, 5, 6]),
+        (NOTHING, {"max_epochs": 20}, [1, 4, 8, 15, 23, 34, 46, 60]),
+        (NOTHING, {"max_epochs": 20, "max_steps": 16}, [1, 2, 4, 6, 9, 12, 16]),
+        (NOTHING, {"max_epochs": -1, "max_steps": 16}, [1, 2, 4, 6, 9, 12, 16]),
+        (NOTHING, {"max_epochs": 8, "accumulate_grad_batches": 3}, [1, 2, 3, 4, 6, 8]),
+        (NOTHING | {"at_end": False, "at_start": True}, {}, [0, 1, 2, 3, 5, 6]),
+        ({"every_n_epochs": 1}, {}, [3, 6]),
         ({"every_n_epochs": 2}, {"max_epochs": 3}, [6, 9]),
         ({"every_n_train_steps": 2}, {}, [2, 4, 6]),
         ({"every_n_train_steps": 4, "at_end": False}, {}, [4]),
@@ -47,10 +58,74 @@ def test_snapshots_are_taken_when_due(tmp_path: Path, dumps: Any, triggers: Any,
 
 
 def test_a_training_without_an_end_has_no_share_of_it(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="num_snapshots is 4, and how many steps this training has"):
+    with pytest.raises(
+        MisconfigurationException, match="num_snapshots is 4, but the number of training steps is unknown"
+    ):
         fit(tmp_path, [bif(tmp_path, num_snapshots=4)], max_epochs=-1, max_time="00:00:01:00")
 
 
+class Stream(IterableDataset):
+    """Examples whose number nobody knows."""
+
+    def __iter__(self) -> Any:
+        return iter(Points(augment=False))
+
+
+class Stop(L.Callback):
+    """Ends a training that has no end."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == 2
+
+
+UNKNOWN: dict[str, Any] = {
+    "no end": {"max_epochs": -1},
+    "a stream": {"max_epochs": 3, "data": DataLoader(Stream(), batch_size=8)},
+    "accumulation that changes": {"max_epochs": 3, "accumulates": {0: 1, 2: 3}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_where_the_length_is_not_known_each_epoch_ends_with_a_snapshot(tmp_path: Path, dumps: Any, case: str) -> None:
+    trainer = dict(UNKNOWN[case])
+    accumulates = [GradientAccumulationScheduler(each)] if (each := trainer.pop("accumulates", None)) else []
+    fit(tmp_path, [bif(tmp_path, **NOTHING), Stop(), *accumulates], **trainer)
+    assert dumps() == ([3, 6, 7] if accumulates else [3, 6, 9])
+
+
+@pytest.mark.slow
+def test_a_training_that_ends_early_ends_with_a_snapshot(tmp_path: Path, dumps: Any) -> None:
+    """By Trainer.should_stop, as early stopping and max_time do: the moments of the rest are not taken."""
+    fit(tmp_path, [bif(tmp_path, **NOTHING), Stop()], max_epochs=20)
+    assert dumps() == [1, 4, 8, 9]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epochs", "later"), [(20, [8, 15, 23, 34, 46, 60]), (10, [8, 12, 17, 23, 30])])
+def test_a_resumed_training_has_the_moments_of_its_whole_length(
+    tmp_path: Path, dumps: Any, epochs: int, later: list[int]
+) -> None:
+    """With another max_epochs, those that are still to come are spread over the new length."""
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
+    fit(tmp_path, [bif(tmp_path, **NOTHING), keep, Stop()], enable_checkpointing=True, max_epochs=20)
+    for path in (tmp_path / "bif").glob("step=*.h5"):
+        path.unlink()
+    fit(tmp_path, [bif(tmp_path, **NOTHING)], ckpt=tmp_path / "step=6.ckpt", max_epochs=epochs)
+    assert dumps() == later
+
+
+@pytest.mark.slow
+def test_the_default_moments_leave_training_as_it_was(tmp_path: Path) -> None:
+    _, plain = fit(tmp_path / "plain", [], max_epochs=4)
+    _, watched = fit(tmp_path / "watched", [bif(tmp_path, **NOTHING, verify_restore="always")], max_epochs=4)
+    assert plain.losses == watched.losses
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.slow
 def test_several_optimizers_cross_steps(tmp_path: Path, dumps: Any) -> None:
     """Two optimizers advance the step by two a batch: 5 and 9 are crossed, never met."""
 
@@ -70,8 +145,11 @@ def test_several_optimizers_cross_steps(tmp_path: Path, dumps: Any) -> None:
 
     fit(tmp_path, [bif(tmp_path, at_steps=[5, 9], at_end=False, loss_fn=loss_fn)], module=Two())
     assert dumps() == [6, 10]
+    fit(tmp_path, [bif(tmp_path, dirpath=tmp_path / "default", **NOTHING, loss_fn=loss_fn)], module=Two())
+    assert dumps("default") == [6, 12], "the number of steps is not known: at each epoch's end"
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_with_a_snapshot(tmp_path: Path, dumps: Any) -> None:
     stop = EarlyStopping("loss_epoch", patience=1, mode="max", check_on_train_epoch_end=True)
     trainer, _ = fit(tmp_path, [bif(tmp_path, at_steps=[1]), stop], max_epochs=50)
@@ -79,6 +157,7 @@ def test_early_stopping_ends_with_a_snapshot(tmp_path: Path, dumps: Any) -> None
     assert dumps() == [1, trainer.global_step]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_writes_the_same_dumps(tmp_path: Path) -> None:
     """From the checkpoint of step 3, snapshots 4 and 6 are bitwise those of the uninterrupted run."""
 

@@ -78,7 +78,7 @@ ARGUMENTS = [
 def test_checkpoints_become_a_run(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(ARGUMENTS) == 0
     out = capsys.readouterr().out
-    assert "2 dumps written, 0 were there already" in out
+    assert "2 dumps written, 0 already present" in out
     run = bl.open_run(app / "out" / "bif")
     assert dict(run.sizes)["train"] == 12
     assert dict(run.sizes)["query"] == 6
@@ -91,6 +91,7 @@ def test_checkpoints_become_a_run(app: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["present"] == [10, 40]
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_exit_status_1_and_the_others_are_done(
     app: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +108,27 @@ def test_a_dry_run_forecasts(app: Path, capsys: pytest.CaptureFixture[str], spel
     answer = json.loads(capsys.readouterr().out)
     assert answer["expected_seconds"] > 0
     assert answer["expected_bytes"] > 0
+    assert answer["planned"] == [10, 40]
+    assert answer["expected_seconds_in_all"] == 2 * answer["expected_seconds"]
     assert not (app / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_is_left_and_what_all_of_it_takes(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ARGUMENTS, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 dumps to write, of steps 10, 40; 0 already present: out/bif\n")
+    assert re.search(r"A checkpoint takes about .* s and .* a snapshot, .*; all of them take about [\d.]+ s\n", said)
+    (app / "saved" / "40.ckpt").rename(app / "40.ckpt")
+    assert main(ARGUMENTS) == 0
+    (app / "40.ckpt").rename(app / "saved" / "40.ckpt")
+    capsys.readouterr()
+    assert main([*ARGUMENTS, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("1 dump to write, of step 40; 1 already present: out/bif\n")
+    assert main(ARGUMENTS) == 0
+    capsys.readouterr()
+    assert main([*ARGUMENTS, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "0 dumps to write; 2 already present: out/bif\n"
 
 
 @pytest.mark.parametrize(

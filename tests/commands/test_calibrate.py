@@ -3,7 +3,7 @@
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from PIL import Image
 import bif_lightning as bl
 from bif_lightning.calibration import grid
 from bif_lightning.commands.cli import main
+from bif_lightning.config import Sampler
 
 APP = """
 import lightning as L
@@ -102,11 +103,11 @@ def test_a_checkpoint_becomes_a_page_and_settings(app: Path, capsys: Any) -> Non
     assert width > 200
     assert height > 200
     parser = ArgumentParser()
-    parser.add_argument("--sampler", type=bl.SGLD)
+    parser.add_argument("--sampler", type=Sampler | Literal["auto"] | None)  # as the callback has it
     parser.add_argument("--chains", type=bl.Chains)
     made = parser.instantiate_classes(parser.parse_object(yaml.safe_load((app / "found.yaml").read_text())))
     callback = bl.BIFCallback(train=[0, 1], sampler=made.sampler, chains=made.chains)
-    assert callback.wanted.sampler.inverse_temperature >= 1e4
+    assert callback.options.sampler.inverse_temperature >= 1e4
 
 
 @pytest.mark.usefixtures("small_grid")
@@ -131,14 +132,14 @@ def test_a_configuration_of_lightning_cli_says_which_model_and_data(app: Path, c
     [
         (["missing.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.points"], "missing.ckpt"),
         (["calibrate_app.py", "--model", "calibrate_app.Net", "--data", "calibrate_app.points"], "weights_only=True"),
-        (["last.ckpt", "--data", "calibrate_app.points"], "which model? Give --model"),
-        (["last.ckpt", "--model", "calibrate_app.Net"], "which data? Give --data"),
+        (["last.ckpt", "--data", "calibrate_app.points"], "model is missing: give --model"),
+        (["last.ckpt", "--model", "calibrate_app.Net"], "data is missing: give --data"),
         (["last.ckpt", "--model", "calibrate_app.None_", "--data", "calibrate_app.points"], "cannot be imported"),
         (
             ["last.ckpt", "--model", "calibrate_app.points", "--data", "calibrate_app.points"],
             "is not a LightningModule",
         ),
-        (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.number"], "gives a int"),
+        (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.number"], "number is a int"),
         (["last.ckpt", "--config", "calibrate_app.py"], "mapping"),
         (["last.ckpt", "--model", "calibrate_app.Net", "--data", "calibrate_app.points", "--out", "no/x"], "a folder;"),
     ],

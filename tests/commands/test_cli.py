@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,64 @@ def test_show_tells_each_step(run: Path, capsys: Capture) -> None:
     assert "step 200: chain 3 diverged at draw 4" in printed
     assert "note: the loss has dropout" in printed
     assert ["cat", "-0.250", "±", "0.010", "+0.500", "±", "0.010"] in [line.split() for line in printed.splitlines()]
-    for sign in (INFLUENCE_SIGN, CORRELATION_SIGN):
-        assert sign in " ".join(printed.split())
+    words = " ".join(printed.split())
+    assert CORRELATION_SIGN in words, "the table of labels needs it"
+    assert INFLUENCE_SIGN not in words
+    assert "ESS effective number" not in words
+    assert "--legend explains the columns" in words
+    ranked = (
+        "`bif-lightning top` ranks the run by the influence at step 200; from 5 snapshots on by that over the whole"
+    )
+    assert ranked in words
+
+
+def test_show_explains_its_columns_when_asked(run: Path, capsys: Capture) -> None:
+    assert main(["show", str(run), "--legend"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for text in (INFLUENCE_SIGN, CORRELATION_SIGN, INTEGRATED_SIGN, "ESS effective number of draws"):
+        assert text in words
+
+
+def test_show_one_step(run: Path, capsys: Capture) -> None:
+    assert main(["show", str(run), "--step", "10"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 snapshots, influence on loss, margin\nshown is step 10\n" in printed
+    rows = [line.split()[0] for line in printed.splitlines() if line.strip().startswith(("0 ", "10 ", "200 "))]
+    assert rows == ["10"]
+    assert "Mean correlation by label at step 10" in printed
+    assert "diverged" not in printed
+    assert "by the influence at step 200" in printed, "of the run"
+    shown = answer(capsys, "show", run, "--step", 10)
+    assert [row["step"] for row in shown["steps"]] == [10]
+    assert shown["all_steps"] == [0, 10, 200]
+    status, line = refusal(capsys, "show", run, "--step", 90)
+    assert (status, "no step 90; the nearest are 10, 0, 200" in line) == (2, True)
+
+
+def test_a_long_run_is_shortened(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "show", run)
+    good, gone = shown["steps"][1], shown["steps"][2]
+    shown["steps"] = [(gone if step < 5 else good) | {"step": 10 * step} for step in range(57)]
+    shown["all_steps"] = [row["step"] for row in shown["steps"]]
+    printed = summary_text(shown)
+    assert "57 snapshots, influence on loss, margin\nshown are 20 of them; --step shows a single one" in printed
+    rows = [int(line.split()[0]) for line in printed.splitlines() if line.endswith(" 3.21")]
+    assert len(rows) == 20
+    assert (rows[0], rows[-1]) == (0, 560)
+    assert max(later - earlier for earlier, later in pairwise(rows)) == 30
+    assert "also diverged: step 0, 10; --step says why" in printed
+    for step in (20, 30, 40):
+        assert f"step {step}: diverged: 1 of 4 chains" in printed
+
+
+def test_columns_without_a_value_are_left_out(run: Path, capsys: Capture) -> None:
+    shown = answer(capsys, "show", run)
+    for row in shown["steps"]:
+        row |= {"rhat": None, "noise_ratio": None}
+    head = next(line for line in summary_text(shown).splitlines() if "verdict" in line)
+    assert " ".join(head.split()) == (
+        "step verdict loss at w* LLC ESS drift ranks groups LLC ratio control chains seconds"
+    )
 
 
 def test_show_as_json(run: Path, capsys: Capture) -> None:
@@ -68,6 +126,9 @@ def test_show_as_json(run: Path, capsys: Capture) -> None:
     assert shown["labels"]["train_label"] == ["cat", "dog"]
     assert shown["labels"]["mean_correlation"] == [[-0.25, 0.5], [0.125, -0.75]]
     assert shown["labels"]["step"] == 200
+    assert shown["ranked_by"] == "influence"
+    shown["ranked_by"] = "integrated"
+    assert "ranks the run by its influence over the whole training, 3 snapshots." in summary_text(shown)
 
 
 def test_show_without_labels(own_run: Path, capsys: Capture) -> None:
@@ -127,6 +188,7 @@ def test_top_ranks_by_all_snapshots_and_shows_the_last_beside(run: Path, capsys:
     assert main(["top", str(run), "--query", "1", "--by", "integrated"]) == 0
     printed = capsys.readouterr().out
     assert "over 3 snapshots, steps 0 to 200: integrated influence on loss" in printed
+    assert "± bound on its standard error" in printed
     assert f"Not good are {verdict}" in printed
     best = next(line for line in printed.splitlines() if line.startswith("helps"))
     assert "-6.00 ± 0.30" in best
@@ -175,9 +237,11 @@ def test_top_as_text_marks_doubtful_signs_and_escapes_controls(run: Path, capsys
     ("arguments", "message"),
     [
         (["--query", "q/b"], "no query is called 'q/b'; the nearest are 'q/"),
-        (["--query", "0", "--step", "11"], "the run has no step 11; the nearest are 0, 10, 200"),
+        (["--query", "0", "--step", "11"], "the run has no step 11; the nearest are 10, 0, 200"),
+        (["--query", "5000"], "no query has the number 5000: there are 3, with the numbers 0 to 2"),
+        (["--query", "2", "--observable", "margin"], "no margin_column has the number 2: there are 2"),
         (["--query", "0", "--observable", "marign"], "no observable 'marign'; it has 'loss', 'margin'"),
-        (["--query", "0", "--k", "0"], "k is 0; ask for at least 1"),
+        (["--query", "0", "--k", "0"], "k is 0; it must be at least 1"),
     ],
 )
 def test_a_wrong_question_is_a_usage_error(run: Path, capsys: Capture, arguments: list[str], message: str) -> None:
@@ -193,6 +257,17 @@ def test_paths_that_are_no_run(run: Path, tmp_path: Path, capsys: Capture) -> No
     status, line = refusal(capsys, "show", run.parent)
     assert status == 2
     assert f"there are some in {run}" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("samples.h5", "describes the examples"), ("integrated.h5", "has the influence")]
+)
+def test_files_of_a_run_that_are_no_dumps(own_run: Path, capsys: Capture, name: str, words: str) -> None:
+    (own_run / name).touch()
+    status, line = refusal(capsys, "show", own_run / name)
+    assert status == 2
+    assert f"{own_run / name} is no dump: it {words}" in line
+    assert line.endswith(f"give its folder, {own_run}")
 
 
 def test_broken_dumps(own_run: Path, capsys: Capture) -> None:
@@ -251,9 +326,29 @@ def test_a_reader_that_leaves_is_no_error(run: Path) -> None:
     assert done.returncode == 141
 
 
+@pytest.mark.parametrize("spelling", [["-k", "1"], ["-k1"], ["--k", "1"], ["--k=1"]])
+def test_the_number_of_examples_has_a_short_option(run: Path, capsys: Capture, spelling: list[str]) -> None:
+    shown = answer(capsys, "top", run, "--query", 1, "--step", 200, *spelling)
+    assert [row["train"] for row in shown["examples"]] == [2, 4]
+
+
+def test_version() -> None:
+    """Without torch, which takes seconds to import."""
+    code = (
+        "import sys\nfrom bif_lightning.commands.cli import main\n"
+        "try: main(['--version'])\n"
+        "finally: print('LOADED', sorted({'torch', 'lightning', 'xarray', 'h5py', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"bif-lightning {version('bif-lightning')}\nLOADED []\n"
+
+
 def test_the_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--print_completion", "shtab-bash"])
+    printed = capsys.readouterr()
+    if version("jsonargparse") < "4.47":  # which has no such option
+        assert end.value.code == 2
+        return
     assert end.value.code == 0
-    script = capsys.readouterr().out
-    assert all(word in script for word in ("show", "attribute", "--dry-run"))
+    assert all(word in printed.out for word in ("show", "attribute", "--dry-run"))

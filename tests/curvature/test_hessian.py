@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bif_lightning.config import Chains
-from bif_lightning.curvature.hessian import Hessian, _plain_attention
+from bif_lightning.curvature.hessian import Hessian, check_twice, plain_attention
 from bif_lightning.losses.problem import Problem
 from bif_lightning.sampling.context import engine_context
 from small_models import Attention, data, mlp, problem_of, seeded
@@ -101,6 +102,15 @@ def test_one_graph_serves_all_products_of_a_single_minibatch() -> None:
         torch.testing.assert_close(products, parts.times(some), rtol=1e-4, atol=1e-5)
 
 
+def test_a_function_that_is_marked_as_differentiable_once_is_found() -> None:
+    weights = torch.ones(3, requires_grad=True)
+    for function, refused in ((_Square.apply, True), (torch.square, False)):
+        loss = torch.tanh(function(2 * weights)).sum()  # the function lies in the middle of the graph
+        (slope,) = torch.autograd.grad(loss, weights, create_graph=True)
+        with pytest.raises(NotImplementedError, match="once_differentiable") if refused else nullcontext():
+            check_twice([slope])
+
+
 def test_what_can_be_differentiated_once_has_differences() -> None:
     once = seeded(OnceOnly).eval()
     found = whole(problem_of(once))
@@ -125,12 +135,12 @@ def test_only_what_is_seen_of_the_products_is_kept() -> None:
         some = torch.randn(40, backend.layout.size, generator=torch.Generator().manual_seed(0))
         widest = list[int]()
 
-        def seen(products: Tensor) -> Tensor:
+        def project(products: Tensor) -> Tensor:
             widest.append(len(products))
             return products @ some.mT
 
         made = Hessian.of_training(problem, backend)
-        torch.testing.assert_close(made.times(some, seen), made.times(some) @ some.mT, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made.times(some, project), made.times(some) @ some.mT, rtol=1e-4, atol=1e-4)
         assert max(widest) < 40
 
 
@@ -141,13 +151,13 @@ def test_attention_is_as_it_was_however_threads_overlap() -> None:
     first_is_in, second_is_in = threading.Event(), threading.Event()
 
     def one() -> None:
-        with _plain_attention():
+        with plain_attention():
             first_is_in.set()
             assert second_is_in.wait(5)
 
     def other() -> list[bool]:
         assert first_is_in.wait(5)
-        with _plain_attention():
+        with plain_attention():
             second_is_in.set()
             left.result(5)  # the first is out
             return [flag() for flag in flags]

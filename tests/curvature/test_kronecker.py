@@ -85,8 +85,8 @@ def test_the_length_of_a_displacement_is_that_of_the_metric() -> None:
     matrix, found = dense(train), KroneckerPreconditioner.whitening(train, LAYOUT.places)
     for move in moves:
         assert found.squared_length(move) == pytest.approx(float(move.numpy() @ matrix @ move.numpy()), rel=1e-9)
-        lowered = found.to_weight_space(move[None])[0]
-        assert found.squared_length(lowered) == pytest.approx(float(move @ move), rel=1e-9)
+        in_weights = found.to_weight_space(move[None])[0]
+        assert found.squared_length(in_weights) == pytest.approx(float(move @ move), rel=1e-9)
         assert KroneckerPreconditioner().squared_length(move) == pytest.approx(float(move @ move), rel=1e-12)
 
 

@@ -12,10 +12,10 @@ from bif_lightning.curvature.subsample import (
     EXAMPLES,
     GROUPS,
     HessianSubsample,
-    curved_sample,
-    enough_of,
+    hessian_subsample,
     hessians_along,
-    select_examples,
+    sample_size_for,
+    select_subsample,
 )
 from bif_lightning.data.dataset import Examples
 from bif_lightning.distributed.ranks import Ranks
@@ -47,7 +47,7 @@ def unequal(examples: int, curved: int) -> tuple[Regression, np.ndarray]:
 def measured(problem: Problem, workers: int = 1) -> tuple[HessianSubsample, np.ndarray]:
     with engine_context(problem, Chains()) as (backend, _, _):
         directions = torch.eye(backend.layout.size, dtype=backend.center.dtype)[: backend.layout.num_weights]
-        sample = curved_sample(problem, backend, directions, 0.1, workers, len(directions))
+        sample = hessian_subsample(problem, backend, directions, 0.1, workers, len(directions))
         found = hessians_along(problem, backend, directions, 0.1, workers, Ranks())
     return sample, found.numpy()
 
@@ -100,23 +100,23 @@ def test_groups_share_the_sample_out() -> None:
 
 @pytest.mark.parametrize("what", [0.0, float("nan"), float("inf")])
 def test_a_measure_that_tells_nothing_gives_a_spread(what: float) -> None:
-    found = select_examples(torch.full((3000, 8), what), torch.arange(3000), 4)
+    found = select_subsample(torch.full((3000, 8), what), torch.arange(3000), 4)
     assert len(found.certain) == 0
     assert len(found.others) * found.weight == pytest.approx(3000)
 
 
 def test_at_least_so_many_are_taken_as_the_directions_need() -> None:
-    bent = torch.cat([torch.ones(10), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
-    assert len(select_examples(bent, torch.arange(2010), 2).certain) == 10
-    assert len(select_examples(bent, torch.arange(2010), 300).certain) == 600
-    assert len(select_examples(torch.ones(2010, 1) * torch.arange(8), torch.arange(2010), 300).others) == 300
+    curvature_along = torch.cat([torch.ones(10), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
+    assert len(select_subsample(curvature_along, torch.arange(2010), 2).certain) == 10
+    assert len(select_subsample(curvature_along, torch.arange(2010), 300).certain) == 600
+    assert len(select_subsample(torch.ones(2010, 1) * torch.arange(8), torch.arange(2010), 300).others) == 300
 
 
 def test_no_group_stays_empty() -> None:
     """With one direction: of one example that has all the curvature, and of such that are all the same."""
-    bent = torch.cat([torch.ones(1), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
-    assert len(select_examples(bent, torch.arange(2001), 1).groups()) == GROUPS
-    assert len(select_examples(torch.ones(2001, 1) * torch.arange(8), torch.arange(2001), 1).groups()) == GROUPS
+    curvature_along = torch.cat([torch.ones(1), torch.full((2000,), 1e-9)])[:, None] * torch.arange(1, 9)
+    assert len(select_subsample(curvature_along, torch.arange(2001), 1).groups()) == GROUPS
+    assert len(select_subsample(torch.ones(2001, 1) * torch.arange(8), torch.arange(2001), 1).groups()) == GROUPS
 
 
 @pytest.mark.parametrize(("enough", "taken"), [(140, 140), (199, 199), (202, 400), (330, 400)])
@@ -124,9 +124,9 @@ def test_a_spread_is_taken_where_it_saves_half(enough: int, taken: int) -> None:
     """400 examples with Hessians (1 ± s)·H: their relative variance is s²."""
     differing = 1 / ((1 / (enough - 0.5) - 1 / 400) / ERROR**2)
     size = 1 + differing**0.5 * torch.tensor([1.0, -1.0]).repeat(200).double()
-    bent = size[:, None] * torch.arange(8).double()
-    assert enough_of(bent) == enough
-    sample = select_examples(bent, torch.arange(400), 4)
+    curvature_along = size[:, None] * torch.arange(8).double()
+    assert sample_size_for(curvature_along) == enough
+    sample = select_subsample(curvature_along, torch.arange(400), 4)
     assert len(sample.others) + len(sample.certain) == taken
 
 
@@ -144,10 +144,11 @@ def test_enough_examples_are_those_that_bring_the_error_down() -> None:
     differing, whole = squares(inputs)
     expected = 1 / (ERROR**2 * whole / differing + 1 / 400)
     probes = np.random.default_rng(0).normal(size=(5, 40_000))
-    found = enough_of(torch.from_numpy((inputs @ probes) ** 2))
+    found = sample_size_for(torch.from_numpy((inputs @ probes) ** 2))
     assert found == pytest.approx(expected, rel=5 * 2 * (14 / 40_000) ** 0.5)
 
 
+@pytest.mark.slow
 def test_alike_examples_are_a_few_with_the_error_that_is_said() -> None:
     """Over 60 worlds: squared errors of the spread's Hessian, each over what its size foretells, are 1 on average."""
     ratios = list[float]()
@@ -175,7 +176,7 @@ def test_a_loss_that_cannot_be_had_one_by_one_gives_a_spread() -> None:
     problem.loss = refusing
     with engine_context(problem, Chains()) as (backend, _, _):
         directions = torch.eye(backend.layout.size, dtype=backend.center.dtype)[:5]
-        sample = curved_sample(problem, backend, directions, 0.1, 1, len(directions))
+        sample = hessian_subsample(problem, backend, directions, 0.1, 1, len(directions))
     assert len(sample.others) == EXAMPLES
 
 

@@ -1,6 +1,10 @@
 """Datasets and batches of every common kind, stacked where that changes no bit."""
 
+import dataclasses
 import time
+from collections import UserDict, namedtuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains
-from bif_lightning.data.dataset import Examples
+from bif_lightning.data.dataset import Examples, digest
 from bif_lightning.estimation.estimate import estimate
 from small_models import cross_entropy
 
@@ -152,3 +156,79 @@ def test_a_dataset_is_read_by_one_thread_at_a_time() -> None:
     finally:
         torch.set_num_threads(before)
     assert found.cost.workers == 4
+
+
+@dataclasses.dataclass
+class Batch:
+    x: Any
+    size: int = 2
+
+
+Named = namedtuple("Named", ["x", "y"])
+
+VALUES = torch.arange(3000.0).reshape(2, -1)
+"""So many that their text leaves out those in the middle."""
+
+HOLDERS: dict[str, Any] = {
+    "tensor": lambda x: x,
+    "array": lambda x: x.numpy(),
+    "array of objects": lambda x: np.array([x[0].tolist(), "a"], dtype=object),
+    "list": lambda x: [x],
+    "dictionary": lambda x: {"a": {"b": x}},
+    "mapping": lambda x: UserDict(a=x),
+    "namedtuple": lambda x: Named(x, 1),
+    "dataclass": Batch,
+    "object": lambda x: SimpleNamespace(x=x),
+    "object in a dataclass in a list": lambda x: [Batch(SimpleNamespace(x=[x]))],
+    "sparse": lambda x: x.to_sparse_coo(),
+    "compressed": lambda x: x.to_sparse_csr(),
+    "nested": lambda x: torch.nested.nested_tensor([x[0], x[1, :7]]),
+    "bfloat16": lambda x: x.bfloat16(),
+    "scalars": lambda x: [float(x[0, 700]), str(x[0, 700])],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*[Nn]ested tensors", "ignore:Sparse .* tensor support is in beta")
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_digest_sees_every_value(name: str) -> None:
+    hold, other = HOLDERS[name], VALUES.clone()
+    other[0, 700] += 4
+    assert digest(hold(VALUES)) == digest(hold(VALUES.clone()))
+    assert digest(hold(VALUES)) != digest(hold(other))
+
+
+def test_a_digest_of_objects_that_hold_each_other_ends() -> None:
+    one, other = SimpleNamespace(x=1), SimpleNamespace(x=2)
+    one.other, other.other = other, [one]
+    before = digest(one)
+    other.x = 3
+    assert digest(one) != before
+
+
+def test_sparse_batches_are_collated_anew() -> None:
+    data = [torch.eye(4).to_sparse_coo()] * 6
+    examples = Examples(data, torch.stack)
+    examples.prepare()
+    assert not examples.in_memory
+    assert torch.equal(examples.batch(torch.tensor([1, 2])).to_dense(), torch.eye(4).expand(2, 4, 4))
+
+
+def test_augmentation_in_a_dataclass_is_found() -> None:
+    class Augmented:
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Tensor:
+            return torch.randn(1000)
+
+    class Unseeded(Augmented):
+        generator = torch.Generator()
+
+        def __getitem__(self, index: int) -> Tensor:
+            return torch.randn(1000, generator=self.generator)
+
+    collate = lambda items: Batch(torch.stack(items))  # noqa: E731
+    for data, repeats in ((Augmented(), True), (Unseeded(), False)):
+        examples = Examples(data, collate)
+        examples.prepare()
+        assert examples.repeats == repeats

@@ -14,25 +14,14 @@ from bif_lightning.config import SGLD, Chains, Subspace
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.estimate import estimate
 from bif_lightning.losses.observables import PerExample
-from bif_lightning.results.estimate import Cost, Estimate
+from bif_lightning.results.estimate import Estimate
+from bits import differences
 from forked import together
 from ports import free_port
 
 pytestmark = pytest.mark.bitwise
 
 CHAINS = Chains(num_chains=4, num_draws=5, batch_size=5)
-
-
-def differences(one: object, other: object, path: str = "") -> list[str]:
-    """Paths of fields that differ in any bit; what an estimate cost may differ."""
-    if isinstance(one, Cost):
-        return []
-    if dataclasses.is_dataclass(one):
-        pairs = [(f.name, getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one)]
-        return [d for name, a, b in pairs for d in differences(a, b, f"{path}.{name}")]
-    if isinstance(one, np.ndarray):
-        return [] if one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True) else [path]
-    return [] if repr(one) == repr(other) else [path]
 
 
 def with_threads(threads: int, kind: str = "SGLD", make: object = models.mlp) -> Estimate:

@@ -44,11 +44,15 @@ def commands(text: str) -> list[list[str]]:
 
 
 def with_python() -> list[Any]:
-    return [
-        pytest.param(name, marks=[pytest.mark.slow] if SLOW.search(path.read_text()) else [], id=name)
-        for name, path in WRITTEN.items()
-        if blocks(path.read_text(), "python")
-    ]
+    """Each page once; and those that train twice, as people run a script or a cell again."""
+    cases: list[Any] = []
+    for name, path in WRITTEN.items():
+        text = path.read_text()
+        code = "".join(blocks(text, "python"))
+        slow = [pytest.mark.slow] if SLOW.search(text) else []
+        cases += [pytest.param(name, 1, marks=slow, id=name)] * bool(code)
+        cases += [pytest.param(name, 2, marks=pytest.mark.slow, id=f"{name}, twice")] * ("BIFCallback(" in code)
+    return cases
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +90,9 @@ def prepared() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", with_python())
+@pytest.mark.parametrize(("page", "times"), with_python())
 def test_python_blocks_run_one_after_the_other(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    page: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     text = PAGES[page].read_text()
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -96,9 +100,10 @@ def test_python_blocks_run_one_after_the_other(
         shutil.copytree(request.getfixturevalue("finished_run"), tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     make_quiet(monkeypatch)
-    names = prepared()
-    for block in blocks(text, "python"):
-        exec(compile(block, page, "exec"), names)
+    for _ in range(times):
+        names = prepared()
+        for block in blocks(text, "python"):
+            exec(compile(block, page, "exec"), names)
 
 
 @pytest.mark.parametrize("page", [name for name, path in WRITTEN.items() if commands(path.read_text())])

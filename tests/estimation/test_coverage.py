@@ -22,7 +22,7 @@ pytestmark = pytest.mark.statistical
 
 ESTIMATES = 16
 CURVATURE = 1.5  # λmax of the trained network, about
-WARM = 1e4 * CURVATURE / 20  # a pull against which the slowest mode relaxes in about 60 steps
+WARM = 1e4 * CURVATURE / 5  # a pull against which the slowest mode relaxes in about 17 steps
 
 
 def examples(first: int, last: int) -> TensorDataset:
@@ -51,11 +51,11 @@ def cross_entropy(module: nn.Module, batch: list[Tensor]) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_intervals_of_a_network_hold_the_long_run_value() -> None:
-    """Measured: influence 0.963, correlation 0.957 ± 0.002, with an LLC ratio of 1.00 and 120 independent draws behind
-    the mean loss of 400."""
+    """Measured: influence 0.973, correlation 0.964 ± 0.002, with an LLC ratio of 1.28 and 198 independent draws behind
+    the mean loss of 400. The test fails for standard errors that are a quarter too small (0.906 and 0.895 ± 0.004)."""
     model, train, query = trained(), examples(0, 100), examples(200, 215)
     sampler = SGLD(step_size=0.7 / (1e4 * CURVATURE + WARM), inverse_temperature=1e4, localization=WARM)
-    chains = Chains(thinning=20, burn_in=100)
+    chains = Chains(thinning=8, burn_in=40)
     found = [
         bl.estimate(
             model, cross_entropy, train, query, training_data=examples(0, 200), sampler=sampler,

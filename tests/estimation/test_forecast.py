@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bif_lightning.estimation.forecast as forecast_module
-from bif_lightning.config import SGLD, Chains
+from bif_lightning.config import SGLD, Chains, ControlledSGLD
 from bif_lightning.data.dataset import Examples
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.blocks import MatrixShape
@@ -114,3 +114,10 @@ def test_moments_are_never_chosen_where_traces_are_smaller() -> None:
     assert trace_bytes(chains, 100_000, 1000) == 161_600_000
     assert keeps_traces(chains, 100_000, 1000)
     assert not keeps_traces(replace(chains, num_draws=10_000), 1000, 1)
+
+
+def test_a_snapshot_of_controlled_chains_is_forecast() -> None:
+    sampler, chains = ControlledSGLD(num_directions=4), Chains(num_chains=2, num_draws=4, thinning=2, batch_size=8)
+    found = forecast(problem(), sampler, chains, ranks=Ranks())
+    assert 0 < found.seconds < 60
+    assert found.extra_bytes > 0

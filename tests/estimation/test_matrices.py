@@ -87,6 +87,7 @@ def test_matrices_in_a_file_have_the_bits_of_those_in_memory(in_memory: Estimate
     assert in_file.cost.extra_bytes < in_memory.cost.extra_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["full", "10bit"])
 def test_dumps_of_both_hold_the_same(in_memory: Estimate, in_file: Estimate, precision: str, tmp_path: Path) -> None:
     paths = [
@@ -113,6 +114,7 @@ def peak_of(call: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_writing_copies_no_matrix(in_file: Estimate, tmp_path: Path) -> None:
     """Rounding to 10 bits takes several copies of what it rounds."""
     size = peak_of(lambda: write_dump(tmp_path, in_file, step=1, epoch=0, precision="10bit", **SAMPLES))

@@ -32,7 +32,7 @@ from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from bif_lightning.statistics.label_means import Labels
 from bif_lightning.storage import scratch
 from forked import together
-from small_language import CHAINS, SAMPLER, by_tokens, padded, sequences
+from small_language import CHAINS, SAMPLER, by_tokens, padded, sequences, shared_by_tokens
 
 pytestmark = pytest.mark.exact
 
@@ -70,7 +70,7 @@ def as_examples(estimate: Estimate, labels: Labels | None = None) -> tuple[Block
 
 
 def test_which_tokens_there_are() -> None:
-    tokens = tokens_of(by_tokens())
+    tokens = tokens_of(shared_by_tokens())
     lengths = [len(item["input_ids"]) for item in sequences(9)]
     assert tokens.train.sequence.tolist() == [i for i, length in enumerate(lengths) for _ in range(1, length)]
     assert tokens.train.position.tolist() == [s for length in lengths for s in range(1, length)]
@@ -78,7 +78,7 @@ def test_which_tokens_there_are() -> None:
     assert tokens.train.rows_of([3, 1]).tolist() == [
         *np.flatnonzero(tokens.train.sequence == 3), *np.flatnonzero(tokens.train.sequence == 1)
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="no sequence 9; give numbers from 0 to 8"):
+    with pytest.raises(ValueError, match="sequence 9 does not exist; use numbers from 0 to 8"):
         tokens.train.rows_of(9)
 
 
@@ -95,13 +95,13 @@ def test_tokens_have_the_matrices_and_errors_of_examples(estimated: Estimate) ->
 
 def test_sums_over_tokens_are_the_influence_of_sequences(estimated: Estimate) -> None:
     tokens = tokens_of(estimated)
-    law, train, query = tokens.blocks.law, tokens.blocks.train.whole(), tokens.blocks.query.whole()
-    whole = law.covariance(law.side(train), law.side(query))
+    model, train, query = tokens.blocks.model, tokens.blocks.train.whole(), tokens.blocks.query.whole()
+    whole = model.covariance(model.side(train), model.side(query))
     sums = np.zeros((9, 4))
     np.add.at(sums, (tokens.train.sequence[:, None], tokens.query.sequence), -whole)
     np.testing.assert_allclose(sums, estimated.influence, rtol=1e-6)  # the matrices of sequences are float32
     rows, columns = (side.sequence[:, None] == np.arange(size) for side, size in ((tokens.train, 9), (tokens.query, 4)))
-    exact = -law.covariance(law.side(train @ rows), law.side(query @ columns))
+    exact = -model.covariance(model.side(train @ rows), model.side(query @ columns))
     np.testing.assert_allclose(sums, exact, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(tokens.train.loss @ rows, estimated.train_loss, rtol=1e-12)
 
@@ -118,7 +118,7 @@ def test_sequences_are_bitwise_what_they_are_without_tokens(sampler: Any) -> Non
 
 
 def test_some_sequences_are_a_part_of_all() -> None:
-    tokens = tokens_of(by_tokens())
+    tokens = tokens_of(shared_by_tokens())
     whole, part = tokens.correlation(), tokens.correlation([5, 2], 3)
     rows, columns = tokens.train.rows_of([5, 2]), tokens.query.rows_of(3)
     np.testing.assert_allclose(part.value, whole.value[np.ix_(rows, columns)], rtol=1e-5)
@@ -129,7 +129,7 @@ def test_some_sequences_are_a_part_of_all() -> None:
 
 @pytest.mark.parametrize("quantity", ["influence", "correlation"])
 def test_values_alone_are_the_same_values(quantity: Any) -> None:
-    tokens = tokens_of(by_tokens())
+    tokens = tokens_of(shared_by_tokens())
     rows, columns = np.arange(len(tokens.train)), np.arange(len(tokens.query))
     quick, full = (tokens.matrix(rows, columns, quantity, errors=errors) for errors in (False, True))
     assert quick.standard_error is None
@@ -146,7 +146,7 @@ def test_a_device_makes_the_same_values(sampler: Any, quantity: Any) -> None:
     with pytest.raises(ValueError, match=r"give errors=False to multiply on 'cpu'"):
         getattr(tokens, quantity)(device="cpu")
     for device in ("nowhere", *(() if torch.cuda.is_available() else ("cuda",))):
-        with pytest.raises(ValueError, match=f"device '{device}' is not there: .* leave `device` out"):
+        with pytest.raises(ValueError, match=f"device '{device}' is not available: .* leave `device` out"):
             getattr(tokens, quantity)(errors=False, device=device)
 
 
@@ -182,10 +182,10 @@ def test_means_over_groups_are_those_over_labels(estimated: Estimate) -> None:
 
 
 def test_groups_are_one_for_each_token() -> None:
-    tokens = tokens_of(by_tokens())
-    with pytest.raises(ValueError, match="2 train groups are given for"):
+    tokens = tokens_of(shared_by_tokens())
+    with pytest.raises(ValueError, match="got 2 train groups for"):
         tokens.group_means(["a", "b"], ["c"] * len(tokens.query))
-    with pytest.raises(ValueError, match="no token is in any group"):
+    with pytest.raises(ValueError, match="no token is in a group"):
         tokens.group_means([None] * len(tokens.train), ["c"] * len(tokens.query))
 
 
@@ -201,10 +201,10 @@ def test_a_diverged_chain_leaves_no_token_behind(monkeypatch: pytest.MonkeyPatch
     assert found.chain_ids == (0, 2)
     rest = tokens_of(found)
     monkeypatch.undo()
-    whole = tokens_of(by_tokens())
+    whole = tokens_of(shared_by_tokens())
     np.testing.assert_array_equal(rest.blocks.train.whole(), whole.blocks.train.whole()[[0, 2]])
-    assert isinstance(rest.blocks.law, DrawCovariance)
-    assert rest.blocks.law.chains == 2
+    assert isinstance(rest.blocks.model, DrawCovariance)
+    assert rest.blocks.model.chains == 2
 
 
 def values(*, mask: bool = True) -> TokenValues:
@@ -230,14 +230,14 @@ def test_a_store_beyond_its_budget_lies_in_a_file(tmp_path: Path) -> None:
 
 def test_other_tokens_than_at_the_snapshot_are_refused() -> None:
     store = TokenStore(values(), values(), (0,), 1)
-    with pytest.raises(ValueError, match="gave 1 tokens of a batch a loss, and 2 at the snapshot"):
+    with pytest.raises(ValueError, match="gave 1 tokens of a batch a loss, but 2 at the snapshot"):
         store.push(0, 0, values(mask=False), values(mask=False))
 
 
 @pytest.mark.slow
 def test_ranks_get_the_bits_of_one(tmp_path: Path) -> None:
     together(small_language.work, 2, 2, str(tmp_path))
-    alone = tokens_of(by_tokens())
+    alone = tokens_of(shared_by_tokens())
     for rank in range(2):
         theirs = tokens_of(pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()))
         for side in ("train", "query"):
@@ -271,8 +271,8 @@ class TestClosedForm:
         )  # fmt: skip
         tokens = tokens_of(found)
         rows = tokens.train.sequence[:, None] == np.arange(9)
-        law, slopes = tokens.blocks.law, tokens.blocks.train.whole()
-        sums = -law.covariance(law.side(slopes @ rows), law.side(slopes @ rows))
+        model, slopes = tokens.blocks.model, tokens.blocks.train.whole()
+        sums = -model.covariance(model.side(slopes @ rows), model.side(slopes @ rows))
         np.testing.assert_allclose(sums, found.influence, rtol=1e-5, atol=1e-6 * abs(sums).max())
         assert any("within the span" in note for note in found.notes)
         means = found.losses.influence_standard_error

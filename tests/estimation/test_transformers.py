@@ -37,6 +37,7 @@ def gpt(kind: str) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Pythia", "GPT-2", "Llama"])
 def test_influence_of_tokens(kind: str) -> None:
     model = gpt(kind).eval()
@@ -64,6 +65,7 @@ def test_it_is_the_models_own_loss() -> None:
     torch.testing.assert_close(losses.sum() / mask.sum(), own)
 
 
+@pytest.mark.slow
 def test_weights_by_name() -> None:
     found = bl.estimate(
         gpt("Pythia"), bl.causal_lm_loss, sequences(6), sampler=SAMPLER, chains=CHAINS, collate_fn=padded,
@@ -97,6 +99,6 @@ def test_slopes_by_forward_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     assert found.tokens is not None
     rows = found.tokens.train.sequence[:, None] == np.arange(6)
-    law, slopes = found.tokens.blocks.law, found.tokens.blocks.train.whole()
-    sums = -law.covariance(law.side(slopes @ rows), law.side(slopes @ rows))
+    model, slopes = found.tokens.blocks.model, found.tokens.blocks.train.whole()
+    sums = -model.covariance(model.side(slopes @ rows), model.side(slopes @ rows))
     np.testing.assert_allclose(sums, found.influence, rtol=1e-2, atol=1e-3 * abs(sums).max())

@@ -82,6 +82,7 @@ def untouched(module: nn.Module) -> Generator[None]:
 def test_after_a_result(name: str) -> None:
     module = models.seeded(ALL[name])
     next(module.modules()).training = False  # parts may differ in their flags
+    torch.set_num_threads(2)  # chains side by side share what is not copied
     with untouched(module):
         estimate(module, cross_entropy, models.data(), models.data(1), sampler=SAMPLER, chains=CHAINS)
 

@@ -11,7 +11,7 @@ import tiny_gpt
 import token_page
 
 import bif_lightning as bl
-from small_language import by_tokens, sequences
+from small_language import sequences, shared_by_tokens
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_tokenizer_gives_back_the_text(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_page_holds_every_value(tmp_path: Path) -> None:
-    found = by_tokens()
+    found = shared_by_tokens()
     sides = [
         bl.Samples(
             ids=tuple(f"{side}{row}" for row in range(count)),

@@ -49,11 +49,11 @@ def make_tokens(rng, n: int, q: int, chains: int, draws: int, *, closed_form=Fal
         axes[side] = TokenAxis(sequence=sequence, position=position, num_sequences=size, **numbers)
         shape = (3, len(sequence)) if closed_form else (chains, draws, len(sequence))
         values.append(InMemoryTokens(rng.normal(size=shape).astype(np.float32)))
-    law: CovarianceModel = DrawCovariance(chains, (draws - draws // 2, draws // 2), "chain", 0.75)
+    model: CovarianceModel = DrawCovariance(chains, (draws - draws // 2, draws // 2), "chain", 0.75)
     if closed_form:
-        law = GaussianCovariance(abs(rng.normal(size=3)), rng.normal(size=(2, 3, 3)))
+        model = GaussianCovariance(abs(rng.normal(size=3)), rng.normal(size=(2, 3, 3)))
     return Tokens(
-        **axes, blocks=blocks_of(law, ErrorModel(6, ErrorScale(1.25, 40.5), ErrorScale(1.5, math.nan)), *values)
+        **axes, blocks=blocks_of(model, ErrorModel(6, ErrorScale(1.25, 40.5), ErrorScale(1.5, math.nan)), *values)
     )
 
 
@@ -179,5 +179,6 @@ def make_full(rng, n: int = 7, q: int = 4):
     stability = np.where(np.arange(q) < 3, 0.5, np.nan)
     diagnostics = replace(estimate.diagnostics, noise_ratio=0.5, llc_ratio=1.25, control_agreement=0.25)
     estimate = replace(estimate, top_stability=stability, diagnostics=diagnostics, effective_dimension=6.5)
+    estimate = replace(estimate, alpha=0.25, residual_share=0.0625)
     tokens = make_tokens(rng, n, q, 2, estimate.loss_trace.shape[1])
     return train, query, judged(replace(estimate, tokens=tokens))

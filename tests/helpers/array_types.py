@@ -9,12 +9,14 @@ function, binds its arguments to its signature at each call, and checks argument
 
 import ast
 import functools
+import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, TypeVar, get_args
 
@@ -24,6 +26,7 @@ from jaxtyping import AbstractArray, config, jaxtyped
 T = TypeVar("T", bound=Callable[..., Any])
 
 _HERE = "__check_arrays__"
+_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def check_arrays(checked: T) -> T:
@@ -81,16 +84,26 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(SourceFileLoader):
-    def get_code(self, fullname: str) -> CodeType:
-        """Compiled anew each time: the files of bytecode are those of the package as it is."""
-        path = self.get_filename(fullname)
-        tree = ast.parse(self.get_data(path), path)
+    """Keeps bytecode beside that of the package as it is, under a name that changes with this file."""
+
+    def source_to_code(self, data: Any, path: Any, **options: Any) -> CodeType:
+        tree = ast.parse(data, path)
         _decorate(tree)
-        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+        return super().source_to_code(tree, path, **options)
+
+    def get_data(self, path: str) -> bytes:
+        return super().get_data(_own(path))
+
+    def set_data(self, path: str, data: Any, **options: Any) -> None:
+        super().set_data(_own(path), data, **options)
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module)[_HERE] = check_arrays
         super().exec_module(module)
+
+
+def _own(path: str) -> str:
+    return path.removesuffix(".pyc") + f".{_VERSION}.pyc" if path.endswith(".pyc") else path
 
 
 def _decorate(parent: ast.Module | ast.ClassDef) -> None:

@@ -134,7 +134,7 @@ def sharded(name: str, x: Tensor, y: Tensor) -> dict[str, Any]:
         alone = torch.stack([step(whole, batch_of([row])) for row in range(8)])
     user = lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none")  # noqa: E731
     check_user_loss(user, module, batch_of, [0, 2, 5])
-    return {"rung": loss.rung, "same": same, "error": float((found - alone).abs().max())}
+    return {"method": loss.method, "same": same, "error": float((found - alone).abs().max())}
 
 
 def look(rank: int, port: int, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A training in which user code fails at a chosen visit to a chosen point of a snapshot."""
 
 import io
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,14 @@ from bif_lightning.trainer.guard.fingerprint import fingerprint
 from matrix_run import SAMPLER, Classifier, points
 
 
+class Place(NamedTuple):
+    """A visit to a point, by its number among those from one place in the code."""
+
+    point: str
+    calls: str
+    visit: int
+
+
 class Fuse:
     """Counts the visits of user code to each point while lit, and raises at one.
 
@@ -27,28 +36,41 @@ class Fuse:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.lit = False
-        self.blown: list[tuple[str, int]] = []
+        self.blown: list[Due] = []
         self.visits: Counter[str] = Counter()
-        self.due: tuple[str, int] | None = None
+        self.places: Counter[tuple[str, str]] = Counter()
+        self.due: Due | None = None
         self.error: BaseException = RuntimeError("not set")
 
-    def light(self, due: tuple[str, int] | None, error: BaseException) -> None:
-        """Count from nothing; raise `error` at visit `due`, (point, number)."""
-        self.lit, self.due, self.error, self.visits = True, due, error, Counter()
+    def light(self, due: "Due | None", error: BaseException) -> None:
+        """Count from nothing; raise `error` at visit `due`: a place, or (point, number)."""
+        self.lit, self.due, self.error, self.visits, self.places = True, due, error, Counter(), Counter()
 
     def visit(self, point: str) -> None:
         """User code passes here."""
         if not self.lit:
             return
+        calls = calls_from_snapshot()
         with self.lock:
             self.visits[point] += 1
-            now = (point, self.visits[point])
-        if now == self.due:
-            self.blown.append(now)
+            self.places[point, calls] += 1
+            now = (point, self.visits[point]), Place(point, calls, self.places[point, calls])
+        if self.due in now:
+            self.blown.append(self.due)
             raise self.error
 
 
+Due = Place | tuple[str, int]
 FUSE = Fuse()
+
+
+def calls_from_snapshot() -> str:
+    """File and line of each call that led here, from the snapshot or the start of the thread on."""
+    frame, lines = sys._getframe(2), list[str]()
+    while frame is not None and frame.f_code is not Surviving.attempt.__code__:
+        lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        frame = frame.f_back
+    return "\n".join(lines)
 
 
 class Odd(NamedTuple):
@@ -140,16 +162,17 @@ class Surviving(bl.BIFCallback):
     """The callback, with a fuse in every snapshot; notes what each left other than it was, and goes on after it.
 
     Attributes:
-        plan: (point, visit) to fail at, one a snapshot; None for none.
+        plan: where to fail, one a snapshot; None for nowhere.
         error: what to raise there.
         disturbed: by snapshot, what differs from before.
-        visits: of the points in each snapshot.
+        visits: to the points in each snapshot.
+        places: from where they were visited in the last.
     """
 
-    plan: list[tuple[str, int] | None]
+    plan: list[Due | None]
     error: BaseException
 
-    def prepare(self, plan: list[tuple[str, int] | None], error: BaseException) -> "Surviving":
+    def prepare(self, plan: list[Due | None], error: BaseException) -> "Surviving":
         self.plan, self.error = list(plan), error
         self.disturbed: list[Any] = []
         self.visits: list[Counter[str]] = []
@@ -174,6 +197,7 @@ class Surviving(bl.BIFCallback):
             after = condition(trainer, module)
             self.disturbed += [(due, name) for name, value in before.items() if after[name] != value]
             self.visits.append(FUSE.visits)
+            self.places = FUSE.places
 
 
 def condition(trainer: Any, module: Any) -> dict[str, Any]:

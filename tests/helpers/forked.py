@@ -1,13 +1,20 @@
 """Processes that start at once: forked of one that has imported what takes seconds, and no more than that."""
 
 import multiprocessing
-from collections.abc import Callable
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Not the package: the server would look for it elsewhere than these tests, which may be those of a copy.
-CONTEXT.set_forkserver_preload(["torch", "lightning", "torchmetrics"])
+CONTEXT.set_forkserver_preload(
+    ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.tensorboard", "lightning",
+     "lightning.pytorch.callbacks", "lightning.pytorch.cli", "torchmetrics", "h5py"]
+)  # fmt: skip
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
@@ -27,3 +34,12 @@ def together(function: Callable[..., Any], world_size: int, *arguments: Any) -> 
     finally:
         for process in processes:
             process.kill()
+
+
+def as_main(path: str, arguments: Sequence[str], folder: Path, streams: dict[int, str]) -> None:
+    """In a process of its own: run a script in a folder as Python would, with standard streams, by number, on files."""
+    os.chdir(folder)
+    for number, name in streams.items():
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOCTTY), number)
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")

@@ -79,7 +79,7 @@ def training_goes_on(disk: Disk, folder: Path, plain: Path) -> None:
         said = [str(each.message) for each in caught if "could not write" in str(each.message)]
         assert f"{directory}/snapshots/step=000000005.ckpt" in said[0], said
         assert "bytes, and 0 bytes are free there" in said[0], said
-        assert ("will not learn that training is over" in said[-1]) == (last == 99), said
+        assert ("will not notice the end of training" in said[-1]) == (last == 99), said
         names = sorted(path.name for path in (directory / "snapshots").iterdir())
         assert [name for name in names if name != "end.json"] == [f"step=00000000{step}.ckpt" for step in left], names
         for step in STEPS:
@@ -126,7 +126,7 @@ def watch(directory: Path) -> int:
 
 
 def watching_ends_and_is_taken_up_again(disk: Disk, folder: Path, plain: Path) -> None:
-    """With every amount of room: an exit status, a message, no half dump, no claim; with enough, the inline dumps."""
+    """With every amount of room: an exit status, a message, no half dump, no lease; with enough, the inline dumps."""
     directory = train(folder, launch="snapshot", **SETTINGS)
     statuses = list[int]()
     for room in [0, 4096, 8192, *range(16384, 10**6, 24576)]:

@@ -5,7 +5,7 @@ import os
 import h5py
 import numpy as np
 
-SECRET = 42.0
+SECRET = 8388427.5  # in no time of day
 
 
 def refill(dump, make):

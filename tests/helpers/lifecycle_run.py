@@ -1,11 +1,5 @@
-"""A run that can be stopped anywhere and resumed, with nothing in it that Lightning does not restore.
+"""A run that can be stopped anywhere and resumed, with nothing in it that Lightning does not restore."""
 
-    python lifecycle_run.py FOLDER [--kill HOOK STEP] [--resume CHECKPOINT]
-
-kills itself, as by `kill -9`, at a hook of a step.
-"""
-
-import argparse
 import os
 import signal
 import warnings
@@ -20,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bif_lightning as bl
+from resuming import resuming
 
 
 def points(size: int, seed: int) -> TensorDataset:
@@ -87,7 +82,7 @@ class Kill(ModelCheckpoint):
 
 
 def run(folder: Path, *, hook: str | None = None, step: int = 0, resume: Path | None = None, **settings: Any) -> Any:
-    """Eight steps in two epochs, a snapshot at every second; the Trainer."""
+    """Eight steps in two epochs, a snapshot at every second; the Trainer. At a hook of a step, it kills its process."""
     L.seed_everything(11, verbose=False)
     defaults: dict[str, Any] = {
         "train": points(7, 2), "query": points(4, 3), "dirpath": folder / "bif", "every_n_train_steps": 2, "log": False,
@@ -101,14 +96,5 @@ def run(folder: Path, *, hook: str | None = None, step: int = 0, resume: Path | 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loader = Resumable(points(32, 1), batch_size=8)
-        trainer.fit(Plain(), loader, **({"ckpt_path": resume, "weights_only": True} if resume else {}))
+        trainer.fit(Plain(), loader, **resuming(resume))
     return trainer
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--kill", nargs=2, default=(None, "0"))
-    parser.add_argument("--resume", type=Path)
-    given = parser.parse_args()
-    run(given.folder, hook=given.kill[0], step=int(given.kill[1]), resume=given.resume)

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from archive_examples import make_full
+from archive_examples import make_estimate, make_full
+from bif_lightning.archive.read import integrated, open_run
 from bif_lightning.archive.read.tokens import open_tokens
 from bif_lightning.archive.schema import VERSION
-from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.archive.write import write_dump, write_integrated, write_samples
 from bif_lightning.sampling.choice import judge
 
 
 def token_correlation(folder: Path) -> list[list[float | None]]:
     """Of all tokens; None where a loss never varied."""
-    values = open_tokens(next(folder.glob("step=*.h5"))).correlation()["value"].values
+    values = open_tokens(folder / "step=000000300.h5").correlation()["value"].values
     return [[None if np.isnan(value) else float(value) for value in row] for row in values]
 
 
@@ -27,10 +28,16 @@ def main() -> None:
     folder = Path(__file__).parents[1] / "archive" / "golden" / VERSION
     if folder.exists():
         raise SystemExit(f"{folder} exists; golden files are never rewritten")
-    train, query, estimate = make_full(np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    train, query, estimate = make_full(rng)
     write_samples(folder, train, query)
     write_dump(folder, estimate, step=300, epoch=2, train=train, query=query, metrics={"val/loss": 0.5})
+    write_dump(folder, make_estimate(rng, len(train), len(query)), step=400, epoch=3, train=train, query=query)
+    whole = integrated(open_run(folder)).integrated.values
+    write_integrated(folder)
     expected = {
+        "steps": [300, 400],
+        "integrated": whole.tolist(),
         "influence": estimate.influence.tolist(),
         "correlation_of_query_0": estimate.correlation[:, 0].tolist(),
         "conditioned": estimate.conditioned.tolist(),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import bif_lightning as bl
 from bif_lightning.trainer.guard.fingerprint import difference, encode, fingerprint
@@ -76,6 +76,7 @@ class Case:
         plain: makes the module whose `estimate` is compared; None for `build`.
         extra: (trainer, module) -> anything more that both runs must share.
         snapshot: step whose dump is compared with `estimate`.
+        drawn: examples of the training set that every epoch draws; None for all.
     """
 
     build: Callable[[], Any] = Classifier
@@ -89,6 +90,7 @@ class Case:
     plain: Callable[[], Any] | None = None
     extra: Callable[[Any, Any], Any] = lambda trainer, module: None
     snapshot: int = SNAPSHOT
+    drawn: int | None = None
     package: Any = L
 
 
@@ -212,6 +214,7 @@ def reference(case: Case, weights: Mapping[str, Tensor]) -> bl.Estimate:
     module = (case.plain or case.build)()
     module.load_state_dict(weights)
     assert case.losses is not None
+    training = Subset(points(), range(case.drawn or len(points())))
     return bl.estimate(
-        module, case.losses, points(9, 2), points(5, 3), sampler=SAMPLER, chains=CHAINS, training_data=points()
+        module, case.losses, points(9, 2), points(5, 3), sampler=SAMPLER, chains=CHAINS, training_data=training
     )

@@ -57,6 +57,7 @@ class Keep(L.Callback):
 def train(folder: Path, **settings: Any) -> Path:
     """Ten steps with the callback; the folder of its dumps. Checkpoints lie in folder / "saved"."""
     L.seed_everything(3, verbose=False)
+    settings = {"dirpath": folder / "bif"} | settings
     bif = bl.BIFCallback(train=range(10), query=range(30, 36), at_steps=STEPS, at_end=False, log=False, **settings)
     trainer = L.Trainer(
         max_steps=10, accelerator="cpu", callbacks=[bif, Keep(folder / "saved")], default_root_dir=folder, logger=False,
@@ -108,3 +109,7 @@ def assert_same_dumps(one: Path, other: Path) -> None:
                 np.testing.assert_array_equal(second[path][()], first[path][()], err_msg=f"{name} {path}")
             assert first.attrs["global_step"] == second.attrs["global_step"]
             assert first.attrs["epoch"] == second.attrs["epoch"]
+    if all((folder / "integrated.h5").exists() for folder in (one, other)):  # not where its room was taken
+        with h5py.File(one / "integrated.h5") as first, h5py.File(other / "integrated.h5") as second:
+            for path in set(first) - {"created_utc"}:
+                np.testing.assert_array_equal(second[path][()], first[path][()], err_msg=path)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import small_models as models
-from bif_lightning.config import SGLD, Chains, Pairs, Sampler, Subspace
+from bif_lightning.config import SGLD, Chains, ControlledSGLD, Pairs, Sampler, Subspace
 from bif_lightning.distributed.ranks import current_ranks
 from bif_lightning.distributed.watchdog import CollectiveSection
 from bif_lightning.estimation.estimate import estimate
@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[Sampler, Chains]] = {
     "SGLD in directions": (replace(SAMPLER, num_directions=5), CHAINS),
     "Pairs": (Pairs(scale=0.05), Chains(num_chains=3, num_draws=8)),
     "Subspace": (Subspace(num_directions=7), Chains(num_chains=3, num_draws=4)),
+    "controlled": (ControlledSGLD(num_directions=7), Chains(num_chains=3, num_draws=4, thinning=2, batch_size=8)),
 }
 
 
@@ -38,58 +39,58 @@ def estimated(kind: str) -> Estimate:
     )  # fmt: skip
 
 
-def peacefully(rank: int, meeting: CollectiveSection) -> str:
+def peacefully(rank: int, section: CollectiveSection) -> str:
     time.sleep(0.5 * rank)
     return "done"
 
 
-def fails_on_one(rank: int, meeting: CollectiveSection) -> str:
+def fails_on_one(rank: int, section: CollectiveSection) -> str:
     if rank == 1:
         raise ValueError("a bad number\nand more about it")
     while True:  # until the other's failure is heard
-        meeting.beat("step 3 of 9")
+        section.beat("step 3 of 9")
         time.sleep(0.05)
 
 
-def fails_late(rank: int, meeting: CollectiveSection) -> str:
+def fails_late(rank: int, section: CollectiveSection) -> str:
     if rank == 0:
         time.sleep(1.0)
         raise KeyError("late")
     return "done early"
 
 
-def fails_everywhere(rank: int, meeting: CollectiveSection) -> str:
+def fails_everywhere(rank: int, section: CollectiveSection) -> str:
     raise ValueError(f"rank {rank}")
 
 
-def slow_but_alive(rank: int, meeting: CollectiveSection) -> str:
+def slow_but_alive(rank: int, section: CollectiveSection) -> str:
     for step in range(8 * rank):
-        meeting.beat(f"step {step}")
+        section.beat(f"step {step}")
         time.sleep(0.5)
     return "done"
 
 
-def hangs(rank: int, meeting: CollectiveSection) -> str:
-    meeting.beat("step 5 of 9")
+def hangs(rank: int, section: CollectiveSection) -> str:
+    section.beat("step 5 of 9")
     time.sleep(4.0 * rank)
     return "done"
 
 
-def fails_everywhere_at_last(rank: int, meeting: CollectiveSection) -> str:
+def fails_everywhere_at_last(rank: int, section: CollectiveSection) -> str:
     if rank == 0:
         time.sleep(1.0)
     raise ValueError(f"rank {rank}")
 
 
-def ends_at_once(rank: int, meeting: CollectiveSection) -> str:
+def ends_at_once(rank: int, section: CollectiveSection) -> str:
     if rank == 0:
         os._exit(0)
     while True:
-        meeting.beat("step 3 of 9")
+        section.beat("step 3 of 9")
         time.sleep(0.05)
 
 
-def ends_before_the_other_fails(rank: int, meeting: CollectiveSection) -> str:
+def ends_before_the_other_fails(rank: int, section: CollectiveSection) -> str:
     dist.barrier()
     if rank == 0:
         os._exit(0)
@@ -105,8 +106,8 @@ def part(rank: int, world_size: int, folder: str, port: int, case: str) -> None:
         pause = time.sleep
         time.sleep = lambda seconds: pause(max(seconds, 2.0))
     try:
-        with current_ranks().collective("counting") as meeting:
-            found = globals()[case](rank, meeting)
+        with current_ranks().collective("counting") as section:
+            found = globals()[case](rank, section)
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))
@@ -120,8 +121,8 @@ def meet(rank: int, world_size: int, folder: str) -> None:
     found = dict[str, str]()
     for case in (peacefully, fails_on_one, fails_late, fails_everywhere, slow_but_alive, peacefully, hangs):
         try:
-            with ranks.collective("counting") as meeting:
-                found[case.__name__] = case(rank, meeting)
+            with ranks.collective("counting") as section:
+                found[case.__name__] = case(rank, section)
         except Exception as error:
             found[case.__name__] = f"{type(error).__name__}: {error}"
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))

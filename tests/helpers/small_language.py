@@ -1,6 +1,7 @@
 """A tiny language model, ragged sequences for it, and an estimate of its tokens, also as one of several processes."""
 
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def by_tokens(sampler: Sampler = SAMPLER, chains: Chains | None = CHAINS, **more
         model, causal_lm_loss, sequences(9), sequences(4, 1),
         sampler=sampler, chains=chains, collate_fn=padded, eval_batch_size=5, **options,
     )  # fmt: skip
+
+
+@cache
+def shared_by_tokens() -> Estimate:
+    """`by_tokens()`, once for all tests of a process that only read it."""
+    return by_tokens()
 
 
 def work(rank: int, world_size: int, folder: str) -> None:

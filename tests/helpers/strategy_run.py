@@ -22,11 +22,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, Dataset
 
+import simulated_device
 from bif_lightning import SGLD, BIFCallback, Chains, attribute
 from bif_lightning.model.sharded import reshard
 from bif_lightning.trainer.guard.fingerprint import fingerprint
 from forked import start
 from ports import free_port
+from simulated_device.process import begin
+from simulated_device.training import SimulatedAccelerator, SimulatedDDP, SimulatedParallel, on_one_device
 
 SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
 CHAINS = Chains(num_chains=3, num_draws=4, batch_size=5)
@@ -66,7 +69,8 @@ class Net(L.LightningModule):
         self.log("val_loss", F.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        # One by one: on accelerators torch takes many at a time, which it cannot where only some are in shards.
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01, foreach=False)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
 
 
@@ -78,6 +82,7 @@ class Sharded(Net):
 
     def configure_model(self) -> None:
         mesh: DeviceMesh = self.device_mesh["data_parallel"]
+        self.net.to(self.trainer.strategy.root_device)  # torch moves shards to devices of its own alone
         for layer in self.net:
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh)
@@ -108,6 +113,21 @@ class Both(Net):
         fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
+class Drifting(Net):
+    """Its weights depend on the step alone, not on what a rank saw."""
+
+    def __init__(self) -> None:
+        super().__init__(norm=False)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.1 * torch.sin(parameter + self.global_step))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
 class Talking(Net):
     """Gathers its losses from all ranks."""
 
@@ -126,23 +146,36 @@ class Save(L.Callback):
             torch.save(pl_module.state_dict(), self.folder / f"rank{trainer.global_rank}.pt")
 
 
-def strategy_of(kind: str, world_size: int, seconds: float = 40) -> Any:
+def strategy_of(kind: str, world_size: int, seconds: float = 40, device: str = "cpu") -> Any:
     """A strategy whose collectives wait so many seconds."""
     if kind == "single":
-        return "auto"
+        return on_one_device() if device == "sim" else "auto"
     sharded = {"fsdp": (world_size, 1), "tp": (1, world_size), "both": (world_size // 2, 2)}
+    backend = {"cpu": "gloo", "cuda": "nccl", "sim": simulated_device.GROUP}[device]
+    wait = timedelta(seconds=seconds)
     if kind in sharded:
         data, tensor = sharded[kind]
-        wait = timedelta(seconds=seconds)
-        return ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor, timeout=wait)
+        return (SimulatedParallel if device == "sim" else ModelParallelStrategy)(
+            data_parallel_size=data, tensor_parallel_size=tensor, process_group_backend=backend, timeout=wait
+        )
     if kind == "spawn":
         return "ddp_spawn"
     options: dict[str, Any] = {
-        "ddp": {"timeout": timedelta(seconds=seconds)},
+        "ddp": {"timeout": wait},
         "unused": {"find_unused_parameters": True},
         "static": {"static_graph": True},
     }
-    return DDPStrategy(process_group_backend="gloo", **options[kind])
+    return (SimulatedDDP if device == "sim" else DDPStrategy)(process_group_backend=backend, **options[kind])
+
+
+def placed(case: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """The Trainer's arguments on devices: `case["device"]` is "cpu" (or missing), "cuda" or "sim"."""
+    kind, device = case.get("strategy", "ddp"), case.get("device", "cpu")
+    found = {"strategy": strategy_of(kind, world_size, case.get("waits", 40), device)}
+    if device == "sim" and kind == "single":
+        return found  # which has its accelerator
+    accelerator = SimulatedAccelerator() if device == "sim" else device
+    return found | {"accelerator": accelerator, "devices": case.get("devices", world_size)}
 
 
 MODULES: dict[str, Callable[[], Net]] = {"fsdp": Sharded, "tp": TensorParallel, "both": Both}
@@ -153,7 +186,8 @@ def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[
     L.seed_everything(3, verbose=False)
     torch.set_num_threads(1)
     kind = case.get("strategy", "ddp")
-    module = Talking() if case.get("talking") else MODULES[kind]() if kind in MODULES else Net(case.get("norm", True))
+    special = Talking if case.get("talking") else Drifting if case.get("drifting") else MODULES.get(kind)
+    module = special() if special else Net(case.get("norm", True))
     if "start" in case:
         module.load_state_dict(torch.load(case["start"], weights_only=True))
     callbacks: list[Any] = []
@@ -161,16 +195,18 @@ def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[
         train = Points(12, seed=rank if case.get("differing") else 1)
         options: dict[str, Any] = {"train": train, "query": Points(5, seed=2), "dirpath": folder / "bif"}
         options |= {"sampler": SAMPLER, "chains": CHAINS, "log": False, "verify_restore": "always"}
-        callbacks = [BIFCallback(**(options | case.get("options", {})) | extras(case, rank))]
+        given = case.get("options", {})
+        if not {"every_n_train_steps", "at_steps", "num_snapshots"} & given.keys():
+            options["every_n_epochs"] = 1
+        callbacks = [BIFCallback(**(options | given) | extras(case, rank))]
     if "save" in case:
         callbacks.append(Save(folder, case["save"]))
     if case.get("keeps"):
         callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3, save_top_k=-1))
     trainer = L.Trainer(
-        accelerator="cpu", devices=case.get("devices", world_size), callbacks=callbacks, logger=False,
-        strategy=strategy_of(kind, world_size, case.get("waits", 40)), enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=bool(case.get("keeps")), max_epochs=2,
-        **case.get("trainer", {}),
+        callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=bool(case.get("keeps")), max_epochs=2,
+        **({"logger": False} | placed(case, world_size) | case.get("trainer", {})),
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -178,6 +214,8 @@ def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[
         trainer.fit(module, DataLoader(Points(), batch_size=4, shuffle=True), held_out, ckpt_path=case.get("ckpt"))
     reshard(module)  # the state that a run ends in depends on whether its last pass had a backward one
     found = {"fingerprint": fingerprint(trainer, module), "seen": module.seen, "step": trainer.global_step}
+    if case.get("where"):
+        found["directory"] = str(callbacks[0].directory)
     return found | {
         "next": torch.rand(3).tolist(),
         "logged": {k: float(v) for k, v in trainer.callback_metrics.items()},
@@ -242,6 +280,8 @@ def run(case: dict[str, Any], folder: str, rank: int, world_size: int, port: int
         os.environ |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0"}
     outcome: Any
     try:
+        if case.get("device") == "sim":
+            begin()
         if "attribute" in case:
             outcome = attributed(Path(folder), case, world_size)
         else:

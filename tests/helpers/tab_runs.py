@@ -9,7 +9,7 @@ import numpy as np
 from bif_lightning.archive.write import write_dump, write_samples
 from bif_lightning.results.estimate import Estimate, Influence
 from bif_lightning.results.examples import Samples
-from estimates import digits_estimate, estimate_from, means_of, texts, with_divergence
+from estimates import digits_estimate, estimate_from, influence_of, means_of, texts, with_divergence
 from judged import judged
 from small_language import by_tokens, sequences
 
@@ -112,13 +112,21 @@ def taken(samples: Samples, rows: np.ndarray) -> Samples:
 
 
 def write_texts(folder: Path) -> None:
-    """A run of texts without thumbnails, of one step that nobody has judged good."""
+    """A run of texts without thumbnails, of one noisy step, with an observable that does not vary."""
+
     train, query = texts(30, "train"), texts(12, "query", seed=1)
     correlation = np.random.default_rng(0).normal(0, 0.3, (30, 12)).clip(-1, 1)
-    estimate = estimate_from(correlation, train, query)
+    estimate = replace(estimate_from(correlation, train, query), observables={"hits": constant(30)})
     noisy = replace(estimate.diagnostics, noise_ratio=4.0)
     write_samples(folder, train, query)
     write_dump(folder, judged(replace(estimate, diagnostics=noisy)), step=5, epoch=0, train=train, query=query)
+
+
+def constant(rows: int) -> Influence:
+    """The influence on an observable that is the same at every draw."""
+    found = influence_of(np.full((rows, 1), np.nan), 0.1, ("all",), name="hits", unit="1")
+    nothing = np.zeros((rows, 1), np.float32)
+    return replace(found, influence=nothing, influence_standard_error=nothing, std=np.zeros(1))
 
 
 def write_tokens(folder: Path) -> None:

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from bif_lightning.config import SGLD
+from bif_lightning.data.dataset import Examples
+from bif_lightning.losses.observables import LossFn
+from bif_lightning.losses.problem import Problem
+from bif_lightning.losses.token_losses import zero_absent
 
 
 class Line(nn.Module):
@@ -26,6 +30,15 @@ def half_square(module: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     """½(w·x − y)² of each example."""
     x, y = batch
     return 0.5 * (module(x) - y).square()
+
+
+def problem_with(module: nn.Module, loss: LossFn, train: TensorDataset, query: TensorDataset) -> Problem:
+    """A problem with these train examples as the training data, as `estimate` makes it."""
+    examples = Examples(train)
+    return Problem(
+        module=module, loss=zero_absent(loss), objective=lambda module, batch: loss(module, batch).mean(),  # type: ignore[union-attr]
+        train=examples, query=Examples(query), training=examples, prepare=lambda batch: batch,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

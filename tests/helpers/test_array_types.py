@@ -1,7 +1,10 @@
 """The tests' own check of array annotations: it is on in the package, and it can fail."""
 
+import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from array_types import check_arrays
+from array_types import check_arrays, install
 from bif_lightning.losses.token_losses import TokenValues
 from bif_lightning.statistics.effective_dimension import effective_dimension
 
@@ -63,3 +66,26 @@ def test_functions_and_dataclasses_of_the_package_are_checked() -> None:
         effective_dimension(torch.zeros(2, 2), 1.0)
     with pytest.raises(BeartypeCallHintViolation):
         TokenValues(torch.zeros(2, dtype=torch.int64), torch.zeros(2), [])
+
+
+MODULE = """
+from jaxtyping import Float
+from torch import Tensor
+def first(values: Float[Tensor, " size"]) -> Tensor:
+    return values[0]
+"""
+
+
+def test_bytecode_of_checked_modules_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "meta_path", sys.meta_path.copy())
+    assert importlib.import_module("kept").first(torch.zeros(2, 3)).shape == (3,)
+    install("kept")
+    for _ in range(2):  # compiled, then read
+        del sys.modules["kept"]
+        with pytest.raises(BeartypeCallHintViolation):
+            importlib.import_module("kept").first(torch.zeros(2, 3))
+    del sys.modules["kept"]
+    assert len(list((tmp_path / "__pycache__").glob("kept.*.pyc"))) == 2

@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from bif_lightning import SGLD, BIFCallback, Chains
+from resuming import resuming
 
 SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
 CHAINS = Chains(num_chains=2, num_draws=4, batch_size=8)
+RHYTHMS = {"every_n_train_steps", "every_n_epochs", "at_steps", "num_snapshots"}
 
 
 class Points(Dataset):
@@ -86,12 +88,14 @@ def fit(
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         warnings.filterwarnings("ignore", ".*deprecated.*", category=FutureWarning)
         loader = data if isinstance(data, DataLoader) else DataLoader(data or Points(), batch_size=8, shuffle=True)
-        trainer.fit(module, loader, **({"ckpt_path": ckpt, "weights_only": True} if ckpt else {}))
+        trainer.fit(module, loader, **resuming(ckpt))
     return trainer, module
 
 
 def bif(tmp_path: Path, **kwargs: Any) -> BIFCallback:
-    """A callback with tiny chains on fixed points."""
+    """A callback with tiny chains on fixed points; snapshots at each epoch's end where nothing says when."""
     settings = {"train": Points(12, augment=False), "query": Points(5, augment=False), "dirpath": tmp_path / "bif"}
     settings |= {"sampler": SAMPLER, "chains": CHAINS}
+    if not RHYTHMS & kwargs.keys():
+        settings["every_n_epochs"] = 1
     return BIFCallback(**(settings | kwargs))

@@ -4,6 +4,7 @@ from collections import UserDict, namedtuple
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,7 +183,7 @@ def test_tensors_and_pairs() -> None:
 
 
 def test_what_is_no_language_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="keys text, and no 'input_ids'"):
+    with pytest.raises(ValueError, match="keys text, but without 'input_ids'"):
         causal_lm_loss(MODEL, {"text": "a"})
     with pytest.raises(ValueError, match="batch of type str"):
         causal_lm_loss(MODEL, "a")
@@ -198,7 +199,7 @@ def test_absent_losses_are_not_looked_at() -> None:
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (torch.zeros(2), r"shape \[2\] for a batch of 2 examples, and per_token=True"),
+        (torch.zeros(2), r"shape \[2\] for a batch of 2 examples, but per_token=True"),
         ((torch.zeros(2, 3), torch.ones(2, 3)), "float32; the mask must be a tensor of bool"),
         ((torch.zeros(2, 3), torch.ones(2, dtype=torch.bool)), r"mask of shape \[2\]"),
         ((torch.zeros(2, 3), None), r"a tuple \(Tensor, NoneType\)"),
@@ -208,3 +209,43 @@ def test_absent_losses_are_not_looked_at() -> None:
 def test_losses_of_no_tokens_are_refused(found: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         by_token(found, 2)
+
+
+class Wrapped(L.LightningModule):
+    """The usual module around a language model, without a forward method."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = MODEL
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.body(input_ids)
+
+
+WRAPPED: dict[str, dict[str, nn.Module]] = {
+    "alone": {"model": MODEL},
+    "beside a loss": {"criterion": nn.CrossEntropyLoss(), "model": MODEL},
+    "by its parameter": {"head": nn.Linear(2, 2), "model": Named()},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_model_in_a_module_without_forward_is_found(name: str) -> None:
+    ids = torch.tensor([[1, 4, 2, 3]])
+    for batch in (ids, {"input_ids": ids}):
+        found, right = (causal_lm_loss(module, batch) for module in (Wrapped(**WRAPPED[name]), MODEL))
+        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+
+
+def test_which_of_several_models_is_asked() -> None:
+    with pytest.raises(ValueError, match=r"Wrapped has no forward.*which of model, teacher .*module\.model, batch"):
+        causal_lm_loss(Wrapped(model=nn.Linear(2, 2), teacher=nn.Linear(2, 2)), torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"which of its parts is the model"):
+        causal_lm_loss(Wrapped(), torch.zeros(1, 3, dtype=torch.long))

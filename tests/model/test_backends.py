@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchmetrics import MeanMetric
 
 import small_models as models
 from bif_lightning.config import SGLD, Chains
@@ -178,3 +179,19 @@ def test_frozen_weights_stay() -> None:
     module = models.seeded(models.mlp)
     module[0].requires_grad_(False)
     assert FunctionalBackend(module).layout.names == ("2.weight", "2.bias")
+
+
+@pytest.mark.exact
+def test_a_metric_that_keeps_the_graph_of_a_loss_is_copied_without_it() -> None:
+    """MeanMetric(loss) in a training step does so; its next value would hold the graph of the training too."""
+    module = nn.Linear(3, 1)
+    module.mean = MeanMetric()
+    with torch.enable_grad():
+        module.mean.mean_value = module.mean.mean_value + module(torch.ones(2, 3)).sum()
+    assert module.mean.mean_value.grad_fn is not None
+    kept = module.mean.mean_value
+    backend = FunctionalBackend(module)
+    value = backend.bind(backend.weights()).call(lambda twin: twin.mean.mean_value)
+    assert value.grad_fn is None
+    torch.testing.assert_close(value, kept.detach())
+    assert module.mean.mean_value is kept

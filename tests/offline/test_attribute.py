@@ -23,6 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -39,6 +40,8 @@ def test_checkpoints_give_the_dumps_that_training_gave(tmp_path: Path, settings:
     assert done.written == tuple(STEPS)
     assert not done.failed
     assert_same_dumps(inline, done.directory)
+    assert (inline / "integrated.h5").exists()
+    assert (done.directory / "integrated.h5").exists()
 
 
 def test_a_second_call_goes_on_and_other_settings_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -57,7 +60,7 @@ def test_a_second_call_goes_on_and_other_settings_are_refused(trained: Path, tmp
 @pytest.mark.parametrize(
     ("where", "name", "of", "done"),
     [(Leases, "_take", "h5.claim", []), (Outputs, "write", "", [2]), (Leases, "_mine", "h5.claim", [2])],
-    ids=["a claim is taken", "a dump is written", "a claim is let go of"],
+    ids=["a lease is acquired", "a dump is written", "a lease is released"],
 )
 def test_control_c_waits_until_nothing_is_half_done(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: type, name: str, of: str, done: list[int]
@@ -136,13 +139,13 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(trained: Path, tmp
 def test_arguments_that_cannot_work_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         attribute(tmp_path, checkpoints=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="at_steps says when"):
+    with pytest.raises(ValueError, match="at_steps applies to snapshots during training"):
         attribute(tmp_path, checkpoints=trained / "saved", at_steps=[1])
     with pytest.raises(ValueError, match="as `data`"):
         bl.attribute(Net(), trained / "saved", range(10), dirpath=tmp_path)
     twice = [trained / "saved" / "at-2.ckpt", tmp_path / "last.ckpt"]
     twice[1].write_bytes(twice[0].read_bytes())
-    with pytest.raises(ValueError, match="both of step 2"):
+    with pytest.raises(ValueError, match="both have step 2"):
         attribute(tmp_path, checkpoints=twice)
 
 

@@ -50,7 +50,7 @@ def attribute(folder: Path, saved: Path, ranks: int, strategy: str, **case: Any)
 def test_checkpoints_of_ddp_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path, inline: Any, ranks: int) -> None:
     saved = inline(2, "ddp")
     expected, later = dumps(saved), attribute(tmp_path, saved, ranks, "ddp")
-    for name in ("influence", "correlation", "influence_standard_error", "loss_trace"):
+    for name in ("influence", "correlation", "influence_standard_error", "loss_trace", "integrated"):
         np.testing.assert_array_equal(later[name].values, expected[name].values, err_msg=name)
 
 

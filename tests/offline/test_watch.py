@@ -1,12 +1,9 @@
 """`launch="snapshot"` and `watch`: training only writes weights, and workers make of them its dumps."""
 
 import json
-import os
 import random
-import subprocess
-import sys
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +24,11 @@ SETTINGS: dict[str, Any] = {"sampler": SAMPLER, "chains": CHAINS}
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        SETTINGS,
-        {},
-        pytest.param({"sampler": "auto"}, marks=pytest.mark.slow),
-        SETTINGS | {"params": "net.0.*", "store_traces": True, "precision": "10bit"},
-    ],
-    ids=["SGLD", "default", "auto", "options"],
+    [SETTINGS, {}, SETTINGS | {"params": "net.0.*", "store_traces": True, "precision": "10bit"}],
+    ids=["SGLD", "default", "options"],
 )
 def test_the_dumps_are_those_of_the_callback(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Those of "auto" too: see test_replay.py."""
     inline = train(tmp_path / "inline", **settings)
     later = train(tmp_path / "later", launch="snapshot", **settings)
     assert [path.name for path in sorted(later.glob("step=*.h5"))] == []
@@ -43,6 +36,8 @@ def test_the_dumps_are_those_of_the_callback(tmp_path: Path, settings: dict[str,
     done = watch(later)
     assert done.written == tuple(STEPS)
     assert_same_dumps(inline, later)
+    assert (inline / "integrated.h5").exists()
+    assert (later / "integrated.h5").exists()
 
 
 def test_training_is_untouched_and_the_snapshot_is_small(tmp_path: Path) -> None:
@@ -66,17 +61,13 @@ def test_training_is_untouched_and_the_snapshot_is_small(tmp_path: Path) -> None
 def test_dumps_follow_the_training_while_it_runs(tmp_path: Path) -> None:
     """A worker in a thread's place: it starts before the first snapshot, and ends with the training."""
     directory = tmp_path / "bif"
-    first = threading.Event()
-    later = subprocess.Popen(
-        [sys.executable, "-c", "from offline_run import *; import sys; from pathlib import Path;"
-         "train(Path(sys.argv[1]), launch='snapshot', sampler=SAMPLER, chains=CHAINS)", str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
-    )  # fmt: skip
+    later = start(partial(train, launch="snapshot", **SETTINGS), tmp_path)
     while not (directory / "attribution.json").exists():
-        assert later.poll() is None
-        first.wait(0.1)
+        assert later.exitcode is None
+        time.sleep(0.1)
     done = watch(directory)
-    assert later.wait(60) == 0
+    later.join(60)
+    assert later.exitcode == 0
     assert done.written == tuple(STEPS)
 
 
@@ -100,6 +91,7 @@ def killed_at_random(directory: Path, seed: int) -> None:
     one.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1500)
 def test_workers_killed_at_random_lose_and_double_nothing(tmp_path: Path, kills: int) -> None:
@@ -151,5 +143,5 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         train(tmp_path, launch="snapshot", **SETTINGS)
     with pytest.raises(ValueError, match="other settings"):
         watch(directory, chains=bl.Chains(num_chains=1, num_draws=6, batch_size=8))
-    with pytest.raises(ValueError, match="every_n_epochs says when"):
+    with pytest.raises(ValueError, match="every_n_epochs applies to snapshots during training"):
         watch(directory, every_n_epochs=1)

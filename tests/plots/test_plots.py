@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
-from bif_lightning import plots
+from bif_lightning import Subspace, plots
 from bif_lightning.plots.lines import spread
 from bif_lightning.plots.pooling import axis_of, pool
 from bif_lightning.plots.style import quantity_of, scale_of
@@ -87,10 +88,10 @@ def test_the_conditioned_influence_is_ranked_and_named_as_such(digits):
     text = words(plots.extremes(conditioned, 0, train, query, quantity="conditioned", k=1))
     best, worst = estimate.influence[:, 0].argmax(), estimate.influence[:, 0].argmin()
     assert text.index(train.ids[best]) < text.index(train.ids[worst])
-    assert "conditioned influence, nat² ± standard error" in text
-    assert "query loss | train losses). Blue, < 0" in " ".join(text.split())
+    assert "conditioned effect, nat² ± standard error" in text
+    assert "query loss | train losses), \N{MINUS SIGN}conditioned influence. Blue, > 0" in " ".join(text.split())
     drawn = words(plots.heatmap(losses.conditioned, train, query, quantity="conditioned"))
-    assert "Conditioned influence of every train example on every query" in drawn
+    assert "Conditioned effect of every train example on every query" in drawn
     with pytest.raises(ValueError, match=r"no conditioned influence.*show influence"):
         plots.extremes(estimate, 0, train, query, quantity="conditioned")
     with pytest.raises(ValueError, match="no means over labels"):
@@ -165,7 +166,31 @@ def test_influence_scales_of_any_size_stay_readable(digits):
         assert any(text.startswith("±") and float(text[1:]) > 0 for text in cells)
 
 
+def test_no_mean_by_label_is_rounded_to_nothing(digits):
+    """One number of decimals for all cells, such that each established value and its error have a digit."""
+    estimate, train, query = digits
+    means = means_of(estimate.correlation, train, query)
+    small = np.full((10, 10), 0.0031)
+    small[0, 0] = 0.2
+    means = replace(means, correlation=small, correlation_standard_error=np.full((10, 10), 0.0004))
+    cells = [text.get_text() for text in plots.label_means(means).axes[0].texts]
+    assert set(cells) == {"+0.2000", "+0.0031", "± 0.0004"}
+    means = replace(means, correlation=np.full((10, 10), -1e-5), correlation_standard_error=np.full((10, 10), 0.02))
+    cells = [text.get_text() for text in plots.label_means(means, scale=0.1).axes[0].texts]
+    assert set(cells) == {"0.000", "± 0.020"}, "no sign of what is rounded to zero"
+
+
+def test_independent_draws_are_not_shown_as_chains(digits):
+    estimate = replace(digits[0], sampler=Subspace())
+    text = words(plots.chain_losses(estimate))
+    for part in ("R-hat", "ESS", "chain ", "levels off", "along the chains"):
+        assert part not in text
+    assert "Draws are independent" in text
+    assert "LLC 12.3" in text
+
+
 def test_chains_show_the_snapshot_and_name_the_diverged(digits):
+
     estimate = with_divergence(digits[0])
     figure = plots.chain_losses(estimate)
     text = words(figure)
@@ -190,9 +215,23 @@ def test_extremes_show_the_strongest_of_each_side_with_their_errors():
     estimate = estimate_from(np.array([[0.5], [-0.3], [0.05], [np.nan], [0.2], [-0.02]]), train, query)
     text = words(plots.extremes(estimate, 0, train, query, k=2))
     assert text.index("doc/0") < text.index("doc/4") < text.index("doc/1") < text.index("doc/5")
-    assert "+0.500 ± 0.040" in text
+    assert "effect, nat² ± standard error" in text
+    assert "+0.250 ± 0.020" in text, "minus the influence, of which half the correlation is made here"
+    assert "+0.500 ± 0.040" in words(plots.extremes(estimate, 0, train, query, k=2, quantity="correlation"))
     assert "doc/2" not in text
     assert "doc/3" not in text
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1e-2, "10⁻³ nat²"), (1e6, "10³ nat²")])
+def test_values_of_any_size_are_shown_whole(factor: float, unit: str):
+    train, query = texts(3, "doc"), texts(1, "prompt")
+    estimate = estimate_from(np.array([[0.5], [-0.3], [0.05]]), train, query)
+    of = estimate.losses
+    scaled = replace(of, influence=of.influence * factor, influence_standard_error=of.influence_standard_error * factor)
+    text = words(plots.extremes(replace(estimate, losses=scaled), 0, train, query, k=2))
+    assert f"effect, {unit} ± standard error" in text
+    assert len(re.findall(r"[\d.]+ ± [\d.]+", text)) >= 3
+    assert "…" not in "".join(line for line in text.splitlines() if "±" in line)
 
 
 def test_extremes_never_list_a_helpful_example_as_harmful():
@@ -314,6 +353,7 @@ def test_wrong_shapes_and_names_say_what_to_do(digits):
         plots.influence_evolution([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["dark_background", {"axes.grid": True, "font.size": 30.0, "lines.linewidth": 9.0}])
 def test_no_global_setting_is_read_or_written(digits, style):
     """A user's Matplotlib style neither changes a figure nor is changed; no random number is drawn."""

@@ -24,7 +24,14 @@ which a good preconditioner comes near, both are sums of the same columns, with 
 import numpy as np
 import pytest
 
-from bif_lightning.results.integrated import DistinctColumns, IntegratedInfluence, rank_agreement, top_overlap
+from bif_lightning.results.integrated import (
+    COUNTED,
+    REPEATED,
+    WITHOUT_SCALE,
+    IntegratedInfluence,
+    rank_agreement,
+    top_overlap,
+)
 
 pytestmark = pytest.mark.exact
 
@@ -132,18 +139,26 @@ def test_at_the_end_of_a_long_training_it_ranks_as_retraining_does(problem):
     np.testing.assert_allclose(exact / exact.std(0), effect / effect.std(0), rtol=1e-7, atol=1e-9)
 
 
-def test_parts_of_a_training_add_up_in_any_order_bit_for_bit(rng):
+def test_the_order_of_snapshots_changes_no_bit_of_a_sum(rng):
     matrices = [rng.normal(size=(20, 4)) * 10.0 ** rng.integers(-6, 6) for _ in range(9)]
     errors = [abs(each) / 3 for each in matrices]
-    whole = summed(matrices, errors)
-    parts = [IntegratedInfluence.zeros(20, 4) for _ in range(3)]
+    whole, other = summed(matrices, errors), IntegratedInfluence.zeros(20, 4)
     for step in rng.permutation(9):
-        parts[step % 3].push(int(step), matrices[step], errors[step])
-    merged = parts[2].merge(parts[0]).merge(parts[1])
-    for name in ("influence", "standard_error", "moment_standard_error", "counts", "steps"):
-        np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
-    with pytest.raises(ValueError, match=r"steps \[0, 3, 6\] are in both"):
-        merged.merge(parts[0])
+        other.push(int(step), matrices[step], errors[step])
+    for name in ("influence", "standard_error", "moment_standard_error", "counts"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(whole, name))
+
+
+def test_halves_are_the_sums_over_every_second_snapshot_bit_for_bit(rng):
+    matrices = [rng.normal(size=(20, 4)) for _ in range(7)]
+    matrices[3][:, 1] = 0.5
+    found = summed(matrices)
+    for half, of in zip(found.halves, (matrices[1::2], matrices[::2]), strict=True):
+        np.testing.assert_array_equal(half, summed(of).influence)
+    np.testing.assert_array_equal(found.rank_agreement, rank_agreement(*found.halves))
+    one = summed(matrices[:1])
+    assert np.isnan(one.halves[0]).all()
+    np.testing.assert_array_equal(one.halves[1], one.influence)
 
 
 def test_a_query_alone_has_the_bits_that_it_has_among_others(rng):
@@ -155,13 +170,14 @@ def test_a_query_alone_has_the_bits_that_it_has_among_others(rng):
 
 def test_a_step_counts_once_and_repeated_weights_change_no_ranking(rng):
     matrices = [rng.normal(size=(20, 4)) for _ in range(3)]
-    found, known = IntegratedInfluence.zeros(20, 4), DistinctColumns()
-    for step, matrix in enumerate([*matrices, matrices[2], matrices[2]]):  # training stood still
-        found.push(step, matrix, np.zeros((20, 4)), counted=known.new(matrix))
+    found = summed([*matrices, matrices[2], matrices[2]])  # training stood still
     once = summed(matrices)
     np.testing.assert_array_equal(found.influence, once.influence)
+    np.testing.assert_array_equal(found.status, [[COUNTED] * 4] * 3 + [[REPEATED] * 4] * 2)
     np.testing.assert_array_equal(found.counts, [3] * 4)
-    assert not once.push(2, rng.normal(size=(20, 4)), np.zeros((20, 4))).any(), "a resumed run took step 2 again"
+    again = once.push(2, rng.normal(size=(20, 4)), np.zeros((20, 4)))
+    assert again.tolist() == [REPEATED] * 4, "a resumed run took step 2 again"
+    assert once.steps == [0, 1, 2]
     np.testing.assert_array_equal(found.influence, once.influence)
     ranks = [each.argsort(0) for each in (summed([matrices[0]]).influence, summed([matrices[0]] * 5).influence)]
     np.testing.assert_array_equal(*ranks)
@@ -183,7 +199,7 @@ def test_columns_without_a_scale_are_left_out_and_named(rng):
     matrix[:, 1], matrix[3, 2], matrix[5, 3] = 0.0, np.inf, np.nan
     found = summed([matrix])
     other = IntegratedInfluence.zeros(10, 4)
-    assert other.push(0, matrix, error).tolist() == [True, False, False, True]
+    assert other.push(0, matrix, error).tolist() == [COUNTED, WITHOUT_SCALE, WITHOUT_SCALE, COUNTED]
     assert found.counts.tolist() == [1, 0, 0, 1]
     assert np.isnan(found.influence[:, [1, 2]]).all()
     assert np.isnan(found.standard_error[:, [1, 2]]).all()

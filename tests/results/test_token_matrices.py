@@ -67,11 +67,11 @@ def made_up(train: int, query: int, draws: int) -> Tokens:
             snapshot_loss=zero, loss=zero, std=zero,
         )  # fmt: skip
     sides = (rng.standard_normal((4, draws // 4, size), np.float32) for size in (train, query))
-    law = DrawCovariance(4, (draws // 8, draws // 8), "chain", 0.3)
+    model = DrawCovariance(4, (draws // 8, draws // 8), "chain", 0.3)
     return Tokens(
         **axes,
         blocks=blocks_of(
-            law, ErrorModel(6, ErrorScale(1.0, 100.0), ErrorScale(1.0, math.nan)), *map(InMemoryTokens, sides)
+            model, ErrorModel(6, ErrorScale(1.0, 100.0), ErrorScale(1.0, math.nan)), *map(InMemoryTokens, sides)
         ),
     )
 

@@ -145,22 +145,22 @@ def test_a_chain_too_short_for_an_error() -> None:
 def test_a_closed_form_that_the_draws_contradict_is_not_local() -> None:
     verdict = judge(estimate(llc_ratio=4.2, sampler=CLOSED))
     assert str(verdict) == (
-        "not local: the matrices are the closed form, but by the draws the loss rises 4.2 times as much as the "
-        "curvature at w* explains, so that influence beyond first order is left out. Kinks of ReLUs and of max "
-        "pooling do that at any localization, which has not made scores worse; raise localization from "
-        "50 to about 210, or take SGLD(num_directions=64, ...), whose draws meet the loss as it is"
+        "not local: the matrices come from the closed form, but at the draws the loss rises 4.2 times as much as the "
+        "curvature at w* explains: influence beyond first order is missing. Kinks of ReLUs and max pooling cause "
+        "this at any localization, which has not made scores worse; raise localization from "
+        "50 to about 210, or use SGLD(num_directions=64, ...), which samples with the true loss"
     )
     assert judge(estimate(llc_ratio=3.0, sampler=CLOSED)).word == "good"
     assert judge(estimate(llc_ratio=math.nan, sampler=CLOSED)).word == "good"
     unresolved = replace(CLOSED, localization=None)
-    assert "set a localization above 0, or take SGLD" in judge(estimate(llc_ratio=4.2, sampler=unresolved)).advice
+    assert "set a localization above 0, or use SGLD" in judge(estimate(llc_ratio=4.2, sampler=unresolved)).advice
 
 
 def test_a_curvature_of_too_few_examples() -> None:
     """Halves that agree at 0.25 make a whole of 0.4: 3.5 times the variance, √3.5 times the pull."""
     verdict = judge(estimate(group_agreement=0.25, ess=20.0, sampler=CLOSED))
     assert str(verdict) == (
-        "noisy: the curvature, measured on as many other training examples, would agree on groups of train "
+        "noisy: an estimate with the curvature of as many other training examples would agree on groups of train "
         "examples only at 0.40; raise localization from 50 to about 94, or lower num_directions from 64"
     )
     single = Subspace(num_directions=1, localization=50.0)

@@ -173,7 +173,7 @@ def test_a_loss_that_outgrows_its_curvature_is_not_local_to_subspace() -> None:
     wide = run(10.0)
     assert wide.diagnostics.llc_ratio > 3
     assert judge(wide).word == "not local"
-    assert "influence beyond first order is left out" in judge(wide).sentence
+    assert "influence beyond first order is missing" in judge(wide).sentence
     advised = float(judge(wide).advice.split("about ")[1].split(",")[0])
     assert run(advised).diagnostics.llc_ratio < 3
 

@@ -109,7 +109,7 @@ def test_one_draw_that_is_left_makes_no_matrix() -> None:
     reach = estimate_problem(problem_of(Cliff(math.inf, 1.0)), SAMPLER, chains).distance_trace[:, 0]
     found = estimate_problem(problem_of(Recorded(sorted(reach)[1] * 1.0001)), SAMPLER, chains)
     assert len(found.chain_ids) == 2
-    with pytest.raises(ChainsDivergedError, match="3 chains diverged, too few are left"):
+    with pytest.raises(ChainsDivergedError, match="3 chains diverged, and too few draws are left"):
         estimate_problem(problem_of(Recorded(sorted(reach)[0] * 1.0001)), SAMPLER, chains)
 
 

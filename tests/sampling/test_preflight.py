@@ -1,6 +1,8 @@
 """What cannot be estimated is refused before the first step, with what to change."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,12 +69,13 @@ def frozen() -> nn.Module:
         (ValueError, r"pattern 'body\.\*' matches no parameter; trainable names are 0\.weight", {"params": ["body.*"]}),
         (ValueError, r"pattern 'head' matches no parameter", {"params": ["*.weight", "head"]}),
         (ValueError, "no parameter of the module requires a gradient", {"module": frozen()}),
-        (ValueError, r"parameter 0.weight is torch.complex64", {"module": complex_valued()}),
+        (ValueError, r"parameter 0.weight is torch.complex64.*params=\['0.bias', '2.weight', '2.bias'\]",
+         {"module": complex_valued()}),
         (ValueError, "does not depend on the sampled weights", {"loss": lambda m, b: b[0].sum(1) + 0 * m(b[0])[:, 0]}),
         (ValueError, "store_traces=True .*storage='moments'",
          {"store_traces": True, "chains": Chains(num_chains=2, num_draws=3, storage="moments")}),
-        (ValueError, "train_labels: shape", {"train_labels": [0, 1], "query_labels": [0] * 12}),
-        (ValueError, "query_labels: .*float64", {"train_labels": [0] * 12, "query_labels": np.zeros(12)}),
+        (ValueError, "train_labels has shape", {"train_labels": [0, 1], "query_labels": [0] * 12}),
+        (ValueError, "query_labels has .*float64", {"train_labels": [0] * 12, "query_labels": np.zeros(12)}),
         (ValueError, "observable 'group': 2 groups for 12 query examples", {"observables": [GroupMean("group", "ab")]}),
         (ValueError, r"gap: shape \[12, 3, 1\]", {"observables": [PerExample("gap", lambda m, b: m(b[0])[..., None])]}),
         (ValueError, "observable 'each': MulticlassAccuracy computes .*not one number",
@@ -101,6 +104,23 @@ def test_a_gradient_that_is_not_that_of_the_loss_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gradient of the loss has length .* changes by .* straight-through"):
         run(models.seeded(models.mlp), loss=rounded)
     run(models.seeded(models.mlp), loss=rounded, check_gradient=False)
+
+
+def test_a_stopped_gradient_that_is_orthogonal_to_the_rest_is_refused() -> None:
+    """As in self-supervised learning: along the gradient itself the loss changes as it says."""
+    torch.manual_seed(0)
+    encoder, predictor = nn.Linear(6, 4), nn.Linear(4, 4)
+    module = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
+
+    def alike(module: Any, batch: Any, stop: bool = True) -> torch.Tensor:
+        first, second = module.encoder(batch[0]), module.encoder(batch[0] + 0.1)
+        held = second.detach() if stop else second
+        return -nn.functional.cosine_similarity(module.predictor(first), held)
+
+    with pytest.raises(ValueError, match=r"along random directions .* differ by .*\.detach\(\) inside the loss"):
+        run(module, loss=alike)
+    run(module, loss=alike, check_gradient=False)
+    run(module, loss=partial(alike, stop=False))
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -52,6 +52,7 @@ def scores(w: np.ndarray, law: Law) -> dict[str, np.ndarray]:
     return {"mean": mean, "variance": np.diag(z), "cross": z[np.triu_indices(len(z), 1)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["control_variate", "minibatch"])
 @pytest.mark.parametrize("correlated", [False, True])
 def test_full_batch_chains_follow_their_law(correlated: bool, gradient: Gradient) -> None:
@@ -95,6 +96,7 @@ def replicated(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return of_chain.mean(0), of_chain.std(0, ddof=1) / np.sqrt(len(of_chain))
 
 
+@pytest.mark.slow
 def test_minibatches_with_control_variate_stay_centred_on_the_snapshot() -> None:
     """The minibatch gradient of a quadratic is H_B(w − w*): unbiased, and zero at w*."""
     target = Regression.random(12, 2, 4)

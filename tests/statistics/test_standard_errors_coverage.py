@@ -108,7 +108,9 @@ def test_intervals_hold_the_long_run_value(num_chains: int, num_draws: int, memo
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_chains", "num_draws", "memory"), CASES)
 def test_intervals_hold_the_long_run_value_of_many_estimates(num_chains: int, num_draws: int, memory: float) -> None:
-    for shares in held(Chains(num_chains=num_chains, num_draws=num_draws), memory, 500, seed=1).values():
+    """The shares of two estimates differ by 0.05: what 250 find is known to 0.003, and a coverage of 0.914 fails, where
+    the 80 above see one of 0.902."""
+    for shares in held(Chains(num_chains=num_chains, num_draws=num_draws), memory, 250, seed=1).values():
         check(shares)
 
 

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +38,16 @@ def server(tmp_path_factory) -> Iterator[str]:
                 writer, estimate, step=100 * step, train=train, query=query, pairs=[(NASTY, query.ids[0])],
                 queries=1, k=40, views=views, introduce=step == 0,
             )  # fmt: skip
+    with serving(folder, "false") as address:
+        yield address
+
+
+@contextmanager
+def serving(folder: Path, fast: str) -> Iterator[str]:
+    """Address of a TensorBoard that has loaded a folder, by one of its two loaders."""
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--samples_per_plugin", "images=1000", "--load_fast", "false"]
+    command += ["--host", "127.0.0.1", "--samples_per_plugin", "images=1000", "--load_fast", fast]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -78,6 +86,26 @@ def test_the_server_serves_every_view(server):
     charts = json.loads(fetch(server, "custom_scalars/layout"))["category"]
     assert [len(category["chart"]) for category in charts] == [2, 1]
     assert len(json.loads(fetch(server, "histograms/histograms", run="run", tag="bif/correlations"))) == 12
+
+
+@pytest.mark.slow
+def test_descriptions_reach_the_default_loader_of_event_files(tmp_path):
+    estimate, train, query = digits_estimate(20, 5)
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        write_summaries(writer, estimate, step=1, train=train, query=query, queries=1, k=2)
+    with serving(tmp_path, "true") as address:
+        for plugin, tag, words in (
+            ("scalars", "bif/llc", "Local learning coefficient"), ("images", "bif/heatmap", "Every train example"),
+            ("histograms", "bif/correlations", "All pairs"), ("text", "bif/verdict", "Whether this snapshot"),
+        ):  # fmt: skip
+            found = json.loads(fetch(address, f"{plugin}/tags"))["run"]
+            if plugin != "text":  # which lists names alone
+                assert words in found[tag]["description"], plugin
+        image = json.loads(fetch(address, "images/images", run="run", tag="bif/heatmap", sample=0))[0]
+        assert image["step"] == 1
+        ((_, step, value),) = json.loads(fetch(address, "scalars/scalars", run="run", tag="bif/llc"))
+        assert (step, value) == (1, pytest.approx(12.31, rel=1e-6))
+        assert len(json.loads(fetch(address, "histograms/histograms", run="run", tag="bif/correlations"))) == 1
 
 
 def test_a_table_is_rendered_with_hostile_text_as_text(server):

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 import bif_lightning as bl
-from bif_lightning.trainer.checkpoints import load_weights, look_at
+from bif_lightning.trainer.checkpoints import inspect_checkpoint, load_weights
 from flat_shards_run import Prefixed
 from strategy_run import CHAINS, SAMPLER, Points
 
@@ -28,7 +28,7 @@ def test_names_of_weights_may_begin_like_what_stands_before_them(tmp_path: Path,
     weights: dict[str, Any] = wrote.state_dict()
     more = {} if prefix is None else {"optimizer_0": {"state": {"model.model.weight": {"step": torch.tensor(4.0)}}}}
     save_shards((weights if prefix is None else {prefix: weights}) | more, checkpoint_id=path, no_dist=True)
-    assert look_at(path).step == 4
+    assert inspect_checkpoint(path).step == 4
     load_weights(reads, path)
     for name, value in wrote.state_dict().items():
         assert torch.equal(value, reads.state_dict()[name]), name

@@ -40,7 +40,7 @@ def test_the_backward_pass_is_seen(found: list[dict[str, Any]]) -> None:
 def test_losses_of_a_module_in_shards_are_derived(found: list[dict[str, Any]], name: str) -> None:
     for rank in found:
         result = rank["sharded"][name]
-        assert result["rung"] == SHARDED[name][1]
+        assert result["method"] == SHARDED[name][1]
         assert result["same"]
         assert result["error"] < 1e-5
 

@@ -19,6 +19,7 @@ import torch
 
 from bif_lightning.trainer import progress
 from bif_lightning.trainer.progress import OfflineProgress, Throughput
+from forked import as_main, start
 from offline_run import Net, train
 
 APP = """
@@ -48,15 +49,42 @@ chains:
   class_path: bif_lightning.Chains
   init_args: {num_chains: 2, num_draws: 20, batch_size: 8}
 """
-COMMAND = [
-    sys.executable, "-c",
-    "import sys; from bif_lightning.trainer import progress; progress._LINE_SECONDS = 0.15\n"
-    "from bif_lightning.commands.cli import main; sys.exit(main())",
-]  # fmt: skip
+COMMAND = """
+import os, sys; os.environ["TERM"] = "xterm"
+from bif_lightning.trainer import progress; progress._LINE_SECONDS = 0.15
+from bif_lightning.commands.cli import main; sys.exit(main())
+"""
+WATCHED = ["--model", "shown_app.Net", "--data", "shown_app.points", "--accelerator", "cpu"]
 ATTRIBUTE = [
     "attribute", "saved", "--model", "shown_app.Net", "--data", "shown_app.points", "--train", "0:10", "--query",
     "30:36", "--loss", "shown_app.slow_loss", "--settings", "settings.yaml", "--out", "out/bif", "--accelerator", "cpu",
 ]  # fmt: skip
+
+
+TRAINING = """
+import os, time; os.environ["TERM"] = "xterm"
+import lightning as L
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import RichProgressBar
+from torch.utils.data import DataLoader
+from bif_lightning import BIFCallback, Chains
+from offline_run import SAMPLER, Net, points
+
+
+def slow_loss(module, batch):
+    time.sleep(0.05)
+    return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
+
+
+bif = BIFCallback(
+    train=range(6), query=range(30, 33), at_steps=[2], at_end=False, loss_fn=slow_loss, sampler=SAMPLER,
+    chains=Chains(num_chains=2, num_draws=20, batch_size=8), dirpath="out/bif", log=False,
+)
+trainer = L.Trainer(
+    max_steps=3, logger=False, enable_checkpointing=False, accelerator="cpu", callbacks=[bif, RichProgressBar()]
+)
+trainer.fit(Net(), DataLoader(points(), 8))
+"""
 
 
 @pytest.fixture
@@ -72,34 +100,34 @@ def app(tmp_path: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "TERM": "xterm"}
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
 
 
 def on_a_terminal(
-    arguments: list[str], folder: Path, ends_at: bytes = b"", number: int = signal.SIGINT
-) -> tuple[int, str, bytes]:
-    """Exit status, standard output, and what a terminal got on standard error."""
+    arguments: list[str], folder: Path, ends_at: bytes = b"", number: int = signal.SIGINT, script: str = COMMAND,
+    streams: tuple[int, ...] = (2,),
+) -> tuple[int | None, str, bytes]:  # fmt: skip
+    """Exit status, standard output where that is no terminal, and what a terminal got on these streams."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=theirs, text=True
-    )
-    os.close(theirs)
+    (folder / "command.py").write_text(script)
+    out = folder / "out.txt"
+    out.touch()
+    files = {1: str(out)} | dict.fromkeys(streams, os.ttyname(theirs))
+    process = start(as_main, "command.py", arguments, folder, files)
     seen, ends = b"", time.monotonic() + 240
     while time.monotonic() < ends:
         if select.select([ours], [], [], 0.1)[0]:
-            try:
-                seen += os.read(ours, 65536)
-            except OSError:  # the other end is closed
-                break
+            seen += os.read(ours, 65536)
+        elif process.exitcode is not None:
+            break
         if ends_at and ends_at in seen:
             ends_at = b""
-            process.send_signal(number)
-    assert process.stdout is not None
-    out = process.stdout.read()
-    status = process.wait(60)
+            assert process.pid is not None
+            os.kill(process.pid, number)
+    os.close(theirs)
     os.close(ours)
-    return status, out, seen
+    return process.exitcode, out.read_text(), seen
 
 
 @pytest.mark.slow
@@ -116,10 +144,21 @@ def test_a_terminal_shows_two_bars_and_lines_above_them(app: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_bar_of_lightning_moves_during_a_snapshot(tmp_path: Path) -> None:
+    """Rich's bar, the default where Rich is installed, is drawn at the end of a batch; a snapshot lies between two."""
+    status, _, seen = on_a_terminal([], tmp_path, script=TRAINING, streams=(1, 2))
+    assert status == 0, seen.decode()
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+    done = {int(found) for found in re.findall(r"BIF step 2 [^\n]*? (\d+)/40 ", plain)}
+    assert len(done - {0, 40}) >= 3, plain
+
+
+@pytest.mark.slow
 def test_a_pipe_gets_lines_now_and_then(app: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, *ATTRIBUTE, "--json"], cwd=app, env=environment(), capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", COMMAND, *ATTRIBUTE, "--json"], cwd=app, env=environment(), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
     assert json.loads(done.stdout)["written"] == [10, 20, 30]
     assert "\r" not in done.stderr
     assert "\x1b" not in done.stderr
@@ -133,8 +172,8 @@ def test_a_pipe_gets_lines_now_and_then(app: Path) -> None:
 
 @pytest.mark.slow
 def test_watch_shows_the_same(app: Path, tmp_path: Path) -> None:
-    train(tmp_path, launch="snapshot")
-    arguments = ["watch", "bif", "--model", "shown_app.Net", "--data", "shown_app.points", "--accelerator", "cpu"]
+    directory = train(tmp_path, launch="snapshot")
+    arguments = ["watch", str(directory), *WATCHED]
     status, out, seen = on_a_terminal([*arguments, "--json"], app)
     assert status == 0, seen
     assert json.loads(out)["written"] == [2, 5, 8]
@@ -155,7 +194,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing_half(app: Path, number: si
 def test_a_worker_that_waits_can_be_ended(app: Path, tmp_path: Path) -> None:
     directory = train(tmp_path, launch="snapshot")
     (directory / "snapshots" / "end.json").unlink()
-    arguments = ["watch", "bif", "--model", "shown_app.Net", "--data", "shown_app.points", "--accelerator", "cpu"]
+    arguments = ["watch", str(directory), *WATCHED]
     status, _, seen = on_a_terminal(arguments, app, b"waiting for snapshots", signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
     assert b"Traceback" not in seen

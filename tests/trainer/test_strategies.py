@@ -25,6 +25,7 @@ def dumps(folder: Path) -> Any:
     return bl.open_run(folder / "bif").load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "ranks"),
     [
@@ -123,6 +124,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "ranks"), [("fsdp", 2), pytest.param("tp", 2, marks=slow), pytest.param("both", 4, marks=slow)]
 )
@@ -163,6 +165,7 @@ def test_tokens_of_a_model_in_shards_are_those_of_the_whole(
 FAILS = {"kind": "error", "step": 2, "ranks": [1]}
 
 
+@pytest.mark.slow
 def test_where_one_rank_fails_all_skip_together(tmp_path: Path) -> None:
     """Out of memory on rank 1, in its chains from step 2 on: no dump, no hang, and training as it was."""
     left = launch(tmp_path, 2, compare=True, trouble=FAILS, options={**OFTEN, "on_error": "warn"})

@@ -47,7 +47,7 @@ def read_cells(
         rows, columns: positions from 0; None takes all.
 
     Raises:
-        UnreadableFileError: the file is broken, foreign, of a later version, or has no such matrix.
+        UnreadableFileError: the file is damaged, of another format, of a later version, or has no such matrix.
         ValueError: a position is outside of the matrix, or the chunks hold more than `MOST_CELLS` cells in all.
         OSError: the system does not allow reading the file.
     """

@@ -1,4 +1,4 @@
-"""Reads samples.h5."""
+"""Read samples.h5."""
 
 import os
 from collections.abc import Callable
@@ -18,24 +18,25 @@ _Row = TypeVar("_Row", tuple[str, ...], np.ndarray)
 
 
 def stored_digest(path: str | os.PathLike[str]) -> str:
-    """The digest that a samples file states; reads nothing else of it.
+    """Read only the digest of a samples file.
 
     Raises:
-        UnreadableFileError: it is broken, foreign or of a later version.
+        UnreadableFileError: it is damaged, of another format, or of a later version.
     """
     with open_file(path, SAMPLES) as file:
         return str(attribute(file, "sha256"))
 
 
 def read_samples(path: str | os.PathLike[str], *, thumbnails: bool) -> tuple[Samples, Samples]:
-    """Train and query samples of a samples file, checked against its digest.
+    """Read the train and query samples of a samples file, and check them against its digest.
 
     Args:
         path: the file.
         thumbnails: False leaves the pictures on disk; `Samples.thumbnails` is None then.
 
     Raises:
-        UnreadableFileError: it is broken, foreign or of a later version, or its content does not match its digest.
+        UnreadableFileError: it is damaged, of another format, or of a later version, or its content does not match its
+            digest.
         FileNotFoundError: there is none.
     """
     with open_file(path, SAMPLES) as file:
@@ -83,7 +84,7 @@ def _columns(file: h5py.File, side: str, size: int) -> dict[str, np.ndarray]:
 def _split(
     file: h5py.File, side: str, name: str, read: Callable[[h5py.Dataset], _Row], size: int
 ) -> tuple[_Row, ...] | None:
-    """What stands along the tokens of all examples, example by example."""
+    """Values of the tokens of all examples, split by example."""
     joined = find(file, f"{side}/{name}")
     if joined is None:
         return None
@@ -114,7 +115,7 @@ def _thumbnails(file: h5py.File, side: str) -> tuple[bytes, ...] | None:
 
 
 def read_thumbnail(path: str | os.PathLike[str], side: str, row: int, most: int) -> bytes:
-    """Picture of one example, and nothing else of the file; b"" where it has none.
+    """Read only the thumbnail of one example; b"" if it has none.
 
     Args:
         path: the samples file.
@@ -123,7 +124,7 @@ def read_thumbnail(path: str | os.PathLike[str], side: str, row: int, most: int)
         most: bytes that a picture may have.
 
     Raises:
-        UnreadableFileError: the file is broken, foreign or of a later version, or the picture is too large.
+        UnreadableFileError: the file is damaged, of another format, or of a later version, or the picture is too large.
         FileNotFoundError: there is none.
     """
     with open_file(path, SAMPLES) as file:

@@ -1,4 +1,4 @@
-"""What is read of a dump when a run is opened: its names, shapes and small numbers, but no matrix."""
+"""Read the index of a dump for opening a run: names, shapes and small values, but no matrices."""
 
 import json
 import warnings
@@ -24,7 +24,7 @@ Axes = dict[str, tuple[str, np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A dataset of floating numbers in a dump that is left on disk: its axes, its shape and its words."""
+    """A floating-point dataset of a dump that stays on disk: its axes, shape and attributes."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
@@ -38,6 +38,7 @@ class Index:
 
     Attributes:
         path, step, epoch: which one.
+        created: when it was written.
         samples: digest of its examples.
         version: of its schema.
         scalars: diagnostics and costs, by name.
@@ -54,6 +55,7 @@ class Index:
     path: Path
     step: int
     epoch: int
+    created: str
     samples: str
     version: str
     scalars: dict[str, float]
@@ -76,7 +78,7 @@ def dump_paths(directory: Path) -> list[Path]:
 
 
 def read_indices(paths: Iterable[Path]) -> list[Index]:
-    """The index of every readable dump, by step; the others are left out with a `SkippedDumpWarning` each."""
+    """Read the index of every dump, sorted by step; unreadable dumps are skipped with a `SkippedDumpWarning`."""
     found: dict[int, Index] = {}
     for path in paths:
         try:
@@ -92,7 +94,7 @@ def read_indices(paths: Iterable[Path]) -> list[Index]:
 
 
 def skip(path: Path, why: object) -> None:
-    """Warn that a dump is left out."""
+    """Warn that a dump is skipped."""
     warnings.warn(f"skipped {path}: {why}", SkippedDumpWarning, stacklevel=2)
 
 
@@ -105,7 +107,7 @@ def read_index(path: Path, known: Sequence[Index] = ()) -> Index:
             would hold a hundred copies of all ids.
 
     Raises:
-        UnreadableFileError: it is broken, foreign, of a later version, or refers to data outside of itself.
+        UnreadableFileError: it is damaged, of another format, of a later version, or refers to data outside of itself.
         OSError: the system does not let it be read.
     """
     with open_file(path, DUMP) as file:
@@ -114,14 +116,14 @@ def read_index(path: Path, known: Sequence[Index] = ()) -> Index:
             _check(index)
         except UnreadableFileError:
             raise
-        # This is what h5py, NumPy and json make of damaged or foreign structures.
+        # Errors of h5py, NumPy and json for damaged or foreign structures.
         except (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError) as error:
             raise UnreadableFileError(f"it is damaged ({type(error).__name__}: {error})") from error
     return index
 
 
 def _index(file: h5py.File, path: Path, known: Sequence[Index]) -> Index:
-    attrs: Any = {name: attribute(file, name) for name in (*_REQUIRED, "schema_version", "verdict")}
+    attrs: Any = {name: attribute(file, name) for name in (*_REQUIRED, "schema_version", "created_utc", "verdict")}
     missing = [name for name in _REQUIRED if attrs[name] is None]
     if missing:
         raise UnreadableFileError(f"it lacks the attribute {', '.join(missing)}")
@@ -131,6 +133,7 @@ def _index(file: h5py.File, path: Path, known: Sequence[Index]) -> Index:
         path=path,
         step=int(attrs["global_step"]),
         epoch=int(attrs["epoch"]),
+        created=str(attrs["created_utc"]),
         samples=samples,
         version=str(attrs["schema_version"]),
         scalars=_scalars(file),
@@ -197,7 +200,7 @@ def _shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:
 
 
 def _examples(file: h5py.File) -> Axes:
-    """Who the examples are, and the other axes."""
+    """Descriptions of the examples, and the other axes."""
     axes: Axes = {}
     for side in SIDES:
         axes[side] = (side, require(file, side)[...])
@@ -207,7 +210,7 @@ def _examples(file: h5py.File) -> Axes:
 
 
 def _shared(file: h5py.File, known: Axes) -> Axes:
-    """As `_examples`, with the examples of another dump, if they are as many."""
+    """Like `_examples`, but reuse the examples of another dump if their number is the same."""
     for side in SIDES:
         found, expected = require(file, side).shape, known[side][1].shape
         if found != expected:
@@ -236,7 +239,7 @@ def _add(axes: Axes, file: h5py.File, path: str, dim: str) -> None:
 
 
 def read_fields(path: Path, names: Iterable[str]) -> dict[str, Field]:
-    """Axes, units and words of arrays of one dump; what no scale describes is unknown to this reader, and left out.
+    """Axes, units and descriptions of the arrays of one dump; arrays without scales are left out as unknown.
 
     Raises:
         UnreadableFileError, OSError: as `read_index`.

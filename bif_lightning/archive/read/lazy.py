@@ -1,39 +1,40 @@
-"""An array with one file a step: indexing it opens the files of the chosen steps, and no other."""
+"""Arrays that stay on disk until they are indexed: one with a file a step, and the matrices of integrated.h5."""
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
+import xarray as xr
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
+from bif_lightning.archive.read.integrated_file import IntegratedFile, opened_again
+from bif_lightning.archive.read.positions import outer_shape, read_positions
 from bif_lightning.archive.read.untrusted import open_file, require
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.exceptions import SkippedDumpWarning, UnreadableFileError
-
-_FAR = 1024  # rows between two that are not worth reading: 4 chunks of a large matrix
 
 
 class StepArray(BackendArray):
     """The dataset of one name in every dump, stacked along a leading axis `step`.
 
-    A step without the dataset is NaN. So is a step whose file turns out broken when it is read, with a warning
-    that names it; the other steps stay readable.
+    A step without the dataset is NaN. A step whose file cannot be read is NaN too, with a warning that names the file;
+    the other steps stay readable.
 
     Args:
-        paths: the dump of each step, None where it lacks the dataset.
+        paths: the dump of each step; None if it lacks the dataset.
         name: path of the dataset within the dump.
         shape: of the dataset in one dump.
         dtype: a floating type.
     """
 
     def __init__(self, paths: Sequence[Path | None], name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._paths = tuple(paths)
+        self.paths = tuple(paths)
         self._name = name
-        self.shape = (len(self._paths), *shape)
+        self.shape = (len(self.paths), *shape)
         self.dtype = dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
@@ -42,14 +43,14 @@ class StepArray(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         positions = [np.arange(size)[each] for size, each in zip(self.shape, key, strict=True)]
         steps, *inner = positions
-        blocks = [self._read_step(self._paths[step], inner) for step in np.atleast_1d(steps).tolist()]
+        blocks = [self._read_step(self.paths[step], inner) for step in np.atleast_1d(steps).tolist()]
         if np.ndim(steps) == 0:
             return blocks[0]
-        return np.stack(blocks) if blocks else np.empty((0, *_outer_shape(inner)), self.dtype)
+        return np.stack(blocks) if blocks else np.empty((0, *outer_shape(inner)), self.dtype)
 
     def _read_step(self, path: Path | None, inner: list[np.ndarray]) -> np.ndarray:
         block = None if path is None else self._read_file(path, inner)
-        return np.full(_outer_shape(inner), np.nan, self.dtype) if block is None else block
+        return np.full(outer_shape(inner), np.nan, self.dtype) if block is None else block
 
     def _read_file(self, path: Path, inner: list[np.ndarray]) -> np.ndarray | None:
         try:
@@ -57,41 +58,57 @@ class StepArray(BackendArray):
                 dataset = require(file, self._name)
                 if dataset.shape != self.shape[1:]:
                     raise UnreadableFileError(f"its {self._name} has shape {dataset.shape}, not {self.shape[1:]}")
-                return _read_rows(dataset, inner).astype(self.dtype, copy=False)
+                return read_positions(dataset, inner).astype(self.dtype, copy=False)
         except (OSError, RuntimeError, UnreadableFileError) as error:
             message = f"{path} cannot be read, so its {self._name} is NaN here: {error}"
             warnings.warn(message, SkippedDumpWarning, stacklevel=2)
             return None
 
 
-def _read_rows(dataset: h5py.Dataset, inner: list[np.ndarray]) -> np.ndarray:
-    """These positions of each axis; rows far apart by one reading for each group of near ones, not of all between."""
-    rows, *others = inner
-    if rows.ndim == 0 or rows.size == 0:
-        return _read_cover(dataset, inner)
-    order = np.argsort(rows, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(rows[order]) > _FAR) + 1)
-    if len(groups) == 1:
-        return _read_cover(dataset, inner)
-    block = np.empty(_outer_shape(inner), dataset.dtype)
-    for group in groups:
-        block[group] = _read_cover(dataset, [rows[group], *others])
-    return block
+class IntegratedArray(BackendArray):
+    """A matrix of integrated.h5, as train x query.
+
+    Where the file was replaced since by one of other snapshots, or cannot be read, it is NaN, with a warning.
+
+    Args:
+        of: the file, as it was when the run was opened.
+        name: of the matrix.
+    """
+
+    def __init__(self, of: IntegratedFile, name: str) -> None:
+        self._of, self._name = of, name
+        self.shape, self.dtype = of.shape, np.dtype(np.float64)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        train, query = (np.arange(size)[each] for size, each in zip(self.shape, key, strict=True))
+        try:
+            with opened_again(self._of) as file:
+                return read_positions(require(file, self._name), [query, train]).T
+        except (OSError, UnreadableFileError) as error:
+            message = f"{self._name} is NaN here: {error}. Open the run again, or sum its dumps with `integrated`"
+            warnings.warn(message, SkippedDumpWarning, stacklevel=2)
+            return np.full(outer_shape([train, query]), np.nan)
 
 
-def _read_cover(dataset: h5py.Dataset, inner: list[np.ndarray]) -> np.ndarray:
-    # HDF5 reads a range far faster than a list of rows; the rows are picked from the range in memory.
-    covers = tuple(_cover(rows) for rows in inner)
-    block = np.asarray(dataset[covers])
-    # From the last axis, so that a dropped axis does not move those still to come.
-    for axis in reversed(range(len(inner))):
-        block = np.take(block, inner[axis] - covers[axis].start, axis=axis)
-    return block
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of a variable lie: the dump of each step, the shape there, and which positions of each axis."""
+
+    paths: list[Path | None]
+    shape: tuple[int, ...]
+    positions: list[np.ndarray]
 
 
-def _cover(rows: np.ndarray) -> slice:
-    return slice(int(rows.min()), int(rows.max()) + 1) if rows.size else slice(0, 0)
+def origin(variable: xr.Variable) -> Origin | None:
+    """Where the values of a variable lie, if they are on disk as `open_run` found them.
 
-
-def _outer_shape(inner: list[np.ndarray]) -> tuple[int, ...]:
-    return tuple(size for rows in inner for size in rows.shape)
+    None of values in memory, which may be anybody's.
+    """
+    data = variable._data  # pyright: ignore[reportPrivateUsage]  # `data` would read it
+    if not isinstance(data, indexing.LazilyIndexedArray) or not isinstance(data.array, StepArray):
+        return None
+    steps, *inner = (np.arange(size)[key] for size, key in zip(data.array.shape, data.key.tuple, strict=True))
+    return Origin([data.array.paths[step] for step in np.atleast_1d(steps)], data.array.shape[1:], inner)

@@ -7,19 +7,16 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool
 
+from bif_lightning.archive.read.integrated_file import IntegratedFile, open_integrated, read_stamp, read_sum
+from bif_lightning.archive.read.lazy import origin
 from bif_lightning.archive.read.quantities import Quantity, variable
 from bif_lightning.archive.schema import LOSS
+from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.results.estimate import CORRELATION_SIGN
-from bif_lightning.results.integrated import (
-    INTEGRATED_SIGN,
-    DistinctColumns,
-    IntegratedInfluence,
-    rank_agreement,
-    top_overlap,
-)
+from bif_lightning.results.integrated import INTEGRATED_SIGN, WITHOUT_SCALE, IntegratedInfluence
 
-_CELLS = 1 << 24  # of a matrix that are read at once: eight arrays of them in float64 are 1 GiB
-_NAMED = 10  # columns that a note names
+_CELLS = 1 << 24  # most entries of a matrix in memory: eight float64 arrays of them take 1 GiB
+_NAMED = 10  # most columns that a note names
 
 
 def integrated(
@@ -32,46 +29,48 @@ def integrated(
     by: Quantity = "influence",
     observable: str = LOSS,
 ) -> xr.Dataset:
-    """Influence of each train example on each query over a training, from all its snapshots or from some.
+    """Sum the influence of each train example on each query over the snapshots of a training.
 
         I[i, j] = Σ_t B_t[i, j] / sd_i(B_t[i, j]),
 
-    B_t the influence at step t, each query on its own scale at each snapshot. How far it predicts retraining better
-    than the last snapshot depends on which snapshots there are (docs/concepts/whole_training.md): spread them over
-    the training, as `num_snapshots` of the callback does. Parts of a training tell *when* an example acted, and add
-    up: those `before` a step and `since` it make the whole, unless a column of one part repeats one of the other.
-    Divide by `snapshots` to compare parts of different length.
+    where B_t is the influence at step t, and each query is standardized at each snapshot. Whether the sum predicts
+    retraining better than the last snapshot depends on the choice of snapshots (docs/concepts/whole_training.md):
+    spread them over the training, as `num_snapshots` of the callback does. Sums over parts of a training show *when* an
+    example had influence. The parts `before` and `since` a step add up to the whole, unless a column of one part
+    repeats a column of the other. Divide by `snapshots` to compare parts of different length.
 
-    A snapshot counts once: a column that is bitwise the same at several steps, as of weights that stood still with
-    common random numbers, is counted at the first. A column without variance over train examples has no scale: its
-    snapshot is left out of that query, and `notes` says so. An entry that is NaN at one snapshot is NaN in the sum. One
-    snapshot is in memory at a time, large matrices a few columns at a time.
+    A column that is bitwise the same at several steps is counted once, at the first one; this occurs if weights do not
+    change and snapshots use common random numbers. A column without variance over train examples has no scale: its
+    snapshot is left out for that query, and `notes` says so. An entry that is NaN at one snapshot is NaN in the sum.
+    One snapshot is in memory at a time, and a few columns at a time of large matrices. If
+    `integrated.h5` holds the first of the snapshots, as is usual, only the others are read; this changes no bit.
 
     Args:
-        run: from `open_run`; of some queries alone, `run.isel(query=[3])`.
-        steps: the snapshots at these steps, or a slice of steps (both ends belong to it); None takes all.
-        since, before: those with since <= step < before.
-        epochs: those of these epochs, or of a slice of epochs (both ends belong to it).
-        by: which matrix of the snapshots to sum.
+        run: a run from `open_run`; select queries with a list, as in `run.isel(query=[3])`.
+        steps: steps of the snapshots, or a slice of steps that includes both ends; None for all.
+        since, before: use snapshots with since <= step < before.
+        epochs: epochs of the snapshots, or a slice of epochs that includes both ends.
+        by: the matrix of the snapshots to sum.
         observable: name of an observable; the query losses by default.
 
     Returns:
-        a dataset, in units of a column's standard deviation at a snapshot, with
+        A dataset, in units of a column's standard deviation at a snapshot, with
 
-        - `integrated` (train, query), the sum; its sign, which is that of `by`, is in its attribute `sign`;
-        - `standard_error`: of the estimates, Σ_t e_t/sd(B_t), a bound that holds whatever their dependence;
-        - `moment_standard_error`: of the choice of moments, √K times the standard deviation over the K snapshots;
-          NaN of fewer than two;
+        - `integrated` (train, query), the sum; its attribute `sign` gives the meaning of its sign, which is that of
+          `by`;
+        - `standard_error`: Monte Carlo error, Σ_t e_t/sd(B_t), a bound for any dependence between snapshots;
+        - `moment_standard_error`: error from the choice of snapshots, √K times the standard deviation over the K
+          snapshots; NaN with fewer than two;
         - `rank_agreement` (query): Spearman correlation of the sums over every second snapshot and over the others;
-        - `top_overlap` (query): of the 10 most helpful and 10 most harmful by one of these halves, the share by the
-          other;
-        - `snapshots` (query): how many are in the sum;
+        - `top_overlap` (query): share of the 10 most helpful and 10 most harmful examples that both of these sums have;
+        - `snapshots` (query): number of snapshots in the sum;
         - attributes `steps` (a list), `by`, `observable` and `notes`.
 
-        The last axis is `<observable>_column` where an observable has columns of its own.
+        The last axis is `<observable>_column` for an observable with columns of its own.
 
     Raises:
-        ValueError: no snapshot is chosen; an unknown quantity or observable; a run of one step or query alone.
+        ValueError: no snapshot is selected, the quantity or observable is unknown, or the run lacks its step or query
+            axis.
 
     >>> from bif_lightning import integrated, open_run
     >>> whole = integrated(open_run(folder))  # two snapshots of the same weights
@@ -85,14 +84,16 @@ def integrated(
     chosen = _chosen(run, steps, since, before, epochs)
     axis, (train, query) = str(dims[2]), run[name].shape[1:]
     width = max(_CELLS // max(train, 1), 1)
+    known = _beginning(run, name, chosen)
     parts = [
-        _sum(run.isel({axis: slice(start, start + width)}), name, chosen) for start in range(0, max(query, 1), width)
+        _sum(run.isel({axis: slice(start, start + width)}), name, chosen, known)
+        for start in range(0, max(query, 1), width)
     ]
     attrs = {
         "steps": run["step"].values[chosen].tolist(),
         "by": by,
         "observable": observable,
-        "notes": list(_notes(run, chosen, axis, np.concatenate([left for _, _, left in parts], 1))),
+        "notes": list(_notes(run, chosen, axis, _joined(each.status == WITHOUT_SCALE for each in parts))),
         "directory": run.attrs.get("directory", ""),
     }
     sign = CORRELATION_SIGN if by == "correlation" else INTEGRATED_SIGN
@@ -107,7 +108,7 @@ def _chosen(
     before: int | None,
     epochs: Sequence[int] | slice | int | None,
 ) -> list[int]:
-    """Positions of the snapshots that are asked for, by step."""
+    """Positions of the selected snapshots, sorted by step."""
     known: list[int] = run["step"].values.tolist()
     if steps is not None and not isinstance(steps, slice) and (missing := sorted(set(steps) - set(known))):
         raise ValueError(f"the run has no step {', '.join(map(str, missing))}; it has {', '.join(map(str, known))}")
@@ -133,55 +134,68 @@ def _within(value: int, wanted: Sequence[int] | slice | int | None) -> bool:
     if not isinstance(wanted, slice):
         return value in wanted
     if wanted.step is not None:
-        raise ValueError(f"{wanted} has a stride; give the first and the last, or a list")
+        raise ValueError(f"{wanted} has a stride; give a slice of first and last, or a list")
     return (wanted.start is None or value >= wanted.start) and (wanted.stop is None or value <= wanted.stop)
 
 
-Halves = tuple[IntegratedInfluence, IntegratedInfluence, Bool[np.ndarray, "snapshot query"]]
+def _beginning(run: xr.Dataset, name: str, chosen: Sequence[int]) -> IntegratedFile | None:
+    """The file of the run, if it holds the first of these snapshots, whole and as they are on disk."""
+    at = origin(run[name].variable) if name == "influence" else None
+    if at is None:
+        return None
+    files = [path for each in chosen if (path := at.paths[each]) is not None]
+    known = open_integrated(files[0].parent) if len(files) == len(chosen) else None
+    # Of some of the train examples, columns have another scale.
+    if known is None or known.shape != at.shape or not np.array_equal(at.positions[0], np.arange(at.shape[0])):
+        return None
+    try:
+        return known if known.begins([read_stamp(path) for path in files[: len(known.steps)]]) else None
+    except (OSError, UnreadableFileError):
+        return None
 
 
-def _sum(run: xr.Dataset, name: str, chosen: Sequence[int]) -> Halves:
-    """The sums over every second snapshot and over the others, and which columns of each had no scale."""
-    shape = run[name].shape[1:]
-    halves = IntegratedInfluence.zeros(*shape), IntegratedInfluence.zeros(*shape)
-    known, left = DistinctColumns(), np.zeros((len(chosen), shape[1]), bool)
-    for turn, at in enumerate(chosen):
+def _sum(run: xr.Dataset, name: str, chosen: Sequence[int], known: IntegratedFile | None) -> IntegratedInfluence:
+    found = _known_sum(run, name, known) or IntegratedInfluence.zeros(*run[name].shape[1:])
+    for at in chosen[len(found.steps) :]:
         snapshot = run[[name, f"{name}_standard_error"]].isel(step=at)
-        influence = snapshot[name].values
-        new = known.new(influence)
-        added = halves[turn % 2].push(
-            int(run["step"][at]), influence, snapshot[f"{name}_standard_error"].values, counted=new
-        )
-        left[turn] = new & ~added
-    return *halves, left
+        found.push(int(run["step"][at]), snapshot[name].values, snapshot[f"{name}_standard_error"].values)
+    return found
 
 
-def _variables(parts: Sequence[Halves], dims: Sequence[Any], sign: str) -> dict[str, Any]:
-    whole = [one.merge(other) for one, other, _ in parts]
-    halves = [(one.influence, other.influence) for one, other, _ in parts]
+def _known_sum(run: xr.Dataset, name: str, known: IntegratedFile | None) -> IntegratedInfluence | None:
+    at = None if known is None else origin(run[name].variable)
+    if known is None or at is None:
+        return None
+    try:
+        return read_sum(known, at.positions[1])
+    except (OSError, UnreadableFileError):  # replaced by a training that goes on: its dumps are there
+        return None
+
+
+def _variables(parts: Sequence[IntegratedInfluence], dims: Sequence[Any], sign: str) -> dict[str, Any]:
     units = {"units": "1"}
     return {
         "integrated": (
-            dims, _joined(each.influence for each in whole),
+            dims, _joined(each.influence for each in parts),
             units | {"sign": sign, "long_name": "influence summed over snapshots, in standard deviations of a column"},
         ),
         "standard_error": (
-            dims, _joined(each.standard_error for each in whole),
-            units | {"long_name": "of the estimates of the snapshots, whatever their dependence"},
+            dims, _joined(each.standard_error for each in parts),
+            units | {"long_name": "Monte Carlo standard error of the sum, for any dependence between snapshots"},
         ),
         "moment_standard_error": (
-            dims, _joined(each.moment_standard_error for each in whole),
-            units | {"long_name": "of the choice of moments, from the spread over snapshots"},
+            dims, _joined(each.moment_standard_error for each in parts),
+            units | {"long_name": "standard error from the choice of snapshots, from their standard deviation"},
         ),
         "rank_agreement": (
-            dims[1:], _joined(rank_agreement(*pair) for pair in halves),
+            dims[1:], _joined(each.rank_agreement for each in parts),
             units | {"long_name": "rank correlation of the sums over every second snapshot and over the others"},
         ),
         "top_overlap": (
-            dims[1:], _joined(top_overlap(*pair) for pair in halves),
-            units | {"long_name": "share of most helpful and most harmful examples that both halves find"},
+            dims[1:], _joined(each.top_overlap for each in parts),
+            units | {"long_name": "share of most helpful and most harmful examples that both halves have"},
         ),
-        "snapshots": (dims[1:], _joined(each.counts for each in whole), units | {"long_name": "in the sum"}),
+        "snapshots": (dims[1:], _joined(each.counts for each in parts), units | {"long_name": "number in the sum"}),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Reads a few small datasets and attributes of a file by name, without building its index."""
+"""Read a few small datasets and attributes of a file by name, without building its index."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +16,13 @@ _MOST_BYTES = 1 << 27
 
 @dataclass(frozen=True)
 class Picked:
-    """What was asked for and is there.
+    """The requested parts that the file has.
 
     Attributes:
         attrs: root attributes, by name.
         values: datasets, by path: an array of numbers, an object array of str, or one str or number.
-        shapes: of the matrices of floats in the root, by name.
-        tables: attributes of groups that hold nothing else, by group and name.
+        shapes: shapes of the matrices of floats in the root, by name.
+        tables: attributes of groups that contain only attributes, by group and name.
         present: the paths of `asked` that the file has.
     """
 
@@ -43,7 +43,7 @@ def read_parts(
     tables: Iterable[str] = (),
     asked: Iterable[str] = (),
 ) -> Picked:
-    """Some attributes and datasets of a dump or a samples file; what is absent is left out.
+    """Read some attributes and datasets of a dump or a samples file; absent ones are left out.
 
     Args:
         path: the file.
@@ -55,7 +55,8 @@ def read_parts(
         asked: paths of datasets and groups whose presence to report.
 
     Raises:
-        UnreadableFileError: the file is broken, foreign, of a later version, or refers to data outside of itself.
+        UnreadableFileError: the file is damaged, of another format, of a later version, or refers to data outside of
+            itself.
         OSError: the system does not let it be read.
     """
     with open_file(path, schema) as file:

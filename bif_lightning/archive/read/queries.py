@@ -17,8 +17,7 @@ from bif_lightning.archive.schema import LOSS, SAMPLES_FILE, class_name
 from bif_lightning.exceptions import SkippedDumpWarning, UnreadableFileError
 from bif_lightning.results.bands import CLEAR, found_changes, simultaneous
 from bif_lightning.results.examples import Samples
-
-_LEAST_SNAPSHOTS = 5  # sums of three were as often worse than the last snapshot as better
+from bif_lightning.results.integrated import LEAST_SNAPSHOTS
 
 
 def top(
@@ -30,34 +29,34 @@ def top(
     by: Quantity | Literal["integrated"] | None = None,
     observable: str = LOSS,
 ) -> pd.DataFrame:
-    """The k train examples that help a query most, then the k that hurt it most.
+    """Find the k train examples that help a query most, and the k that hurt it most.
 
-    A run of five snapshots or more is ranked by its influence over the whole training (`integrated`); `step` or
-    `by` pick one snapshot. Against retraining, sums of five and of eight spread snapshots were mostly better than
-    the last one, and sums of three as often worse (docs/concepts/whole_training.md).
+    Runs with at least five snapshots are ranked by their influence over the whole training (`integrated`); `step` or
+    `by` select a single snapshot. In retraining tests, sums over five or eight spread snapshots were mostly better than
+    the last one, and sums over three were not (docs/concepts/whole_training.md).
 
-    An example helps when more weight on it lowers the query's loss: influence below 0, correlation above 0. Where
-    fewer than k examples have that sign, fewer rows are given. Of an observable other than the loss it is not
-    known whether less is better, so `effect` is "lowers" or "raises" there.
+    An example helps if more weight on it lowers the query's loss: influence below 0, correlation above 0. Fewer than k
+    rows are returned if fewer examples have that sign. For observables other than the loss, lower values need not be
+    better, so `effect` is "lowers" or "raises".
 
     Args:
-        run: from `open_run`.
-        query: row number or id of the query; for an observable whose columns are not queries, of a column.
-        k: rows of each kind.
-        step: a step of the run; None takes all, or the last where `by` names a matrix of one snapshot.
-        by: "integrated", or of one snapshot: "influence" ranks better, "correlation" compares better over steps. None
-            takes "integrated" of five snapshots or more where no step is given, else "influence".
+        run: a run from `open_run`.
+        query: row number or id of the query, or name or number of a column of the observable.
+        k: number of rows of each kind.
+        step: a step of the run; None uses all steps, or the last one if `by` is a quantity of one snapshot.
+        by: "integrated", or a quantity of one snapshot: "influence" ranks better, "correlation" compares better over
+            steps. None uses "integrated" with at least five snapshots and no `step`, otherwise "influence".
         observable: name of an observable; the query losses by default.
 
     Returns:
-        columns rank (1 = most of its effect), effect, train (row number), id, label (class name, None where
-        there is none), text (where samples.h5 has texts), value, standard_error, and quantity, the `by` that was
-        taken; of "integrated" also snapshot and snapshot_standard_error, the influence at the last step. The
-        attribute `steps` lists the steps behind the values.
+        Table with the columns rank (1 = largest effect), effect, train (row number), id, label (class name or None),
+        text (if samples.h5 has texts), value, standard_error, and quantity (the `by` in use). "integrated" adds
+        snapshot and snapshot_standard_error, the influence at the last step. The attribute `steps` lists the steps in
+        use.
 
     Raises:
-        ValueError: an unknown query, step, quantity or observable; the message lists what is near. Or the
-            dump of that step cannot be read.
+        ValueError: the query, step, quantity or observable is unknown (the message lists the nearest ones), or the dump
+            of the step cannot be read.
 
     >>> from bif_lightning import open_run, top
     >>> table = top(open_run(folder), query=3, k=2)
@@ -65,17 +64,17 @@ def top(
     (['helps', 'helps', 'hurts', 'hurts'], ['rank', 'effect', 'train', 'id'])
     """
     if k < 1:
-        raise ValueError(f"k is {k}; ask for at least 1 row of each kind")
+        raise ValueError(f"k is {k}; it must be at least 1")
     by = by or default_quantity(run, step)
     name = variable(run, "influence" if by == "integrated" else by, observable)
-    at, axis = _at_step(run, step), str(run[name].dims[-1])
+    at, axis = at_step(run, step), str(run[name].dims[-1])
     place = _position(run, axis, query)
     last = run.isel(step=at)[[name, f"{name}_standard_error"]].isel({axis: place})
     columns = {"value": last[name].values, "standard_error": last[f"{name}_standard_error"].values}
     where = f"at step {int(run.step[at])}"
     if by == "integrated":
         if step is not None:
-            raise ValueError(f"step is {step}, and by 'integrated' is over all steps; leave one of them out")
+            raise ValueError(f"step is {step}, but by='integrated' is over all steps; leave one of them out")
         whole = integrated(run.isel({axis: [place]}), observable=observable).isel({axis: 0})
         beside = {"snapshot": columns["value"], "snapshot_standard_error": columns["standard_error"]}
         columns = {"value": whole["integrated"].values, "standard_error": whole["standard_error"].values, **beside}
@@ -96,14 +95,14 @@ def top(
 
 
 def default_quantity(run: xr.Dataset, step: int | None) -> Literal["integrated", "influence"]:
-    """What `top` ranks by where it is not said: over the whole training, if there is one to speak of."""
-    return "integrated" if step is None and run["step"].size >= _LEAST_SNAPSHOTS else "influence"
+    """The default quantity of `top`: over the whole training if there are enough snapshots."""
+    return "integrated" if step is None and run["step"].size >= LEAST_SNAPSHOTS else "influence"
 
 
 def _ends(direction: np.ndarray, k: int) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Rows of the k most negative values and then of the k most positive ones, their ranks, and which are of the first.
+    """Rows of the k most negative and then the k most positive values, their ranks, and which are negative.
 
-    More weight on an example lowers the observable where its value is below 0.
+    A negative value means that more weight on the example lowers the observable.
     """
     order = np.argsort(direction, kind="stable")
     lowers = [row for row in order if direction[row] < 0][:k]
@@ -114,20 +113,20 @@ def _ends(direction: np.ndarray, k: int) -> tuple[np.ndarray, list[int], np.ndar
 
 
 def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity = "correlation") -> pd.DataFrame:
-    """How the influence of one train example on one query's loss evolves over training.
+    """The influence of one train example on one query's loss over training.
 
     Args:
-        run: from `open_run`.
+        run: a run from `open_run`.
         train, query: row number or id of each.
-        by: "correlation" compares over steps; "influence" scales with the local curvature.
+        by: "correlation" can be compared over steps; "influence" scales with the local curvature.
 
     Returns:
-        columns step, value, standard_error, low, high, band_low, band_high: a step each. From low to high is the 95 %
-        interval of the Monte Carlo error at that step alone. The band holds all steps at once with 95 % (Šidák): judge
-        a change over training by it.
+        Table with one row for each step and the columns step, value, standard_error, low, high, band_low, band_high.
+        From low to high is the 95 % interval of the Monte Carlo error at the step alone. The band covers all steps
+        simultaneously with 95 % (Šidák); use it to judge changes over training.
 
     Raises:
-        ValueError: an unknown example or quantity; the message lists what is near.
+        ValueError: the example or quantity is unknown; the message lists the nearest ones.
 
     >>> from bif_lightning import open_run, trajectory
     >>> curve = trajectory(open_run(folder), train=0, query="query-3")
@@ -156,16 +155,16 @@ def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
     """Mean influence of the train examples of each label on the queries of each label, over training.
 
     Args:
-        run: from `open_run`.
-        by: "correlation" compares over steps; "influence" scales with the local curvature.
+        run: a run from `open_run`.
+        by: "correlation" can be compared over steps; "influence" scales with the local curvature.
 
     Returns:
-        `mean` and `standard_error`, each (step, train_label, query_label), with the coordinates train_label_name
-        and query_label_name where names are known. The standard error is that of the mean itself: entries of a
-        block are not independent.
+        `mean` and `standard_error`, each (step, train_label, query_label), with the coordinates train_label_name and
+        query_label_name if names are known. The standard error is that of the mean, computed from its draws, since the
+        entries that it averages are not independent.
 
     Raises:
-        ValueError: the run holds no label means, or an unknown quantity.
+        ValueError: the run has no label means, or the quantity is unknown.
 
     >>> from bif_lightning import by_label, open_run
     >>> means = by_label(open_run(folder))
@@ -174,12 +173,12 @@ def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
     """
     check_quantity(by)
     if by == "conditioned":
-        raise ValueError("label means are made of the influence and the correlation, not of the conditioned influence")
+        raise ValueError("label means exist for influence and correlation, not for the conditioned influence")
     name = f"label_{by}"
     if name not in run:
         raise ValueError(
-            "the run holds no label means: they are written when train and query examples have labels. Pass "
-            "describe= to the callback so that both sides do"
+            "the run has no label means: they are written if both train and query examples have labels. Pass describe= "
+            "to the callback to give labels"
         )
     means = run[[name, f"{name}_standard_error"]].rename({name: "mean", f"{name}_standard_error": "standard_error"})
     means = means.drop_vars(["train_label", "query_label"], errors="ignore")
@@ -187,12 +186,17 @@ def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
     return means.rename(names)
 
 
-def _at_step(run: xr.Dataset, step: int | None) -> int:
+def at_step(run: xr.Dataset, step: int | None) -> int:
+    """Position of a step of the run; of the last one for None.
+
+    Raises:
+        ValueError: the run has no such step; the message lists the nearest ones, the nearest first.
+    """
     steps: list[int] = np.atleast_1d(run["step"].values).tolist()
     if step is None:
         return len(steps) - 1
     if step not in steps:
-        near = sorted(sorted(steps, key=lambda each: abs(each - step))[:5])
+        near = sorted(steps, key=lambda each: abs(each - step))[:5]
         raise ValueError(f"the run has no step {step}; the nearest are {', '.join(map(str, near))}")
     return steps.index(step)
 
@@ -207,7 +211,11 @@ def _position(run: xr.Dataset, axis: str, key: int | str) -> int:
     rows: list[int] = run[axis].values.tolist() if axis in ("train", "query") else list(range(run.sizes[axis]))
     if key in rows:
         return rows.index(key)
-    near_rows = sorted(sorted(rows, key=lambda each: abs(each - key))[:5])
+    if rows == list(range(len(rows))):
+        raise ValueError(
+            f"no {axis} has the number {key}: there are {len(rows)}, with the numbers 0 to {len(rows) - 1}"
+        )
+    near_rows = sorted(rows, key=lambda each: abs(each - key))[:5]
     raise ValueError(f"no {axis} has the number {key}; the nearest are {', '.join(map(str, near_rows))}")
 
 
@@ -234,29 +242,29 @@ def _train_samples(run: xr.Dataset) -> Samples | None:
     try:
         return read_samples(path, thumbnails=False)[0]
     except (OSError, UnreadableFileError) as error:
-        warnings.warn(f"texts and label names are left out: {error}", SkippedDumpWarning, stacklevel=4)
+        warnings.warn(f"texts and label names are missing: {error}", SkippedDumpWarning, stacklevel=4)
         return None
 
 
 def changes(run: xr.Dataset, train: int | str, query: int | str, by: Quantity = "correlation") -> pd.DataFrame:
-    """Where the influence of one train example on one query's loss changes for certain.
+    """Find significant changes of the influence of one train example on one query's loss over training.
 
-    All steps are judged together by the simultaneous band of `trajectory`, so that a run without any change shows one
-    with a probability of 5 % at most, however many steps it has.
+    All steps are judged together by the simultaneous band of `trajectory`: a run without changes shows one with a
+    probability of at most 5 %, for any number of steps.
 
     Args:
-        run: from `open_run`.
+        run: a run from `open_run`.
         train, query: row number or id of each.
-        by: "correlation" compares over steps; "influence" scales with the local curvature.
+        by: "correlation" can be compared over steps; "influence" scales with the local curvature.
 
     Returns:
-        columns kind, step, value, before, after, in the order of the steps. A "flip" is a step whose band lies on the
-        other side of 0 than that of the step `before`, the last one whose band excludes 0. A "peak" (or "trough") is
-        the highest (lowest) step between `before` and `after`, whose bands lie below (above) its own; `after` of a flip
-        is its own step.
+        Table with the columns kind, step, value, before, after, in the order of steps. A "flip" is a step whose band is
+        on the other side of 0 than the band at `before`, the last earlier step whose band excludes 0. A "peak" (or
+        "trough") is the highest (lowest) step between `before` and `after`, whose bands are below (above) its own.
+        `after` of a flip is the step itself.
 
     Raises:
-        ValueError: an unknown example or quantity; the message lists what is near.
+        ValueError: the example or quantity is unknown; the message lists the nearest ones.
 
     >>> from bif_lightning import changes, open_run
     >>> found = changes(open_run(folder), train=0, query=3)  # of two equal dumps

@@ -7,10 +7,14 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
+from bif_lightning.archive.examples_file import SIDES
+from bif_lightning.archive.integrated_file import LONG_NAMES
 from bif_lightning.archive.read.index import Axes, Field, Index, read_fields, skip
-from bif_lightning.archive.read.lazy import StepArray
+from bif_lightning.archive.read.integrated_file import Stamp, open_integrated
+from bif_lightning.archive.read.lazy import IntegratedArray, StepArray
 from bif_lightning.archive.schema import COSTS, DIAGNOSTICS, PARTICULARS
 from bif_lightning.exceptions import UnreadableFileError
+from bif_lightning.results.integrated import INTEGRATED_SIGN
 
 Variables = dict[str, xr.Variable]
 
@@ -26,12 +30,29 @@ def assemble(indices: Sequence[Index], directory: Path) -> xr.Dataset:
     }
     coords |= {_run_name(path): xr.Variable(_run_name(dim), values) for path, (dim, values) in axes.items()}
     variables = _fields(indices, axes) | _scalars(indices) | _traces(indices) | _metrics(indices) | _texts(indices)
+    variables |= _integrated(indices, axes, directory)
     attrs = {
         "directory": str(directory.absolute()),
         "schema_version": indices[-1].version,
         "samples_sha256": indices[-1].samples,
     }
     return xr.Dataset(variables, coords, attrs)
+
+
+def _integrated(indices: Sequence[Index], axes: Axes, directory: Path) -> Variables:
+    """The sums over the whole training, where the file that holds them is of these dumps, and of no other."""
+    known = open_integrated(directory)
+    dumps = [Stamp(index.path, index.step, index.created, index.samples) for index in indices]
+    shape = tuple(len(axes[side][1]) for side in SIDES)
+    if known is None or known.shape != shape or len(known.steps) != len(dumps) or not known.begins(dumps):
+        return {}
+    variables: Variables = {}
+    for name in ("integrated", "integrated_standard_error"):
+        attrs = {"units": "1", "long_name": LONG_NAMES[name]}
+        attrs |= {"sign": INTEGRATED_SIGN} if name == "integrated" else {}
+        array = indexing.LazilyIndexedArray(IntegratedArray(known, name))
+        variables[name] = xr.Variable(("train", "query"), array, attrs)
+    return variables
 
 
 def _run_name(path: str) -> str:

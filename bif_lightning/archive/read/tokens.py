@@ -1,4 +1,4 @@
-"""Reads influence token by token from a dump: any block of it, computed on demand. No torch."""
+"""Read token influence from a dump; blocks are computed on demand. Without torch."""
 
 import math
 import os
@@ -24,21 +24,22 @@ from bif_lightning.results.token_matrices import Quantity, TokenMatrix
 from bif_lightning.results.token_products import CovarianceModel, DrawCovariance, GaussianCovariance, Values
 from bif_lightning.results.tokens import SideName, TokenAxis, Tokens, blocks_of
 from bif_lightning.statistics.standard_errors import ErrorModel, ErrorScale
+from bif_lightning.storage.places import local_path
 
 Which = int | Sequence[int] | None
 
-_FAR = 256  # tokens between two that are not worth reading: a chunk of most dumps
+_FAR = 256  # largest gap between tokens that is read through: a chunk of most dumps
 
 
 @dataclass(frozen=True)
 class StoredValues:
-    """What a dump knows of the tokens of one axis; the file is open only while it is read."""
+    """Loss changes or slopes of the tokens of one axis in a dump; the file is open only during reads."""
 
     path: Path
     name: str
 
     def take(self, tokens: Int[np.ndarray, " token"]) -> Values:
-        """Of these tokens: HDF5 reads ranges far faster than lists, so neighbours are read together."""
+        """Values of some tokens. Neighbours are read together, since HDF5 reads ranges far faster than lists."""
         order = np.argsort(tokens, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(tokens[order]) > _FAR) + 1) if len(order) else []
         with open_file(self.path, DUMP) as file:
@@ -50,18 +51,18 @@ class StoredValues:
         return out
 
     def whole(self) -> Values:
-        """Of all of them."""
+        """Values of all tokens."""
         with open_file(self.path, DUMP) as file:
             return np.asarray(require(file, self.name)[...], np.float32)
 
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """Token by token influence of one dump.
+    """Influence between single tokens in one dump.
 
     Attributes:
-        tokens: which tokens there are, and their matrices.
-        samples: of train and query, with the texts of their tokens; None without a samples file beside the dump.
+        tokens: the tokens and their matrices.
+        samples: train and query samples with the texts of their tokens; None without a samples file in the folder.
     """
 
     tokens: Tokens
@@ -69,45 +70,46 @@ class StoredTokens:
 
     @property
     def train(self) -> TokenAxis:
-        """The train tokens that have a loss."""
+        """The train tokens with a loss."""
         return self.tokens.train
 
     @property
     def query(self) -> TokenAxis:
-        """The query tokens that have a loss."""
+        """The query tokens with a loss."""
         return self.tokens.query
 
     def influence(
         self, train: Which = None, query: Which = None, *, errors: bool = True, device: str | None = None
     ) -> xr.Dataset:
-        """−Cov in nat² of all tokens of some train sequences with all tokens of some queries; negative = helps.
+        """Influence −Cov, in nat², between all tokens of the given train and query sequences; negative = helps.
 
         Args:
-            train, query: sequences, by row of the dump's `train` and `query`; None for all.
-            errors: standard errors too, which take many times as long.
-            device: where draws are multiplied, such as "cuda"; None for NumPy on the CPU, as for errors in any case.
+            train, query: sequences, as rows of the dump's `train` and `query`; None for all.
+            errors: whether to compute standard errors, which take many times as long.
+            device: torch device for the matrix product, such as "cuda"; None for NumPy on the CPU. Standard errors are
+                computed on the CPU only.
 
         Returns:
-            `value` and `standard_error` (train_token, query_token), and along either axis `<side>_sequence`,
-            `<side>_position`, `<side>_text` (where texts are known), `<side>_loss` in nat.
+            `value` and `standard_error` (train_token, query_token), and for each axis the coordinates
+            `<side>_sequence`, `<side>_position`, `<side>_text` (if texts are known) and `<side>_loss` in nat.
 
         Raises:
             ValueError: the sequence or the device does not exist, or errors are requested on a device.
-            UnreadableFileError: the dump has become unreadable.
+            UnreadableFileError: the dump can no longer be read.
         """
         return self._dataset(train, query, "influence", errors=errors, device=device)
 
     def correlation(
         self, train: Which = None, query: Which = None, *, errors: bool = True, device: str | None = None
     ) -> xr.Dataset:
-        """+Corr of the same tokens, in [−1, 1]; positive = helps. See `influence`."""
+        """Correlation +Corr, in [−1, 1], between the same tokens; positive = helps. Arguments as in `influence`."""
         return self._dataset(train, query, "correlation", errors=errors, device=device)
 
     def texts(self, side: SideName, sequence: int) -> list[str] | None:
-        """Texts of all tokens of one sequence, also of those without a loss; None where they are not known.
+        """Texts of all tokens of one sequence, including those without a loss; None if unknown.
 
         Raises:
-            ValueError: there is no such sequence.
+            ValueError: the sequence does not exist.
         """
         axis = self.train if side == "train" else self.query
         axis.rows_of(sequence)
@@ -147,50 +149,52 @@ class StoredTokens:
 
 
 def open_tokens(dump: str | os.PathLike[str]) -> StoredTokens:
-    """Token by token influence of one dump, of which any block can be asked for.
+    """Open the token influence of one dump; any block of it can then be computed.
 
     Texts come from the samples file in the same folder.
 
     Args:
-        dump: the file, `step=000006000.h5`.
+        dump: the file, such as `step=000006000.h5`.
 
     Raises:
-        ValueError: the dump has no tokens: `per_token=True` of the callback keeps them.
-        UnreadableFileError: the file is broken, foreign or of a later version.
-        FileNotFoundError: there is none.
+        ValueError: the dump has no tokens, since the callback did not have `per_token=True`.
+        UnreadableFileError: the file is damaged, has another format, or has a later version.
+        FileNotFoundError: the file does not exist.
 
     >>> from bif_lightning import open_tokens
     >>> block = open_tokens(token_dump).correlation(train=1, query=0)  # a dump of per_token=True
     >>> block["value"].dims, block.train_position.values.tolist()
     (('train_token', 'query_token'), [1, 2])
     """
-    path = Path(dump)
+    path = local_path(dump, "the dump", access="read")
     with open_file(path, DUMP) as file:
         if find(file, "tokens/train_token") is None:
             raise ValueError(f"{path} has no tokens; give the callback per_token=True, which keeps their losses")
         try:
-            law, name = _law(file)
-            errors = _errors(file, len(law.share))
+            model, name = _covariance_model(file)
+            errors = _errors(file, len(model.share))
             axes = {side: _axis(file, side) for side in SIDES}
         except (OSError, RuntimeError, TypeError) as error:
             raise UnreadableFileError(f"{path} is damaged ({error})") from error
     sources = (StoredValues(path, f"tokens/{side}_{name}") for side in SIDES)
     beside = path.with_name(SAMPLES_FILE)
     samples = read_samples(beside, thumbnails=False) if beside.exists() else None
-    return StoredTokens(Tokens(**axes, blocks=blocks_of(law, errors, *sources)), samples)
+    return StoredTokens(Tokens(**axes, blocks=blocks_of(model, errors, *sources)), samples)
 
 
-def _law(file: h5py.File) -> tuple[CovarianceModel, str]:
+def _covariance_model(file: h5py.File) -> tuple[CovarianceModel, str]:
     if find(file, "tokens/train_change") is None:
         return GaussianCovariance(_array(file, "variance"), _array(file, "group_change")), "slope"
     chains = require(file, "tokens/train_change").shape[0]
     lengths = tuple(int(length) for length in _array(file, "batch_draws"))
     draws = require(file, "tokens/train_change").shape[1]
     if sum(lengths) != draws:
-        raise UnreadableFileError(f"{file.filename}: its batches have {sum(lengths)} draws a chain, its tokens {draws}")
+        raise UnreadableFileError(
+            f"{file.filename}: its batches have {sum(lengths)} draws a chain, but its tokens {draws}"
+        )
     centring: Any = require(file, "tokens/centring").asstr()[()]
     if centring not in get_args(Centring):
-        raise UnreadableFileError(f"{file.filename}: its tokens are centred by {centring!r}, which is not known")
+        raise UnreadableFileError(f"{file.filename}: the centring of its tokens, {centring!r}, is unknown")
     return DrawCovariance(chains, lengths, centring, _number(file, "centre_factor")), "change"
 
 

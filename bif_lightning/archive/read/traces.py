@@ -1,4 +1,4 @@
-"""Reads the draws of a dump, where it keeps them."""
+"""Read the draws of a dump, if it stores them."""
 
 import os
 
@@ -19,7 +19,7 @@ def open_traces(dump: str | os.PathLike[str]) -> Traces:
 
     Raises:
         ValueError: the dump has no traces: `store_traces=True` of the callback keeps them.
-        UnreadableFileError: the file is broken, foreign or of a later version.
+        UnreadableFileError: the file is damaged, of another format, or of a later version.
 
     >>> from bif_lightning import open_traces
     >>> traces = open_traces(folder / "step=000000200.h5")

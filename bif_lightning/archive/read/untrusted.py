@@ -1,9 +1,9 @@
-"""Opens files of unknown origin safely: complete, of a known version, without links to other files or endless loops.
+"""Open files of unknown origin safely: complete, of a known version, without links to other files or endless loops.
 
-HDF5 stores strings of variable length in heaps: blocks of the file that hold one object after the other. libhdf5 walks
-a heap by the sizes stored in it, and loops forever if damage made one of them 0 (seen with HDF5 2.0). `WalkableFile`
-checks each heap as libhdf5 reads it, and refuses a damaged one. The tab's reader processes could be killed instead;
-`open_run` in a user's own process could not.
+HDF5 stores strings of variable length in heaps, blocks of the file with consecutive objects. libhdf5 walks a heap by
+the sizes stored in it, and loops forever if one of them is 0 through damage (seen with HDF5 2.0). `WalkableFile` checks
+each heap as libhdf5 reads it, and refuses a damaged one. The tab's reader processes could be killed instead, but a
+user's process that calls `open_run` could not.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from bif_lightning.archive.schema import VERSION
 from bif_lightning.exceptions import UnreadableFileError
@@ -23,6 +24,7 @@ from bif_lightning.exceptions import UnreadableFileError
 _SIGNATURE = b"GCOL"
 _HEAD = struct.Struct("<4sB3xQ")  # signature, version, bytes of the heap
 _OBJECT = struct.Struct("<HHIQ")  # index, references, reserved, bytes
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # of a text in a heap
 
 
 class HeapError(OSError):
@@ -33,10 +35,10 @@ class WalkableFile(FileIO):
     """A file for h5py that checks every heap as it is read.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        HeapError: a heap that is read is damaged.
+        HeapError: a heap is damaged.
         OSError: the system does not let it be read.
     """
 
@@ -53,9 +55,9 @@ class WalkableFile(FileIO):
 
 
 def _check_heap(heap: bytes, path: object) -> None:
-    """Refuse a heap whose objects do not fill it one after the other."""
+    """Check that the objects of a heap fill it consecutively."""
     _, _, end = _HEAD.unpack_from(heap)
-    # HDF5 reads the beginning of a longer one first, and then all of it.
+    # HDF5 reads the beginning of a longer heap first, and then all of it.
     if end > len(heap):
         return
     at = _HEAD.size
@@ -107,7 +109,7 @@ def _open(path: str | os.PathLike[str], source: WalkableFile) -> h5py.File:
 
 
 def attribute(node: h5py.File | h5py.Group | h5py.Dataset, name: str) -> Any:
-    """The value of an attribute, or None where there is none. Its size is looked at before it is read.
+    """Value of an attribute, or None if absent. Its size is checked before it is read.
 
     Raises:
         UnreadableFileError: it is larger than 64 KiB.
@@ -149,11 +151,11 @@ def _check_schema(file: h5py.File, path: Path, schema: str) -> None:
 
 
 def find(file: h5py.File, path: str) -> h5py.Dataset | None:
-    """The dataset at a path, or None where there is none.
+    """The dataset at a path, or None if absent.
 
     Raises:
-        UnreadableFileError: a step of the path is a soft or external link, or the data lies in another file, or
-            it declares more values than it can hold.
+        UnreadableFileError: a step of the path is a soft or external link, the data lies in another file, it declares
+            more values than it can hold, or its texts refer to what lies beyond the file.
     """
     node = _node(file, path)
     if node is None:
@@ -161,6 +163,7 @@ def find(file: h5py.File, path: str) -> h5py.Dataset | None:
     if not isinstance(node, h5py.Dataset):
         raise UnreadableFileError(f"{file.filename}: {path} is not a dataset")
     _check_storage(file, path, node)
+    _check_texts(file, path, node)
     return node
 
 
@@ -188,7 +191,7 @@ def _node(file: h5py.File, path: str) -> Any:
 
 
 def members(file: h5py.File, path: str) -> tuple[str, ...]:
-    """Names in a group that lies in this file; empty where there is no such group."""
+    """Names in a group of this file; empty if the group is absent."""
     link = file.get(path, getlink=True)
     if not isinstance(link, h5py.HardLink):
         return ()
@@ -197,10 +200,10 @@ def members(file: h5py.File, path: str) -> tuple[str, ...]:
 
 
 def require(file: h5py.File, path: str) -> h5py.Dataset:
-    """The dataset at a path that every file has.
+    """The dataset at a path that every file must have.
 
     Raises:
-        UnreadableFileError: as `find`, or there is none.
+        UnreadableFileError: see `find`, or the dataset is absent.
     """
     dataset = find(file, path)
     if dataset is None:
@@ -227,3 +230,21 @@ def _check_storage(file: h5py.File, path: str, dataset: h5py.Dataset) -> None:
     stored = dataset.id.get_storage_size()
     if chunk > _MOST_CHUNK_BYTES or dataset.nbytes > _MOST_EXPANSION * stored + _MOST_CHUNK_BYTES:
         raise UnreadableFileError(f"{file.filename}: {path} declares {dataset.nbytes:,} bytes but stores {stored:,}")
+
+
+def _check_texts(file: h5py.File, path: str, dataset: h5py.Dataset) -> None:
+    """Check that no text is longer than the file, or lies beyond it: libhdf5 takes minutes to find that out."""
+    text = h5py.check_string_dtype(dataset.dtype)
+    at, size = dataset.id.get_offset(), dataset.id.get_storage_size()
+    # Of chunked texts, which this package does not write, the references are not at one place.
+    if text is None or text.length is not None or at is None or size != (dataset.size or 0) * _REFERENCE.itemsize:
+        return
+    with open(file.filename, "rb") as source:
+        end = os.fstat(source.fileno()).st_size
+        source.seek(at)
+        references = np.frombuffer(source.read(size), _REFERENCE)
+    far = (references["length"] > end) | (references["address"] >= end)
+    if far.any():
+        raise UnreadableFileError(
+            f"{file.filename}: text {int(far.argmax())} of {path} lies beyond the end of the file, which is damaged"
+        )

@@ -1,4 +1,4 @@
-"""The datasets of a dump about the chains: loss traces, diagnostics, divergences, draws, cost."""
+"""Datasets of a dump about the chains: loss traces, diagnostics, divergences, draws, cost."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +20,7 @@ from bif_lightning.results.estimate import Divergence, Estimate, Traces
 
 
 def chains(estimate: Estimate) -> Iterator[Variable]:
-    """Traces of the chains behind the matrices, and the diagnostics."""
+    """Loss and distance traces of the chains, and the diagnostics."""
     loss, dims = np.asarray(estimate.loss_trace, np.float64), ("chain", "draw")
     yield int64("chains/chain", estimate.chain_ids, "id of each chain that did not diverge", ("chain",))
     yield int64("chains/draw", np.arange(loss.shape[1]), "recorded draw within a chain", ("draw",))
@@ -28,42 +28,42 @@ def chains(estimate: Estimate) -> Iterator[Variable]:
     words = "distance of each draw from the snapshot, |w - w*|"
     yield float64("chains/distance", estimate.distance_trace, "1", words, dims)
     llc = (estimate.sampler.inverse_temperature or 0.0) * (loss.mean(axis=1) - estimate.snapshot_loss)
-    yield float64("chains/chain_llc", llc, "nat", "local learning coefficient estimate of each chain", ("chain",))
+    yield float64("chains/chain_llc", llc, "nat", "estimated local learning coefficient of each chain", ("chain",))
     numbers = vars(estimate.diagnostics) | {"snapshot_loss": estimate.snapshot_loss}
     for name, (units, long_name) in DIAGNOSTICS.items():
         yield float64(f"chains/{name}", numbers[name], units, long_name)
     for name, (units, long_name) in PARTICULARS.items():
         if (value := getattr(estimate, name)) is not None:
             yield float64(f"chains/{name}", value, units, long_name)
-    words = "whether this snapshot can be trusted, why, and what to change"
+    words = "whether the estimate is reliable, why, and what to change"
     text = string(str(estimate.verdict))
     yield Variable(path="chains/verdict", dims=(), values=text, units=None, long_name=words)
 
 
 def stability(values: np.ndarray) -> Variable:
-    """How alike two halves of the draws find the extremes of each query."""
+    """Agreement of two halves of the draws on the extremes of each query."""
     words = (
-        "share of the 10 most helpful and 10 most harmful train examples by half of the draws (of Subspace: of the "
-        "examples behind its curvature) that the rest finds too"
+        "share of the 10 most helpful and 10 most harmful train examples by one half of the draws (Subspace: of the "
+        "examples of its curvature) that are among those of the other half"
     )
     return float64("top_stability", values, "1", words, ("query",))
 
 
 def divergences(divergences: Sequence[Divergence]) -> Iterator[Variable]:
-    """The chains that left the posterior, and how."""
+    """The chains that diverged."""
     dims = ("divergence",)
-    yield int64("divergences/divergence", np.arange(len(divergences)), "number of the divergence", dims)
+    yield int64("divergences/divergence", np.arange(len(divergences)), "index of the divergence", dims)
     columns = {name: [getattr(each, name) for each in divergences] for name in Divergence.__dataclass_fields__}
-    yield int64("divergences/chain", columns["chain"], "id of the chain that left the posterior", dims)
-    yield int64("divergences/draw", columns["draw"], "recorded draw at which it did, -1 within burn-in", dims)
-    yield int64("divergences/step", columns["step"], "sampler step at which it did", dims)
+    yield int64("divergences/chain", columns["chain"], "id of the chain that diverged", dims)
+    yield int64("divergences/draw", columns["draw"], "recorded draw at which it diverged, -1 within burn-in", dims)
+    yield int64("divergences/step", columns["step"], "sampler step at which it diverged", dims)
     yield float64("divergences/loss_before", columns["loss_before"], "nat", "loss before that step", dims)
     yield float64("divergences/loss", columns["loss"], "nat", "loss after that step", dims)
-    yield text_column("divergences/message", columns["message"], "what happened, in words", *dims)
+    yield text_column("divergences/message", columns["message"], "description of the divergence", *dims)
 
 
 def traces(estimate: Estimate, traces: Traces) -> Iterator[Variable]:
-    """Every recorded draw of every loss and observable."""
+    """Values of every loss and observable at each recorded draw."""
     dims = ("chain", "draw")
     yield int64("traces/chain", estimate.chain_ids, "id of each chain", ("chain",))
     yield int64("traces/draw", np.arange(traces.train.shape[1]), "recorded draw within a chain", ("draw",))
@@ -77,7 +77,7 @@ def traces(estimate: Estimate, traces: Traces) -> Iterator[Variable]:
 
 
 def cost(estimate: Estimate) -> Iterator[Variable]:
-    """What the estimate took."""
+    """Time and memory of the estimate."""
     for name, (units, long_name) in COSTS.items():
         value = getattr(estimate.cost, name)
         if name == "seconds":

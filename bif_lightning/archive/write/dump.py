@@ -1,4 +1,4 @@
-"""What a dump holds, as data: every dataset with its axes, units and words. No h5py, no files."""
+"""Content of a dump: every dataset with its axes, units and description. Without h5py or files."""
 
 import json
 import math
@@ -40,18 +40,18 @@ def dump_content(
     records: Mapping[str, Any],
     precision: str,
 ) -> Content:
-    """The whole of one dump.
+    """Content of one dump.
 
     Args:
-        estimate: what was estimated.
-        train, query: who the rows and columns are.
+        estimate: the estimate.
+        train, query: descriptions of the rows and columns.
         attrs: further root attributes (step, epoch, creator, time).
         metrics: numbers of the training run at this step, by name.
-        records: JSON-able values, each stored as `<name>_json` (hyperparameters, provenance); empty ones are not.
+        records: values to store as JSON, each in `<name>_json` (hyperparameters, provenance); empty ones are left out.
         precision: "full", or "10bit" to round matrices and traces to 10 mantissa bits.
 
     Raises:
-        ValueError: two datasets of one name, which an observable's name brought about.
+        ValueError: the name of an observable makes two datasets have the same name.
     """
     variables = [*_variables(estimate, train, query), *_records(estimate, records)]
     _check_names(variables)
@@ -115,7 +115,7 @@ def _records(estimate: Estimate, records: Mapping[str, Any]) -> Iterator[Variabl
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: anything but a mapping, sequence, number, truth value or text becomes its `str`.
+    """Convert a value to JSON types; values other than mappings, sequences, numbers, booleans and strings become `str`.
 
     >>> plain({"path": ("a", 1, float("nan"))})
     {'path': ['a', 1, 'nan']}
@@ -140,7 +140,7 @@ def _check_names(variables: Sequence[Variable]) -> None:
     for variable in variables:
         if variable.path in seen:
             raise ValueError(
-                f"two datasets of a dump would be called {variable.path!r}; rename the observable that makes the "
-                "second (SPEC.md lists the names that are taken)"
+                f"two datasets of the dump would be called {variable.path!r}; rename the observable that causes this "
+                "(SPEC.md lists the reserved names)"
             )
         seen.add(variable.path)

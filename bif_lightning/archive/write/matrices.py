@@ -1,4 +1,4 @@
-"""The datasets of a dump with a train axis: who the examples are, matrices, label means, the overview."""
+"""Datasets of a dump with train or query axes: example ids and labels, matrices, label means, the overview."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,15 +24,18 @@ def axes(train: Samples, query: Samples) -> Iterator[Variable]:
     for side, samples in zip(SIDES, (train, query), strict=True):
         yield int64(side, np.arange(len(samples)), f"row of the {side} axis", (side,))
         yield text_column(f"{side}_id", samples.ids, "unique id of each example", side)
-        yield int64(f"{side}_index", samples.index, "position in the dataset it came from", (side,))
+        yield int64(f"{side}_index", samples.index, "index of the example in its dataset", (side,))
         if samples.labels is not None:
-            yield int64(f"{side}_label", samples.labels, "class index, -1 where there is none", (side,))
+            yield int64(f"{side}_label", samples.labels, "class index, -1 for none", (side,))
 
 
 def losses(estimate: Estimate) -> Iterator[Variable]:
-    """The matrices of the query losses, and mean and spread of every loss."""
-    yield from _matrices("", estimate.losses, ("train", "query"), "the query's loss")
-    mean, std = "mean loss of each example over the draws", "standard deviation of the loss over the draws"
+    """The matrices of the query losses, and mean and standard deviation of every loss."""
+    yield from _matrices("", estimate.losses, ("train", "query"), "query loss")
+    mean, std = (
+        "mean loss of each example over the draws",
+        "standard deviation of the loss of each example over the draws",
+    )
     yield float64("train_loss", estimate.train_loss, "nat", mean, ("train",))
     yield float64("train_std", estimate.train_std, "nat", std, ("train",))
     yield float64("query_loss", estimate.losses.mean, "nat", mean, ("query",))
@@ -40,14 +43,15 @@ def losses(estimate: Estimate) -> Iterator[Variable]:
 
 
 def observable(name: str, influence: Influence) -> Iterator[Variable]:
-    """The matrices of one further observable, their columns, and its mean and spread."""
+    """The matrices of one further observable, their columns, and its mean and standard deviation."""
     column = "query"
     if influence.columns is not None:
         column = f"{name}_column"
         yield text_column(column, influence.columns, f"columns of the observable {name}", column)
     yield from _matrices(f"{name}_", influence, ("train", column), f"the observable {name}")
     yield float64(f"{name}_mean", influence.mean, influence.unit, f"mean of {name} over the draws", (column,))
-    yield float64(f"{name}_std", influence.std, influence.unit, f"standard deviation of {name}", (column,))
+    words = f"standard deviation of {name} over the draws"
+    yield float64(f"{name}_std", influence.std, influence.unit, words, (column,))
 
 
 def _matrices(prefix: str, influence: Influence, dims: tuple[str, ...], what: str) -> Iterator[Variable]:
@@ -56,7 +60,7 @@ def _matrices(prefix: str, influence: Influence, dims: tuple[str, ...], what: st
         ("correlation", "1", CORRELATION_SIGN, "+Corr"),
     )
     if influence.conditioned is not None:
-        words = f"-Cov(train loss, {what}) once the draws know the train losses"
+        words = f"-Cov(train loss, {what}) after a Kalman update of the draws on the train losses"
         quantities = (*quantities, ("conditioned", quantities[0][1], CONDITIONED_SIGN, words))
     for name, units, sign, formula in quantities:
         words = formula if " " in formula else f"{formula}(train loss, {what}) over the draws"
@@ -67,7 +71,7 @@ def _matrices(prefix: str, influence: Influence, dims: tuple[str, ...], what: st
 
 
 def product_unit(unit: str) -> str:
-    """Unit of nat x unit.
+    """Unit of the product of a loss in nat and a quantity in `unit`.
 
     >>> product_unit("nat"), product_unit("1"), product_unit("m")
     ('nat^2', 'nat', 'nat m')
@@ -76,26 +80,26 @@ def product_unit(unit: str) -> str:
 
 
 def overview(correlation: np.ndarray) -> Iterator[Variable]:
-    """The correlation matrix at most 256 x 256 large, for views of all of it."""
+    """The correlation matrix averaged down to at most 256 x 256 blocks, to show the whole of it."""
     block, rows, columns = mean_pooled(correlation, OVERVIEW_SIDE)
     dims = ("train_block", "query_block")
     for dim, values in zip(dims, (rows, columns), strict=True):
         yield float64(
             f"overview/{dim}", values, "1", f"centre of each block on the {dim.removesuffix('_block')} axis", (dim,)
         )
-    words = "correlation, mean of each block of neighbouring rows and columns"
+    words = "mean correlation of each block of neighbouring rows and columns"
     yield float32("overview/block", block, "1", words, dims, CORRELATION_SIGN)
 
 
 def mean_pooled(matrix: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means of at most side x side blocks of nearly equal size, without NaN (NaN where a block holds nothing else).
+    """Means of at most side x side blocks of nearly equal size; NaN entries are left out, blocks of only NaN are NaN.
 
     Returns:
-        block means (float32), and the centre of every block along both axes in rows and columns of `matrix`.
+        Block means (float32), and the centres of the blocks along both axes, in rows and columns of `matrix`.
     """
     edges = [np.linspace(0, size, min(size, side) + 1).astype(np.int64) for size in matrix.shape]
     total, count = (np.zeros([len(edge) - 1 for edge in edges]) for _ in range(2))
-    # Band by band: a matrix may fill most of the memory, and this must not double it.
+    # Work in bands, without a second copy of a matrix that may fill most of the memory.
     for band, (start, end) in enumerate(pairwise(edges[0])):
         known = np.isfinite(matrix[start:end])
         by_column = np.where(known, matrix[start:end], 0).sum(axis=0, dtype=np.float64)
@@ -107,7 +111,7 @@ def mean_pooled(matrix: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def labels(means: LabelMeans, train: Samples, query: Samples) -> Iterator[Variable]:
-    """Means over blocks of labels, with their errors and the names of the labels."""
+    """Means over pairs of labels, with their standard errors and the names of the labels."""
     sides = ((train, means.train_labels), (query, means.query_labels))
     for side, (samples, present) in zip(SIDES, sides, strict=True):
         dim = f"{side}_label"
@@ -117,7 +121,7 @@ def labels(means: LabelMeans, train: Samples, query: Samples) -> Iterator[Variab
             yield text_column(f"labels/{dim}_name", names, "name of each class", dim)
     dims = ("train_label", "query_label")
     for name, units, sign in (("influence", "nat^2", INFLUENCE_SIGN), ("correlation", "1", CORRELATION_SIGN)):
-        words = f"mean {name} of the train examples of one label on the queries of another"
+        words = f"mean {name} of train examples with one label on queries with one label"
         mean = float64(f"labels/{name}", getattr(means, name), units, words, dims)
         yield replace(mean, attrs={"sign": sign})
         error = getattr(means, f"{name}_standard_error")

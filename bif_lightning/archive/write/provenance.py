@@ -1,4 +1,4 @@
-"""Where a dump comes from: versions, commit, command line, platform."""
+"""Provenance of a dump: versions, git commit, command line, platform."""
 
 import platform
 import re
@@ -18,13 +18,13 @@ _HIDDEN = "***"
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of the packages behind a dump, git commit of the working folder, command line, platform.
+    """Collect package versions, the git commit of the working folder, the command line and the platform.
 
-    What cannot be found out is None; this never fails.
+    Values that cannot be determined are None; no error is raised.
 
     Returns:
         versions (package -> version), python, platform, git_commit, git_dirty (uncommitted changes), command
-        (values that look like secrets are `***`).
+        (with values that look like secrets replaced by `***`).
     """
     commit = _git("rev-parse", "HEAD")
     changes = None if commit is None else _git("status", "--porcelain", "--untracked-files=no")
@@ -39,7 +39,7 @@ def provenance() -> dict[str, Any]:
 
 
 def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """A command line with the values of keys, tokens, passwords and logins in URLs replaced.
+    """Replace the values of keys, tokens, passwords and URL logins in a command line.
 
     >>> without_secrets(["fit.py", "--api_key=abc", "--token", "abc", "--lr", "0.1", "s3://me:pw@host/x"])
     ['fit.py', '--api_key=***', '--token', '***', '--lr', '0.1', 's3://***@host/x']
@@ -65,7 +65,7 @@ def _version(package: str) -> str | None:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
-    # No git, no repository, a folder owned by somebody else, a slow disk: a dump is written all the same.
+    # Missing git, no repository, another owner or a slow disk must not prevent a dump.
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""An estimate is checked before anything of it is written."""
+"""Checks of an estimate before it is written."""
 
 import re
 from collections.abc import Iterator
@@ -18,42 +18,42 @@ Expected = Iterator[tuple[str, np.ndarray, tuple[int, ...]]]
 
 
 def check_estimate(estimate: Estimate, train: Samples, query: Samples) -> None:
-    """Refuse what would make a misleading dump.
+    """Check that an estimate makes a valid dump.
 
     Raises:
-        ValueError: samples that do not match the estimate, an array of a wrong shape, a matrix that is NaN
-            throughout, or an observable whose name no dataset can have.
+        ValueError: the samples do not match the estimate, an array has a wrong shape, a matrix holds only NaN, or the
+            name of an observable cannot be the name of a dataset.
     """
     check_samples(train, "train")
     check_samples(query, "query")
     shape = estimate.influence.shape
     if shape != (len(train), len(query)):
         raise ValueError(
-            f"the estimate has {shape[0]} train x {shape[1]} query examples, the samples describe {len(train)} x "
+            f"the estimate has {shape[0]} train x {shape[1]} query examples, but the samples describe {len(train)} x "
             f"{len(query)}; pass the samples of this estimate"
         )
     for name in estimate.observables:
         if name in _TAKEN or not _NAME.fullmatch(name):
             raise ValueError(
-                f"an observable is called {name!r}; use letters, digits, _, -, . and blanks, a letter first, and none "
-                f"of {', '.join(_TAKEN)}, which mean something else here"
+                f"an observable is called {name!r}; use letters, digits, _, -, . and spaces, start with a letter, and "
+                f"avoid the reserved names {', '.join(_TAKEN)}"
             )
     for name, array, expected in _arrays(estimate):
         if array.shape != expected:
-            raise ValueError(f"{name} has shape {array.shape}; by the rest of the estimate it must be {expected}")
+            raise ValueError(f"{name} has shape {array.shape}; to match the rest of the estimate it must be {expected}")
     _check_not_nan("influence", estimate.influence)
     _check_not_nan("correlation", estimate.correlation)
     for name, influence in estimate.observables.items():
-        # Its correlation may be NaN throughout: an observable that never varied has none.
+        # The correlation of an observable that is the same at every draw is NaN.
         _check_not_nan(f"the influence of the observable {name}", influence.influence)
 
 
 def _check_not_nan(name: str, matrix: np.ndarray) -> None:
-    # Row by row, so that one number is the end of it.
+    # Row by row, so that the first number ends the search.
     if all(np.isnan(row).all() for row in matrix):
         raise ValueError(
-            f"{name} is NaN in all {matrix.shape[0]} x {matrix.shape[1]} entries: there is no result to write. "
-            "Look at the divergences and loss traces of the estimate; a smaller step_size is the usual cure"
+            f"{name} is NaN in all {matrix.shape[0]} x {matrix.shape[1]} entries, so that there is no result to write. "
+            "Look at the divergences and loss traces of the estimate; a smaller step_size usually helps"
         )
 
 

@@ -8,17 +8,20 @@ elements r into leaves of the autograd graph, lets the step continue from them, 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bif_lightning.data.tensors import plain_tensor
+
 Step = Callable[[nn.Module, Any], object]
 """A call of a training step: (module, batch) -> a scalar tensor, or a mapping with one under "loss"."""
 
 _Arguments = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class NotSeparableError(ValueError):
@@ -37,11 +40,11 @@ class Call:
         name: the function, such as "cross_entropy".
         reduction: the caller's reduction: "mean", "sum", "none" or "batchmean".
         elements: r, the losses without reduction, weighted as the function weights them; a leaf.
-        weights: z, the contribution of each element to the divisor of the function's mean (class weight, 0 where
-            ignored); None where all are 1.
-        arguments: the arguments of the call, with the shape in place of each tensor: keeping tensors of the size of
+        weights: z, the contribution of each element to the divisor of the function's mean (class weight, or 0 if
+            ignored); None if all are 1.
+        arguments: the arguments of the call, with shapes instead of tensors, since keeping tensors of the size of
             logits for the whole batch would dominate the memory.
-        precision: the coarser of the dtype of its first argument and that of autocast, where that is on.
+        precision: the coarser of the dtype of its first argument and, if enabled, that of autocast.
     """
 
     name: str
@@ -72,7 +75,7 @@ class Term:
 
     Attributes:
         call: the call.
-        coefficients: c = ∂L/∂r, of the shape of `call.elements`; None where the call does not enter L.
+        coefficients: c = ∂L/∂r, with the shape of `call.elements`; None if the call does not enter L.
     """
 
     call: Call
@@ -93,10 +96,10 @@ class Captured:
 
 
 def capture(step: Step, module: nn.Module, batch: Any) -> Captured:
-    """Run a training step once and find the terms of its loss; `check_sum` says whether they are all.
+    """Run a training step once and find the terms of its loss; `check_sum` checks that they are complete.
 
-    This needs no graph of the network's forward pass: pass weights that do not require gradients, and none is recorded.
-    Safe in several threads at once, since function modes belong to one thread.
+    This does not need a graph of the network's forward pass; with weights that do not require gradients, none is
+    recorded. It is thread-safe, since function modes belong to one thread.
 
     Args:
         step: the training step.
@@ -121,6 +124,20 @@ def capture(step: Step, module: nn.Module, batch: Any) -> Captured:
     return Captured(loss.detach(), tuple(map(Term, calls, grads)))
 
 
+def averaged(step: Step, module: nn.Module, batch: Any, sums: Sequence[bool], size: int) -> Tensor:
+    """The loss of a training step, with its graph, with some of its loss calls divided by the number of examples.
+
+    Examples that have no target (all their labels are ignored) do not count, as in a mean. What the step does with the
+    results of the calls is linear, as `check_sum` showed.
+
+    Args:
+        sums: of each call, in their order, whether it is divided.
+        size: the number of examples in the batch.
+    """
+    with _Average(sums, size):
+        return scalar_loss(step(module, batch))
+
+
 def scalar_loss(output: object) -> Tensor:
     """The scalar loss in what a training step returned.
 
@@ -135,7 +152,7 @@ def scalar_loss(output: object) -> Tensor:
         )
     if loss.numel() != 1:
         raise NotSeparableError(f"training_step returned a loss of shape {tuple(loss.shape)}, which is not a scalar")
-    return loss.reshape(())
+    return plain_tensor(loss).reshape(())
 
 
 class _Intercept(TorchFunctionMode):
@@ -154,26 +171,70 @@ class _Intercept(TorchFunctionMode):
     ) -> Any:
         if func not in _WEIGHTS:
             return func(*args, **(kwargs or {}))
-        call = _unreduced(func, args, kwargs or {})
+        call = unreduced(func, args, kwargs or {})
         self.calls.append(call)
         return call.reduced()
 
 
-def _unreduced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    bound = _SIGNATURES[func].bind(*args, **kwargs)
-    bound.apply_defaults()
-    arguments = dict(bound.arguments)
+class _Average(TorchFunctionMode):
+    """Divides the results of chosen calls of known losses by the number of examples."""
+
+    def __init__(self, sums: Sequence[bool], size: int) -> None:
+        super().__init__()
+        self.sums, self.size = list(sums), size
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in _WEIGHTS or not self.sums or not self.sums.pop(0):
+            return result
+        return result / _counted(func, args, kwargs or {}, self.size)
+
+
+def _counted(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int) -> Tensor | int:
+    """How many of `size` examples have a target."""
+    arguments = _bound(func, args, kwargs)
+    weights = _of_target(arguments, arguments["input"]) if _WEIGHTS[func] is _of_target else None
+    return size if weights is None else weights.reshape(size, -1).any(1).sum().clamp(min=1)
+
+
+def arguments_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of a call by name, defaults among them; None where the function is no known loss."""
+    return _bound(func, args, kwargs) if func in _WEIGHTS else None
+
+
+def unreduced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, leaf: bool = True) -> Call:
+    """Make the call of a known loss without its reduction.
+
+    Args:
+        leaf: its elements are leaves of the graph; else they have the graph of the call.
+    """
+    arguments = _bound(func, args, kwargs)
     average, reduce = arguments.pop("size_average", None), arguments.pop("reduce", None)
     reduction: str = arguments.pop("reduction")
     if average is not None or reduce is not None:  # the arguments that `reduction` replaced in torch 0.4
         reduction = "none" if reduce is False else "sum" if average is False else "mean"
-    full = {name: _at_least_float32(value) for name, value in arguments.items()}
+    full = {name: at_least_float32(value) for name, value in arguments.items()}
+    with torch.set_grad_enabled(not leaf):
+        elements = plain_tensor(func(**full, reduction="none"))
     with torch.no_grad():
-        elements: Tensor = func(**full, reduction="none")
         weights = _WEIGHTS[func](full, elements)
+    if leaf:
+        elements = elements.detach().requires_grad_()
     precision = _precision(next(value for value in arguments.values() if isinstance(value, Tensor)))
     shapes = {name: value.shape if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    return Call(func.__name__, reduction, elements.detach().requires_grad_(), weights, shapes, precision)
+    return Call(func.__name__, reduction, elements, weights, shapes, precision)
+
+
+def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    bound = _SIGNATURES[func].bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 def _precision(first: Tensor) -> torch.dtype:
@@ -183,9 +244,10 @@ def _precision(first: Tensor) -> torch.dtype:
     return max(first.dtype, torch.get_autocast_dtype(device), key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _at_least_float32(value: object) -> object:
+def at_least_float32(value: T) -> T:
+    """A tensor of half precision in float32; anything else as it is."""
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
+        return cast(T, value.float())
     return value
 
 
@@ -202,6 +264,7 @@ def _of_target(arguments: _Arguments, elements: Tensor) -> Tensor | None:
     target: Tensor = arguments["target"]
     if target.is_floating_point():  # class probabilities: the mean divides by the number of positions
         return None
+    target = target.long()  # labels of uint8 would be a mask where they are indices
     counted = target != arguments["ignore_index"]
     if arguments["weight"] is None:
         return counted.to(elements.dtype)

@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from bif_lightning.exceptions import LossChangedError
-from bif_lightning.losses.derived.batch_size import BatchOf
+from bif_lightning.losses.derived.adaptation import AS_IT_IS, Adaptation
+from bif_lightning.losses.derived.batch_size import BatchOf, examples_in
+from bif_lightning.losses.derived.example_form import ExampleForm
 from bif_lightning.losses.derived.intercept import NotSeparableError, Step, scalar_loss
 from bif_lightning.losses.derived.proof import (
     AutocastTypes,
@@ -29,6 +30,7 @@ from bif_lightning.losses.derived.proof import (
     rounding,
 )
 from bif_lightning.losses.derived.reduction import PerSample
+from bif_lightning.losses.graph import needs_graph
 from bif_lightning.model.sharded import is_sharded
 
 
@@ -36,41 +38,54 @@ from bif_lightning.model.sharded import is_sharded
 class VmappedLoss:
     """The training step vectorised over the examples of a batch, each as a batch of one; made by `prove_singles`."""
 
-    rung: str = field(default="training_step vmapped over examples", init=False)
+    method: str = field(default="training_step vmapped over examples", init=False)
     cost: str = field(default="one vectorised forward pass for each batch", init=False)
     eval_batch_size: int | None = field(default=None, init=False)
     per_sample: PerSample = field(default="mean", init=False)
 
     step: Step
+    form: ExampleForm
+    adds_up: bool = False
+    adapted: Adaptation = AS_IT_IS
 
     def __call__(self, module: nn.Module, batch: Any) -> Float[Tensor, " example"]:
         """The loss of each example alone.
 
         Args:
             module: with the weights to evaluate, in eval mode.
-            batch: plain containers (dict, list, tuple) of tensors, whose rows are the examples.
+            batch: of the form of the checked ones.
 
         Returns:
-            Losses, shape [batch], float32, or float64 where the step computes in it; without a graph.
+            Losses, shape [batch], float32, or float64 if the step computes in it; without a graph.
 
         Raises:
             LossChangedError: the batch has another form, or the step returned no scalar.
         """
 
-        def one(example: Any) -> Tensor:
-            return scalar_loss(self.step(module, tree_map(_as_batch, example)))
+        try:
+            return self.unchecked(module, batch)
+        except NotSeparableError as cause:
+            raise _changed(str(cause)) from cause
 
-        reason = _not_rows(batch)
-        if reason is not None:
-            raise _changed(reason)
+    def unchecked(self, module: nn.Module, batch: Any) -> Tensor:
+        """The same.
+
+        Raises:
+            NotSeparableError: as `LossChangedError` above.
+        """
+
+        def one(*rows: Tensor) -> Tensor:
+            return scalar_loss(self.step(module, self.form.example(rows)))
+
         with torch.no_grad():
-            try:
-                # With random numbers, the loss of an example is not a function of the weights.
-                return _at_least_float32(torch.vmap(one, randomness="error")(batch))
-            except NotSeparableError as cause:
-                raise _changed(str(cause)) from cause
+            # With random numbers, the loss of an example is not a function of the weights.
+            return _at_least_float32(torch.vmap(one, randomness="error")(*self.form.rows(batch)))
 
-    def refreeze(self) -> None:
+    def objective(self, module: nn.Module, batch: Any) -> Tensor:
+        """What the step returns, or the mean of the losses that it adds up."""
+        return _mean(self.step, module, batch, self.adds_up)
+
+    def reset_coefficients(self) -> None:
         """Do nothing: batches are not compared with earlier evaluations."""
 
 
@@ -80,17 +95,19 @@ class SingleLoss:
 
     Attributes:
         step: the training step.
-        cost: in words, with the reason why vmap failed.
-        differentiates: whether the step calls autograd inside, and so must record a graph.
+        cost: cost in words, with the reason why vmap failed.
+        differentiates: whether the step calls autograd, and so must record a graph.
     """
 
-    rung: str = field(default="training_step on batches of one", init=False)
+    method: str = field(default="training_step on batches of one", init=False)
     eval_batch_size: int | None = field(default=1, init=False)
     per_sample: PerSample = field(default="mean", init=False)
 
     step: Step
     cost: str
     differentiates: bool
+    adds_up: bool = False
+    adapted: Adaptation = AS_IT_IS
 
     def __call__(self, module: nn.Module, batch: Any) -> Float[Tensor, " example"]:
         """The loss of an example.
@@ -100,7 +117,7 @@ class SingleLoss:
             batch: a collated batch of one example.
 
         Returns:
-            Its loss, shape [1], float32, or float64 where the step computes in it; without a graph.
+            Its loss, shape [1], float32, or float64 if the step computes in it; without a graph.
 
         Raises:
             LossChangedError: the step returned no scalar.
@@ -111,7 +128,11 @@ class SingleLoss:
             except NotSeparableError as cause:
                 raise _changed(str(cause)) from cause
 
-    def refreeze(self) -> None:
+    def objective(self, module: nn.Module, batch: Any) -> Tensor:
+        """What the step returns, or the mean of the losses that it adds up."""
+        return _mean(self.step, module, batch, self.adds_up)
+
+    def reset_coefficients(self) -> None:
         """Do nothing: batches are not compared with earlier evaluations."""
 
 
@@ -121,7 +142,7 @@ def prove_singles(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequen
     Arguments as for `derive_loss`; the module in eval mode.
 
     Returns:
-        The vmapped loss where it agrees with the batches of one, else the loss one example at a time.
+        The vmapped loss if it agrees with the batches of one, otherwise the loss of one example at a time.
 
     Raises:
         NotSeparableError: the step fails on a batch of one, its loss there is constant or not finite, or the loss of a
@@ -129,22 +150,26 @@ def prove_singles(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequen
     """
     noisy = at_perturbed_weights(step, module)
     given, other = (_Trial.run(s, module, batch_of, rows) for s in (step, noisy))
-    given_scale = max(given.scale(), other.scale())  # small losses drown in rounding
-    if not (given.tells_apart() or other.tells_apart()):
+    given_scale = max(given.scale(), other.scale())  # small losses are dominated by rounding
+    if not (given.distinguishes_rows() or other.distinguishes_rows()):
         raise NotSeparableError(equal_losses(rows, given.alone))
-    kinds = given.made_by(given_scale) & other.made_by(other.scale())
+    kinds = given.matching_reductions(given_scale) & other.matching_reductions(other.scale())
     if not kinds:
-        wrong = other if given.made_by(given_scale) else given
+        wrong = other if given.matching_reductions(given_scale) else given
         raise NotSeparableError(wrong.coupling(rows))
-    reason: str | None = "its weights are in shards"
+    adds_up = "mean" not in kinds
+    if adds_up:
+        _check_count(batch_of, rows)
+    found: ExampleForm | str = "its weights are sharded"
     if not is_sharded(module):
         with _fields_put_back(module):
             trials = ((step, given, given_scale), (noisy, other, other.scale()))
-            reason = _vmap_fails(module, batch_of, rows, trials)
-    if reason is None:
-        return VmappedLoss(step)
-    cost = f"one forward pass for each example, since vmap fails ({reason}); a loss_fn avoids them"
-    return SingleLoss(step, cost, _differentiates(step, module, batch_of(rows[:1])))
+            found = _vmapped(module, batch_of, rows, trials)
+    if isinstance(found, ExampleForm):
+        return VmappedLoss(step, found, adds_up)
+    cost = f"one forward pass for each example, since vmap fails ({found}); a loss_fn avoids them"
+    single = batch_of(rows[:1])
+    return SingleLoss(step, cost, needs_graph(lambda: scalar_loss(step(module, single))), adds_up)
 
 
 @dataclass(frozen=True)
@@ -177,11 +202,11 @@ class _Trial:
         """Mean size of the losses."""
         return float(self.alone.abs().mean())
 
-    def tells_apart(self) -> bool:
+    def distinguishes_rows(self) -> bool:
         return losses_differ(self.alone, self.rounding * self.scale())
 
-    def made_by(self, scale: float) -> set[str]:
-        """Which of "mean" and "sum" of the losses alone is the loss of each batch, up to rounding at this scale."""
+    def matching_reductions(self, scale: float) -> set[str]:
+        """Which of "mean" and "sum" of the single losses gives the loss of each batch, up to rounding at this scale."""
 
         def near(loss: float, expected: Tensor, size: int) -> bool:
             return abs(loss - float(expected)) <= self.rounding * scale * size
@@ -218,44 +243,40 @@ def _attempt(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequence[in
         raise NotSeparableError(f"training_step raised {type(cause).__name__} on {where}: {cause}") from cause
 
 
-def _differentiates(step: Step, module: nn.Module, single: Any) -> bool:
-    try:
-        with torch.no_grad():
-            step(module, single)
-    except Exception:  # with a graph it succeeded before
-        return True
-    return False
+def _check_count(batch_of: BatchOf, rows: Sequence[int]) -> None:
+    """Refuse sums over batches whose number of examples cannot be told, and so their means."""
+    for some in (rows, rows[:1]):
+        if (found := examples_in(batch_of(some))) != len(some):
+            raise NotSeparableError(
+                f"the loss adds up the losses of examples, and L(w) is their mean, but a batch of {len(some)} examples "
+                f"holds tensors of length {found}"
+            )
 
 
-def _vmap_fails(
+def _mean(step: Step, module: nn.Module, batch: Any, adds_up: bool) -> Tensor:
+    loss = scalar_loss(step(module, batch))
+    return loss / examples_in(batch) if adds_up else loss
+
+
+def _vmapped(
     module: nn.Module, batch_of: BatchOf, rows: Sequence[int], trials: Sequence[tuple[Step, _Trial, float]]
-) -> str | None:
-    """Why vmap does not give the losses alone, in a few words; None if it does."""
+) -> ExampleForm | str:
+    """The form of a batch where vmap gives the losses of single examples; else why it does not."""
     batch = batch_of(rows)
     try:
+        form, *_ = [ExampleForm.of(batch, batch_of([row]), len(rows)) for row in rows]
         for step, trial, scale in trials:
-            apart = trial.difference(VmappedLoss(step)(module, batch), scale)
+            apart = trial.difference(VmappedLoss(step, form).unchecked(module, batch), scale)
             if apart is not None:
                 return f"it differs from them by {apart:.3g}"
         # vmap accepts a tensor that the step stored under an earlier vmap; without vmap that is an error.
         with torch.no_grad():
             trials[0][0](module, batch_of(rows[:1]))
+    except NotSeparableError as cause:
+        return shorten(str(cause), 160, placeholder=" ...")
     except Exception as cause:
         return shorten(f"{type(cause).__name__}: {cause}", 160, placeholder=" ...")
-    return None
-
-
-def _as_batch(row: Tensor) -> Tensor:
-    return row.unsqueeze(0)
-
-
-def _not_rows(batch: Any) -> str | None:
-    leaves = tree_leaves(batch)
-    strange = [type(leaf).__name__ for leaf in leaves if not (isinstance(leaf, Tensor) and leaf.dim())]
-    if strange:
-        return f"the batch holds {strange[0]}, and not only tensors of rows in plain containers"
-    lengths = sorted({len(leaf) for leaf in cast("Sequence[Tensor]", leaves)})
-    return None if len(lengths) == 1 else f"the batch holds tensors of lengths {lengths}"
+    return form
 
 
 @contextmanager

@@ -15,12 +15,12 @@ divided by when it was alone:
     mean, count     Z_i = Σ_{k∈i} z_k   over the elements with a factor c_k: class weights, tokens that count, elements
     example, sum    Z_i = 1
 
-which is the factor of the loss times the sum of the example's (weighted) elements. For a batch whose loss is one mean,
+This is the factor of the loss times the sum of the example's (weighted) elements. For a batch whose loss is one mean,
 they add up to divisor times loss, Σ_i l_i Z_i = Z·L with Z = Σ_i Z_i: an example with four times the tokens or the
-class weight of another counts four times as much, as it does in training.
+class weight of another counts four times as much, as in training.
 
 `consistent_rules` finds the rule that a training step follows by comparing the coefficients of a batch with those of
-its examples alone. The comparison does not involve the network, so that it is sharp in every precision.
+its examples alone. The comparison does not involve the network, and is therefore precise in every dtype.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ Rule = Literal["mean", "count", "example", "sum"]
 RULES: Final[tuple[Rule, ...]] = ("mean", "count", "example", "sum")
 
 PerSample = Literal["mean", "sum"]
-"""Whether the loss of an example is what the training step returns for it alone, or that times its divisor."""
+"""Whether the loss of an example is what the training step returns for it alone, or this value times its divisor."""
 
 _WEIGHT_TOLERANCE: Final = 1e-4
 _ROW_TOLERANCE: Final = 1e-3
@@ -151,9 +151,9 @@ def _agreed_share(term: Term, size: int, rules: Sequence[Rule]) -> Tensor:
         apart = (shares - first).abs().amax(0) > _ROW_TOLERANCE * first.abs()
         if bool((apart & first.isfinite()).any()):
             raise NotSeparableError(
-                f"what training_step divides {term.call.name}(reduction={term.call.reduction!r}) by is not known: on "
-                f"the checked examples the rules {', '.join(rules)} were all right, but they differ on this batch, "
-                "whose examples have different numbers of elements or different weights",
+                f"the divisor of {term.call.name}(reduction={term.call.reduction!r}) in training_step is ambiguous: on "
+                f"the checked examples the rules {', '.join(rules)} agreed, but they differ on this batch, whose "
+                "examples have different numbers of elements or different weights",
                 (term.call,),
             )
     return first
@@ -186,8 +186,8 @@ def _own_divisor(used: Sequence[tuple[Term, Sequence[Rule]]], size: int) -> Tens
     if right and not bool(torch.stack(right).all()):
         calls = [term.call for term, _ in used]
         raise NotSeparableError(
-            f"what the loss of an example alone is divided by ({', '.join(call.name for call in calls)}) is not "
-            'one known number, as per_sample="sum" needs: its losses divide by different things, or by hand',
+            f"the divisor of the loss of a single example ({', '.join(call.name for call in calls)}) is ambiguous, "
+            'but per_sample="sum" needs it: the losses have different divisors, or the step divides by hand',
             calls,
         )
     return found[0]

@@ -4,9 +4,9 @@
 depend on the network, `split` divides them among the examples, and `disagreement` requires that each example in a batch
 of one has the loss of its row. All but the last are checked again on every batch.
 
-`check_sum` compares Σ_k c_k r_k with L, so that a loss with other parts (a hand-written penalty, a square root) is
-refused instead of truncated. That equality does not detect a coefficient that depends on the network: the larger of two
-losses adds up whichever it is. Therefore `KeptCoefficients` compares c with that of the same batch at earlier draws.
+`check_sum` compares Σ_k c_k r_k with L, and so refuses a loss with other parts (a hand-written penalty, a square root)
+instead of truncating it. This equality does not detect a coefficient that depends on the network, such as that of the
+larger of two losses. Therefore `KeptCoefficients` compares c with its value for the same batch at earlier draws.
 """
 
 import math
@@ -20,8 +20,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bif_lightning.exceptions import LossChangedError
+from bif_lightning.losses.derived.adaptation import AS_IT_IS, Adaptation
 from bif_lightning.losses.derived.batch_size import BatchOf
-from bif_lightning.losses.derived.intercept import Captured, NotSeparableError, Step, Term, capture, scalar_loss
+from bif_lightning.losses.derived.intercept import (
+    Captured,
+    NotSeparableError,
+    Step,
+    Term,
+    averaged,
+    capture,
+    scalar_loss,
+)
 from bif_lightning.losses.derived.proof import (
     at_perturbed_weights,
     disagreement,
@@ -33,7 +42,7 @@ from bif_lightning.losses.derived.proof import (
 from bif_lightning.losses.derived.reduction import PerSample, Rule, calls_of, consistent_rules, split
 
 Coefficients = Sequence[Tensor | None]
-"""c of each term, None where the term does not enter the loss."""
+"""c of each term; None if the term does not enter the loss."""
 
 _TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -77,10 +86,10 @@ def check_sum(captured: Captured, kept: Coefficients | None = None) -> bool:
 class KeptCoefficients:
     """The coefficients of each batch at its first evaluation.
 
-    They must depend on the batch (its classes, its tokens) and not on the network's weights: then every draw of every
+    They must depend on the batch (its classes, its tokens) and not on the network's weights. Then every draw of every
     chain has the same coefficients, and the check of the first holds for all. Thread-safe. Batches are identified by
-    object identity and are kept alive, so that an id is never reused: pass the same batch objects at every draw, and
-    clear between snapshots.
+    object identity, and are kept alive because ids could be reused otherwise. Pass the same batch objects at every
+    draw, and clear between snapshots.
     """
 
     def __init__(self) -> None:
@@ -92,7 +101,7 @@ class KeptCoefficients:
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget all batches: the next evaluation of each is its first again."""
+        """Forget all batches; the next evaluation of each sets its coefficients."""
         with self._lock:
             self._kept.clear()
 
@@ -154,7 +163,7 @@ class CapturedLoss:
         per_sample: which loss of an example, see `reduction`.
     """
 
-    rung: str = field(default="captured from training_step", init=False)
+    method: str = field(default="captured from training_step", init=False)
     cost: str = field(default="one forward pass for each batch", init=False)
     eval_batch_size: int | None = field(default=None, init=False)
 
@@ -162,6 +171,7 @@ class CapturedLoss:
     rules: tuple[tuple[Rule, ...], ...]
     size_of: Callable[[Any], int]
     per_sample: PerSample
+    adapted: Adaptation = AS_IT_IS
     _kept: KeptCoefficients = field(default_factory=KeptCoefficients, init=False, repr=False, compare=False)
 
     def __call__(self, module: nn.Module, batch: Any) -> Float[Tensor, " example"]:
@@ -172,7 +182,7 @@ class CapturedLoss:
             batch: a collated batch, the same object at every draw.
 
         Returns:
-            Losses, shape [batch], float32, or float64 where the step computes in it; without a graph.
+            Losses, shape [batch], float32, or float64 if the step computes in it; without a graph.
 
         Raises:
             LossChangedError: the step's loss on this batch fails a check that it passed before.
@@ -189,7 +199,18 @@ class CapturedLoss:
             ) from reason
         return losses
 
-    def refreeze(self) -> None:
+    @property
+    def adds_up(self) -> bool:
+        """Whether the step adds up losses of examples, in one of its terms or in all."""
+        return ("sum",) in self.rules
+
+    def objective(self, module: nn.Module, batch: Any) -> Tensor:
+        """The step's loss with every sum over examples made a mean."""
+        if not self.adds_up:
+            return scalar_loss(self.step(module, batch))
+        return averaged(self.step, module, batch, [rule == ("sum",) for rule in self.rules], self.size_of(batch))
+
+    def reset_coefficients(self) -> None:
         """Forget the kept coefficients, so that the next evaluation of each batch sets them."""
         self._kept.clear()
 
@@ -232,12 +253,12 @@ def _prove(
     perturbed = at_perturbed_weights(step, module)
     elsewhere = _attempt(perturbed, module, batch, "the batch with noise on the weights")
     _check_constant(given.batch, elsewhere)
-    if given.unequal(rules, given.scale()) is None and given.tells_apart():
+    if given.unequal(rules, given.scale()) is None and given.distinguishes_rows():
         return
-    # Small losses drown in rounding and equal ones show nothing: then other weights decide, and set the scale.
+    # Small losses are dominated by rounding, and equal ones hide errors: then other weights decide and set the scale.
     other = _Trial.run(perturbed, module, batch, batch_of, given.rows)
     wrong = given.unequal(rules, max(given.scale(), other.scale())) or other.unequal(rules, other.scale())
-    if wrong is None and not other.tells_apart():
+    if wrong is None and not other.distinguishes_rows():
         wrong = equal_losses(given.rows, given.alone)
     if wrong is not None:
         raise NotSeparableError(wrong, calls_of(given.batch))
@@ -276,17 +297,17 @@ class _Trial:
         return cls(rows, float_types(module), together, tuple(singles), torch.stack(alone))
 
     def scale(self) -> float:
-        """Mean absolute loss; 0 where one is not finite."""
+        """Mean absolute loss; 0 if one is not finite."""
         mean = float(self.alone.abs().mean())
         return mean if math.isfinite(mean) else 0.0
 
     def unequal(self, rules: Sequence[Sequence[Rule]], scale: float) -> str | None:
-        """A sentence about a row that differs from its example alone by more than rounding at this scale; else None."""
+        """Describe a row that differs from its example alone by more than rounding at this scale; None if all agree."""
         shares = split(self.batch, len(self.rows), rules)
         return disagreement(self.alone, shares, self.rows, self._rounding() * scale)
 
-    def tells_apart(self) -> bool:
-        """Whether a row in the wrong place would show."""
+    def distinguishes_rows(self) -> bool:
+        """Whether a row in the wrong place would be detected."""
         return losses_differ(self.alone, self._rounding() * self.scale())
 
     def _rounding(self) -> float:
@@ -308,6 +329,6 @@ def _attempt(step: Step, module: nn.Module, batch: Any, where: str) -> Captured:
 def _plain(step: Step, module: nn.Module, single: Any, captured: Captured) -> Tensor:
     with torch.enable_grad():  # a step may differentiate inside
         loss = scalar_loss(step(module, single)).detach().double()
-    # Where everything is ignored torch's mean is 0/0; an example without a target has loss 0.
+    # If everything is ignored, torch's mean is 0/0; an example without a target has loss 0.
     empty = all(t.call.weights is not None and not bool(t.call.weights.any()) for t in captured.terms)
     return torch.zeros_like(loss) if empty and bool(loss.isnan()) else loss

@@ -30,8 +30,8 @@ def refusal(
     tried = "\n".join(f"- {way}: {reason}." for way, reason in reasons.items())
     return (
         f"per-example losses (per_sample={per_sample!r}) cannot be derived from training_step. Tried:\n{tried}\n"
-        "Pass the loss of each example to the callback, shape [batch] (or [batch, token]). From what was seen, with "
-        "module(x) as the forward pass:\n\n"
+        "Pass the loss of each example to the callback, shape [batch] (or [batch, token]). From the recorded calls, "
+        "with module(x) as the forward pass:\n\n"
         f"{suggested_loss_fn(calls, batch, size, per_sample)}\n\n"
         "BIFCallback(..., loss_fn=loss_fn)"
     )

@@ -8,10 +8,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from bif_lightning.exceptions import LossRefusedError
-from bif_lightning.losses.derived.proof import rounding
+from bif_lightning.losses.derived.modes import part_to_train
+from bif_lightning.losses.derived.proof import compare_rows, unequal_rows
+from bif_lightning.losses.derived.randomness import by_chance, refusal_of_chance
+from bif_lightning.losses.graph import needs_graph
 from bif_lightning.losses.problem import eval_mode
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import is_sharded
+from bif_lightning.model.weights import every_supported
 
 _TOLERANCE: Final = 0.03
 _EXAMPLE: Final = 'return F.cross_entropy(module(x), y, reduction="none")'
@@ -22,6 +26,8 @@ def check_user_loss(
     module: nn.Module,
     batch_of: Callable[[Sequence[int]], Any],
     rows: Sequence[int],
+    *,
+    gradient: bool = True,
 ) -> None:
     """Check that a user's loss function returns the loss of each example, and is differentiable.
 
@@ -32,6 +38,7 @@ def check_user_loss(
         module: with weights at which the loss is finite.
         batch_of: collates examples, given by index.
         rows: at least two examples.
+        gradient: whether to check that the loss of these examples has one; where a margin is kept it is 0.
 
     Raises:
         ValueError: fewer than two examples in `rows`.
@@ -42,15 +49,31 @@ def check_user_loss(
         raise ValueError(f"rows is {list(rows)}; a loss function is checked on at least two examples")
     with eval_mode(module):
         batch = batch_of(rows)
-        with torch.no_grad():
+        recorded = _runs(loss_fn, module, batch)
+        with torch.set_grad_enabled(recorded):
             result = loss_fn(module, batch)
         _check_form(result, len(rows))
         _warn_of_rounding(result)
         _check_finite(result, rows)
-        _check_gradient(loss_fn, module, batch)
-        with torch.no_grad():
-            alone = [loss_fn(module, batch_of([row])) for row in rows]
-    _check_alone(alone, result, rows)
+        if gradient:
+            _check_gradient(loss_fn, module, batch)
+        with torch.set_grad_enabled(recorded):
+            _check_form(loss_fn(module, batch_of(rows[:1])), 1)
+        _check_alone(loss_fn, module, batch_of, rows, recorded)
+
+
+def _runs(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch: Any) -> bool:
+    """Whether the loss needs a graph.
+
+    Raises:
+        LossRefusedError: it fails in evaluation mode, and not in training mode.
+    """
+    try:
+        return needs_graph(lambda: loss_fn(module, batch))
+    except Exception as error:
+        if part := part_to_train(loss_fn, module, batch):
+            raise LossRefusedError(part.message("loss_fn")) from error
+        raise
 
 
 def _refuse(found: str, action: str) -> NoReturn:
@@ -78,7 +101,7 @@ def _warn_of_rounding(result: Tensor) -> None:
     if result.dtype in (torch.bfloat16, torch.float16):
         rank_zero_warn(
             f"loss_fn returns {result.dtype}, which keeps about three digits. An influence is a covariance of small "
-            "changes of the losses, which such rounding covers up. Compute the loss from logits in float32:\n"
+            "changes of the losses, which such rounding hides. Compute the loss from logits in float32:\n"
             '    return F.cross_entropy(module(x).float(), y, reduction="none")'
         )
 
@@ -87,15 +110,13 @@ def _check_finite(result: Tensor, rows: Sequence[int]) -> None:
     finite = result.isfinite().reshape(len(rows), -1).all(1).tolist()
     bad = [row for row, good in zip(rows, finite, strict=True) if not good]
     if bad:
-        _refuse(
-            f"returned a loss that is not finite for the examples {bad}", "look at these examples or leave them out"
-        )
+        _refuse(f"returned a loss that is not finite for the examples {bad}", "check these examples, or leave them out")
 
 
 def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch: Any) -> None:
-    if is_sharded(module) or not any(parameter.requires_grad for parameter in module.parameters()):
+    if is_sharded(module) or not (names := every_supported(module)):
         return  # the first snapshot checks the gradient
-    backend = FunctionalBackend(module, twins=False)
+    backend = FunctionalBackend(module, names, twins=False)
     weights = backend.weights()
 
     def backward(bound: nn.Module) -> None:
@@ -113,17 +134,28 @@ def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Modu
         )
 
 
-def _check_alone(alone: Sequence[object], result: Tensor, rows: Sequence[int]) -> None:
-    sums = result.detach().double().reshape(len(rows), -1).sum(1)
-    relative = max(_TOLERANCE, rounding(result.dtype, result.device))
-    tolerance = relative * float(sums.abs().mean()) + 1e-6
-    for row, single, together in zip(rows, alone, sums.tolist(), strict=True):
-        _check_form(single, 1)
-        value = float(single.detach().double().sum()) if isinstance(single, Tensor) else float("nan")
-        if not abs(value - together) <= tolerance:
-            _refuse(
-                f"gives example {row} the loss {value:.6g} in a batch of one, but {together:.6g} in a batch "
-                f"of {len(rows)}",
-                "the loss of an example must not depend on the others in its batch (no mean over the batch, no "
-                "division by its length), and the losses must be in the order of the examples",
-            )
+def _check_alone(
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    module: nn.Module,
+    batch_of: Callable[[Sequence[int]], Any],
+    rows: Sequence[int],
+    recorded: bool,
+) -> None:
+    def losses(own: nn.Module, batch: Any) -> Tensor:
+        with torch.set_grad_enabled(recorded):
+            return loss_fn(own, batch)
+
+    pairs = compare_rows(losses, module, batch_of, rows)
+    if (wrong := unequal_rows(pairs, rows, _TOLERANCE)) is not None:
+        if source := by_chance(loss_fn, module, batch_of, rows):
+            raise LossRefusedError(refusal_of_chance(source, "loss_fn"))
+        _refuse(
+            f"is not the loss of each example: {wrong}",
+            "the loss of an example must not depend on the others in its batch (no mean over the batch, no "
+            "division by its length), and the losses must be in the order of the examples",
+        )
+    if (wrong := unequal_rows(pairs, rows)) is not None:
+        rank_zero_warn(
+            f"loss_fn: {wrong}. That is more than rounding in the dtypes of the weights explains. Unless a kernel "
+            "rounds to fewer digits, the loss of an example depends on the others in its batch, and its influence too"
+        )

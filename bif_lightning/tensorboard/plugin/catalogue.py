@@ -86,9 +86,11 @@ class Catalogue:
         return {
             "run": run.name,
             "path": run.name,
+            "written": run.written,
             **{name: described.get(name, default) for name, default in _EMPTY.items()},
             "steps": steps,
             "samples_token": run.samples_token,
+            "integrated_token": run.integrated_token,
             "problems": problems,
         }
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json, as_numbers
-from bif_lightning.tensorboard.plugin.examples import Examples, examples_of
+from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of
+from bif_lightning.tensorboard.plugin.matching import matched
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.pooling import pooled
@@ -37,12 +38,19 @@ _PARTS: Mapping[str, tuple[Combine, Combine]] = {
 
 @dataclass(frozen=True)
 class Common:
-    """Examples that two runs share, by id: their rows here, and the same ones there."""
+    """Examples that two runs share (`matching`): their rows here, and the same ones there.
+
+    Attributes:
+        rows, columns: train examples and queries, as rows of this run.
+        other_rows, other_columns: the same ones, as rows of the other run.
+        left_out: examples whose id both have, but which are not the same; train and query.
+    """
 
     rows: np.ndarray
     other_rows: np.ndarray
     columns: np.ndarray
     other_columns: np.ndarray
+    left_out: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -66,37 +74,48 @@ def pair_of(here: RunFiles, there: RunFiles, parameters: Parameters) -> Pair:
     step, other = here.step(parameters), there.step(parameters, "other_step")
     matrix = matrix_of(parameters)
     shapes = shape_of(here, step, matrix), shape_of(there, other, matrix)
-    common = _common(here, there, matrix, shapes)
-    if not (len(common.rows) and len(common.columns)):
-        raise RefusedError(
-            400, "The two runs have no train examples, or no queries, of the same id: they cannot be compared."
-        )
-    return Pair(here, there, step, other, matrix, common)
+    found = _common(here, there, (step, other), matrix, shapes)
+    if not (len(found.rows) and len(found.columns)):
+        raise RefusedError(400, f"The two runs cannot be compared: they share {_missing(found)}.")
+    return Pair(here, there, step, other, matrix, found)
 
 
-def _common(here: RunFiles, there: RunFiles, matrix: Matrix, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Common:
+def _common(
+    here: RunFiles,
+    there: RunFiles,
+    steps: tuple[int, int],
+    matrix: Matrix,
+    shapes: tuple[tuple[int, int], tuple[int, int]],
+) -> Common:
     if here.folder == there.folder and shapes[0] == shapes[1]:
         rows, columns = (np.arange(size) for size in shapes[0])
         return Common(rows, rows, columns, columns)
-    own, others = examples_of(here), examples_of(there)
-    rows = _matched(own, others, "train")
-    columns = _matched(own, others, "query")
-    if matrix.observable and shapes[0][1] != len(own.query):
+    rows, columns = (matched(here, there, steps, side) for side in SIDES)
+    if matrix.observable and shapes[0][1] != len(examples_of(here).query):
         raise RefusedError(
             400, f"The columns of {matrix.observable} are not queries; compare another matrix between runs."
         )
-    return Common(*rows, *columns)
+    return Common(rows.here, rows.there, columns.here, columns.there, (rows.left_out, columns.left_out))
 
 
-def _matched(own: Examples, others: Examples, side: str) -> tuple[np.ndarray, np.ndarray]:
-    there = {name: row for row, name in enumerate(others.side(side).ids)}
-    pairs = [(row, there[name]) for row, name in enumerate(own.side(side).ids) if name in there]
-    found = np.array(pairs, np.int64).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+def _missing(found: Common) -> str:
+    sides = ("train examples", found.rows, found.left_out[0]), ("queries", found.columns, found.left_out[1])
+    name, _, differ = next(side for side in sides if not len(side[1]))
+    if not differ:
+        return f"no {name} of the same id"
+    return f"no {name}: {differ} have the same id in both, but other data (labels, texts, or the dataset itself)"
+
+
+def common(here: RunFiles, there: RunFiles, parameters: Parameters) -> Answer:
+    """Rows of this run that the other has too, ascending, and how many of the same id were left out as other data."""
+    found = pair_of(here, there, parameters).common
+    return as_json(
+        {"train": found.rows, "query": found.columns, "left_out": dict(zip(SIDES, found.left_out, strict=True))}
+    )
 
 
 def compare(here: RunFiles, there: RunFiles, parameters: Parameters) -> Answer:
-    """Values here minus values there, float32, and their standard errors where the window is not pooled.
+    """Effects here minus effects there, float32, and their standard errors where the window is not pooled.
 
     `part` asks for the values of "this" or of the "other" in place of the difference, in the same window. The error of
     a difference is taken as that of two independent estimates. Snapshots share their noise, so it is smaller in truth.
@@ -107,7 +126,7 @@ def compare(here: RunFiles, there: RunFiles, parameters: Parameters) -> Answer:
     kept = rows[np.isin(rows, pair.common.rows)], columns[np.isin(columns, pair.common.columns)]
     window = window_of(parameters, *kept)
     values, errors = _PARTS[part]
-    shown = [_shown(pair, pair.matrix.name, window, values)]
+    shown = [pair.matrix.effect(_shown(pair, pair.matrix.name, window, values))]
     if not window.is_pooled:
         shown.append(_shown(pair, pair.matrix.error, window, errors))
     agreement = rank_agreement(pair, _SOME)[1]
@@ -115,7 +134,8 @@ def compare(here: RunFiles, there: RunFiles, parameters: Parameters) -> Answer:
         "X-Shape": f"{window.height},{window.width}",
         "X-Pooled": str(int(window.is_pooled)),
         "X-Errors": str(len(shown) - 1),
-        "X-Scale": repr(_scale(pair, values)),
+        "X-Scale": repr((extent := _scale(pair, values))[0]),
+        "X-Largest": repr(extent[1]),
         "X-Common": f"{len(kept[0])},{len(kept[1])}",
         "X-Rank-Correlation": repr(float(np.nanmedian(agreement))) if np.isfinite(agreement).any() else "nan",
         "X-Rank-Queries": str(len(agreement)),
@@ -175,8 +195,8 @@ def _pooled(files: RunFiles, step: int, name: str, window: Window, rows: np.ndar
     return pooled(cells(files, step, name), rows, columns, window.height, window.width)
 
 
-def _scale(pair: Pair, combine: Combine) -> float:
-    """99th percentile of the absolute values that are shown, from at most 512 x 512 entries spread over all."""
+def _scale(pair: Pair, combine: Combine) -> tuple[float, float]:
+    """99th percentile and largest of the sizes that are shown, from at most 512 x 512 entries spread over all."""
     of = pair.common
     rows, columns = (
         np.linspace(0, len(each) - 1, min(512, len(each))).astype(np.int64) for each in (of.rows, of.columns)
@@ -185,4 +205,4 @@ def _scale(pair: Pair, combine: Combine) -> float:
     there = cells(pair.there, pair.other_step, pair.matrix.name)[of.other_rows[rows]][:, of.other_columns[columns]]
     apart = np.abs(combine(here, there))
     known = apart[np.isfinite(apart)]
-    return float(np.quantile(known, 0.99)) if known.size else 0.0
+    return (float(np.quantile(known, 0.99)), float(known.max())) if known.size else (0.0, 0.0)

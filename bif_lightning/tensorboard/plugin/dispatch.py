@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
-from bif_lightning.tensorboard.plugin.compare import compare, compare_ranks
+from bif_lightning.tensorboard.plugin.compare import common, compare, compare_ranks
 from bif_lightning.tensorboard.plugin.entries import cell
 from bif_lightning.tensorboard.plugin.examples import samples, text, thumbnail
 from bif_lightning.tensorboard.plugin.exports import export_classes, export_compare_ranks, export_top, export_window
@@ -38,6 +38,7 @@ OF_ONE: Mapping[str, Callable[[RunFiles, Parameters], Answer]] = {
     "view": view,
 }
 OF_TWO: Mapping[str, Callable[[RunFiles, RunFiles, Parameters], Answer]] = {
+    "common": common,
     "compare": compare,
     "compare_ranks": compare_ranks,
     "export_compare_ranks": export_compare_ranks,

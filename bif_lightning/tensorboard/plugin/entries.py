@@ -13,7 +13,7 @@ _LOSSES = ("train_loss", "train_std", "query_loss", "query_std")
 
 
 def cell(files: RunFiles, parameters: Parameters) -> Answer:
-    """Every quantity of one train example and one query, with its standard error; and their losses."""
+    """Every effect of one train example and one query, with its standard error; and their losses."""
     step, asked = files.step(parameters), matrix_of(parameters)
     train, query = (
         parameters.rows(side, size)[:1]
@@ -23,7 +23,7 @@ def cell(files: RunFiles, parameters: Parameters) -> Answer:
     shapes = head(files, step).shapes
     values = {
         matrix.quantity: {
-            "value": _entry(files, step, matrix.name, train, query),
+            "value": matrix.helps * _entry(files, step, matrix.name, train, query),
             "standard_error": _entry(files, step, matrix.error, train, query),
         }
         for matrix in present

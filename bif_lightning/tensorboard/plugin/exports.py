@@ -1,4 +1,7 @@
-"""CSV exports of the views, with ids, labels, values and standard errors."""
+"""CSV exports of the views, with ids, labels, values and standard errors.
+
+Values have the names and signs of the dump: influence below 0 helps.
+"""
 
 import csv
 import io
@@ -9,10 +12,10 @@ from bif_lightning.results.examples import Samples
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
 from bif_lightning.tensorboard.plugin.compare import pair_of, rank_agreement
 from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of, label_word
-from bif_lightning.tensorboard.plugin.matrix import cells, matrix_of, shape_of
+from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.run_files import RunFiles
-from bif_lightning.tensorboard.plugin.tops import top_lists
+from bif_lightning.tensorboard.plugin.tops import stored, top_lists
 from bif_lightning.tensorboard.plugin.views import class_means, ordered, window_of
 
 _MOST_CELLS = 1 << 18
@@ -41,26 +44,31 @@ def export_top(files: RunFiles, parameters: Parameters) -> Answer:
     lists = top_lists(files, step, matrix, parameters)
     side = "train" if parameters.has("query") else "query"
     who = None if side == "query" and matrix.observable else examples_of(files).side(side)
-    head = [
-        "step",
-        "effect",
-        "rank",
-        side,
-        "id",
-        "label",
-        "value",
-        "standard_error",
-        "clear",
-        "rank_since",
-        "value_since",
-    ]
-    numbers = ("value", "standard_error", "clear", "rank_since", "value_since")
+    other = "query" if side == "train" else "train"
+    asked, whole = parameters.text(other), lists["over"] == "training"
+    if not whole:
+        matrix = matrix_of(Parameters({"matrix": lists["matrix"]}))
+
+    head = ["step", other, "effect", "rank", side, "id", "label", "quantity", "value", "standard_error", "clear"]
+    head += [matrix.name, f"{matrix.name}_standard_error"] if whole else ["rank_since", "value_since"]
+    name = "integrated" if whole else matrix.name
     rows = [
-        [step, effect, card["rank"], card["row"], *_who(who, card["row"]), *(card[name] for name in numbers)]
+        [step, asked, effect, card["rank"], card["row"], *_who(who, card["row"]), name]
+        + [stored(card["value"], whole, matrix), card["standard_error"], card["clear"]]
+        + (_snapshot(card, matrix) if whole else [card["rank_since"], _stored(card["value_since"], matrix)])
         for effect in ("helps", "hurts", "lowers", "raises")
         for card in lists.get(effect, ())
     ]
-    return as_csv(head, rows, f"influence_top_step_{step}")
+    return as_csv(head, rows, "influence_top_training" if whole else f"influence_top_step_{step}")
+
+
+def _snapshot(card: Mapping[str, Any], matrix: Matrix) -> list[Any]:
+    """What stands beside the value of a card."""
+    return [_stored(card["snapshot"]["value"], matrix), card["snapshot"]["standard_error"]]
+
+
+def _stored(value: float | None, matrix: Matrix) -> float | None:
+    return None if value is None else stored(value, False, matrix)
 
 
 def _who(of: Samples | None, row: int) -> tuple[str | None, str | None]:
@@ -128,13 +136,15 @@ def export_compare_ranks(here: RunFiles, there: RunFiles, parameters: Parameters
     return as_csv(["query", "id", "label", "rank_correlation"], rows, "influence_compare_ranks")
 
 
-def trajectory_csv(found: Mapping[str, Any]) -> Answer:
-    """A trajectory, a line for each step."""
-    head = ["steps", "value", "standard_error", "low", "high", "verdict"]
+def trajectory_csv(found: Mapping[str, Any], matrix: Matrix, parameters: Parameters) -> Answer:
+    """A trajectory of stored values, a line for each step, with the rows or the classes that it is of."""
+    names = ["train_class", "query_class"] if parameters.has("train_class") else ["train", "query"]
+    pair = [parameters.text(name) for name in names]
+    columns = [found[name] for name in ("steps", "value", "standard_error", "low", "high", "verdict")]
     changes = {change["step"]: change["kind"] for change in found["changes"]}
-    columns = [found[name] for name in head]
-    rows = [[*row, changes.get(row[0])] for row in zip(*columns, strict=True)]
-    return as_csv(["step", *head[1:], "change"], rows, "influence_trajectory")
+    rows = [[step, *pair, *row, changes.get(step)] for step, *row in zip(*columns, strict=True)]
+    head = ["step", *names, matrix.name, "standard_error", "low", "high", "verdict", "change"]
+    return as_csv(head, rows, "influence_trajectory")
 
 
 def trust_csv(found: Mapping[str, Any]) -> Answer:

@@ -1,4 +1,8 @@
-"""The matrices of a dump, and their cells."""
+"""The matrices of a dump, and their cells.
+
+Answers that are shown hold effects, whose sign is the same for every quantity: above 0, the train example helps. Tables
+to save hold the quantities of the dump under their names.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +40,11 @@ class Matrix:
         return f"{self.observable}_{self.quantity}" if self.observable else self.quantity
 
     @property
+    def asked(self) -> str:
+        """How requests call it."""
+        return f"{self.observable}:{self.quantity}" if self.observable else self.quantity
+
+    @property
     def error(self) -> str:
         """Name of the dataset of its standard errors."""
         return f"{self.name}_standard_error"
@@ -44,6 +53,17 @@ class Matrix:
     def helps(self) -> int:
         """Sign of the values that help, or that lower the observable."""
         return 1 if self.quantity == "correlation" else -1
+
+    @property
+    def words(self) -> str:
+        """What is shown, in running text."""
+        name = {"correlation": "correlation", "influence": "effect", "conditioned": "conditioned effect"}[self.quantity]
+        preposition = "with" if self.quantity == "correlation" else "on"
+        return f"{name} {preposition} {self.observable}" if self.observable else name
+
+    def effect(self, values: np.ndarray) -> np.ndarray:
+        """Stored values with the sign that helps, or that lowers the observable, made positive."""
+        return values if self.helps > 0 else -values
 
 
 def matrix_of(parameters: Parameters) -> Matrix:

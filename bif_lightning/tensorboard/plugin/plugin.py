@@ -19,6 +19,7 @@ from bif_lightning.tensorboard.plugin import exports, trajectories, trust
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.catalogue import Catalogue
 from bif_lightning.tensorboard.plugin.hosts import may_ask
+from bif_lightning.tensorboard.plugin.matrix import matrix_of
 from bif_lightning.tensorboard.plugin.page import joined
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.prefetch import Prefetcher
@@ -30,7 +31,7 @@ NAME = "influence"
 _STATIC = Path(__file__).parent / "static"
 _DAY = 86400
 _PLAIN = ("samples", "text", "thumbnail", "order", "classes", "cell", "top", "chains", "tokens")
-_OF_TWO = ("compare", "compare_ranks")
+_OF_TWO = ("common", "compare", "compare_ranks")
 
 Route = Callable[[Parameters], Answer]
 
@@ -76,7 +77,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
         if runs:
             # The tab may be opened next: its first answer then need not wait for a process to start, nor for the run
             # that it shows first.
-            Thread(target=self._prepare, args=(next(iter(runs.values())),), daemon=True).start()
+            Thread(target=self._prepare, args=(max(runs.values(), key=lambda run: run.written),), daemon=True).start()
         return bool(runs)
 
     def _prepare(self, run: Run) -> None:
@@ -169,11 +170,11 @@ class InfluencePlugin(base_plugin.TBPlugin):
         return sorted(found, key=lambda point: point["step"])
 
     def _trajectory(self, parameters: Parameters) -> Answer:
-        return as_json(self._curve(parameters))
+        return as_json(self._curve(parameters, matrix_of(parameters).helps))
 
-    def _curve(self, parameters: Parameters) -> dict[str, Any]:
+    def _curve(self, parameters: Parameters, sign: int) -> dict[str, Any]:
         points = self._points("trajectory_points", parameters)
-        return trajectories.assemble(points, parameters, self._catalogue.verdicts(self._run(parameters)))
+        return trajectories.assemble(points, parameters, self._catalogue.verdicts(self._run(parameters)), sign)
 
     def _trust(self, parameters: Parameters) -> Answer:
         return as_json(trust.assemble(self._points("trust_points", parameters)))
@@ -181,7 +182,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
     def _export(self, parameters: Parameters) -> Answer:
         what = parameters.choice("what", ("top", "window", "classes", "trajectory", "trust", "compare_ranks"))
         if what == "trajectory":
-            return exports.trajectory_csv(self._curve(parameters))
+            return exports.trajectory_csv(self._curve(parameters, 1), matrix_of(parameters), parameters)
         if what == "trust":
             return exports.trust_csv(trust.assemble(self._points("trust_points", parameters)))
         return (self._of_two if what in _OF_TWO else self._plain)(f"export_{what}")(parameters)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from bif_lightning.archive.schema import DUMP_NAME, SAMPLES_FILE
+from bif_lightning.archive.schema import DUMP_NAME, INTEGRATED_FILE, SAMPLES_FILE
 from bif_lightning.tensorboard.plugin.run_files import RunFiles
 
 SECONDS = 5.0
 """How long a scan is reused: TensorBoard asks every plugin at every reload."""
 _MOST_RUNS = 10_000
 _MOST_DEPTH = 12
+_MOST_LINKS = 1_000
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,19 @@ class Run:
     Attributes:
         name: its path below the log folder, "." for that itself, with forward slashes.
         folder: its path.
+        written: when its latest dump was, in seconds since 1970; 0 without one.
         dumps: by step, ascending.
         samples_token: of the samples file; empty where there is none.
+        integrated_token: of the file of sums over the training; empty where there is none.
         odd: files that are named like dumps but are not regular files: links, pipes, folders.
     """
 
     name: str
     folder: Path
+    written: float
     dumps: Mapping[int, Dump]
     samples_token: str
+    integrated_token: str
     odd: tuple[str, ...]
 
     def files(self, steps: list[int] | None = None) -> RunFiles:
@@ -53,7 +58,7 @@ class Scan:
     """The runs below a folder, as they were at most some seconds ago.
 
     Args:
-        folder: the log folder; links below it are not followed.
+        folder: the log folder; links to folders below it are followed, as TensorBoard does, links to files are not.
         seconds: after which it is looked at again.
     """
 
@@ -78,11 +83,20 @@ class Scan:
 
 
 def _runs(top: Path) -> Iterator[Run]:
-    found = 0
-    for folder, names, files in os.walk(top, followlinks=False):
-        depth = len(Path(folder).relative_to(top).parts)
+    found, links = 0, 0
+    above = {str(top): frozenset([str(top)])}  # of each folder to come, the real paths of itself and those above it
+    for folder, names, files in os.walk(top, followlinks=True):
+        depth, own = len(Path(folder).relative_to(top).parts), above.pop(folder)
         # Hidden folders hold no logs, and can be as large as an environment.
-        names[:] = sorted(name for name in names if not name.startswith(".") and depth < _MOST_DEPTH)
+        visible = sorted(name for name in names if not name.startswith(".") and depth < _MOST_DEPTH)
+        names.clear()
+        for name in visible:
+            path = os.path.join(folder, name)
+            links += os.path.islink(path)
+            real = os.path.realpath(path)
+            if real not in own and links <= _MOST_LINKS:
+                names.append(name)
+                above[path] = own | {real}
         if any(DUMP_NAME.fullmatch(name) for name in files):
             yield _run(top, Path(folder), files)
             found += 1
@@ -93,21 +107,34 @@ def _runs(top: Path) -> Iterator[Run]:
 def _run(top: Path, folder: Path, files: list[str]) -> Run:
     dumps: dict[int, Dump] = {}
     odd: list[str] = []
+    written = 0.0
     for name in sorted(files):
         match = DUMP_NAME.fullmatch(name)
         if match is None:
             continue
-        token = _token(folder / name)
-        if token is None or len(match[1]) > 15 or int(match[1]) in dumps:
+        found = _token(folder / name)
+        if found is None or len(match[1]) > 15 or int(match[1]) in dumps:
             odd.append(name)
         else:
-            dumps[int(match[1])] = Dump(name, token)
+            dumps[int(match[1])] = Dump(name, found.text)
+            written = max(written, found.written)
     name = folder.relative_to(top).as_posix()
-    samples = _token(folder / SAMPLES_FILE) if SAMPLES_FILE in files else None
-    return Run(name, folder, dict(sorted(dumps.items())), samples or "", tuple(odd))
+    samples, integrated = (
+        token.text if each in files and (token := _token(folder / each)) else ""
+        for each in (SAMPLES_FILE, INTEGRATED_FILE)
+    )
+    return Run(name, folder, written, dict(sorted(dumps.items())), samples, integrated, tuple(odd))
 
 
-def _token(path: Path) -> str | None:
+@dataclass(frozen=True)
+class _Token:
+    """Version of a file, and when it was written."""
+
+    text: str
+    written: float
+
+
+def _token(path: Path) -> _Token | None:
     """Inode, time and size of a plain file; None for anything else."""
     try:
         found = os.lstat(path)
@@ -115,4 +142,4 @@ def _token(path: Path) -> str | None:
         return None
     if not stat.S_ISREG(found.st_mode):
         return None
-    return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+    return _Token(f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}", found.st_mtime)

@@ -1,11 +1,11 @@
-"""Influence of each token of a train example on each token of a query, where the dump holds tokens."""
+"""Effect of each token of a train example on each token of a query, where the dump holds tokens."""
 
 from typing import Any
 
 import numpy as np
 
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
-from bif_lightning.tensorboard.plugin.matrix import matrix_of, shape_of
+from bif_lightning.tensorboard.plugin.matrix import Matrix, matrix_of, shape_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.run_files import RunFiles, has, remembered, token
 
@@ -15,7 +15,10 @@ _QUANTITIES = ("correlation", "influence")
 
 
 def tokens(files: RunFiles, parameters: Parameters) -> Answer:
-    """Tokens of one train example and one query, and the matrix between them; null where a token has no loss."""
+    """Tokens of one train example and one query, and the effects between them; null where a token has no loss.
+
+    `whole` of a side is the effect between each of its tokens and the loss of the other sequence, summed over tokens.
+    """
     step, matrix = files.step(parameters), matrix_of(parameters)
     if not has(files, step, "tokens"):
         raise RefusedError(404, "This dump has no tokens; estimate with per_token=True to have them.")
@@ -29,14 +32,17 @@ def tokens(files: RunFiles, parameters: Parameters) -> Answer:
     if cells > _MOST_CELLS:
         raise RefusedError(400, f"The pair has {cells:,} cells of tokens; at most {_MOST_CELLS:,} are shown.")
     found = stored.tokens.matrix(rows, columns, matrix.name, errors=cells <= _MOST_WITH_ERRORS)
+    wholes = stored.tokens.with_sequences(rows, columns, matrix.name)
     sides = _side(stored, "train", train, rows), _side(stored, "query", query, columns)
     positions = np.ix_(*(side["position"] for side in sides))
     shape = [len(side["tokens"]) for side in sides]
     return as_json(
         {
-            "train": _shown(sides[0]),
-            "query": _shown(sides[1]),
-            "value": _spread(found.value, shape, positions),
+            **{
+                name: _shown(side) | _with_whole(side, whole, matrix)
+                for name, side, whole in zip(("train", "query"), sides, wholes, strict=True)
+            },
+            "value": _spread(matrix.effect(found.value), shape, positions),
             "standard_error": _spread(found.standard_error, shape, positions),
         }
     )
@@ -58,16 +64,25 @@ def _side(stored: Any, side: str, row: int, own: np.ndarray) -> dict[str, Any]:
     position, loss = axis.position[own], axis.loss[own]
     texts = stored.texts(side, row)
     if texts is None:
-        return {"tokens": [f"#{each}" for each in position], "position": np.arange(len(own)), "loss": loss}
+        names = [f"#{each} " for each in position]
+        return {"tokens": names, "position": np.arange(len(own)), "loss": loss, "named": False}
     if len(position) and not 0 <= position.min() <= position.max() < len(texts):
         raise RefusedError(422, f"The tokens of {side} example {row} do not fit its text.")
-    return {"tokens": texts, "position": position, "loss": loss}
+    return {"tokens": texts, "position": position, "loss": loss, "named": True}
 
 
 def _shown(side: dict[str, Any]) -> dict[str, Any]:
     loss = np.full(len(side["tokens"]), np.nan)
     loss[side["position"]] = side["loss"]
-    return {"tokens": side["tokens"], "loss": loss}
+    return {"tokens": side["tokens"], "named": side["named"], "loss": loss}
+
+
+def _with_whole(side: dict[str, Any], found: Any, matrix: Matrix) -> dict[str, Any]:
+    """Effect of each token with the whole other sequence, and its standard error; NaN for tokens without a loss."""
+    value, error = (np.full(len(side["tokens"]), np.nan) for _ in range(2))
+    value[side["position"]] = matrix.effect(found.value).ravel()
+    error[side["position"]] = found.standard_error.ravel()
+    return {"whole": value, "whole_standard_error": error}
 
 
 def _spread(values: np.ndarray | None, shape: list[int], positions: Any) -> np.ndarray | None:

@@ -108,14 +108,22 @@ def _class_value(files: RunFiles, step: int, matrix: Matrix, train: int, query: 
 
 
 def assemble(
-    points: Sequence[Mapping[str, Any]], parameters: Parameters, verdicts: Mapping[int, str | None]
+    points: Sequence[Mapping[str, Any]], parameters: Parameters, verdicts: Mapping[int, str | None], sign: int = 1
 ) -> dict[str, Any]:
-    """The answer of a trajectory from its points, in the order of their steps, and the verdict of each step."""
+    """The answer of a trajectory, from its points in the order of their steps and the verdict of each step.
+
+    Args:
+        points: of all steps.
+        parameters: of the request.
+        verdicts: by step.
+        sign: that the stored values are multiplied by: `Matrix.helps` makes them effects.
+    """
     steps = [point["step"] for point in points]
     value, error = (
         np.array([np.nan if point[name] is None else point[name] for point in points], np.float64)
         for name in ("value", "standard_error")
     )
+    value = sign * value
     wide = simultaneous(int(np.isfinite(error).sum())) * error
     low, high = value - wide, value + wide
     is_class = parameters.has("train_class")

@@ -14,6 +14,8 @@ from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.pooling import pooled
 from bif_lightning.tensorboard.plugin.run_files import RunFiles, remembered, token
 
+SCALINGS = ("matrix", "column")
+"""What the colours of a view are scaled by: one number for the whole matrix, or one for each of its columns."""
 _MOST_SIDE = 2048
 _SCALE_QUANTILE = 0.99
 _SCALE_VALUES = 1 << 18
@@ -62,7 +64,7 @@ def _order_parameters(parameters: Parameters, side: str) -> Parameters:
 
 
 def view(files: RunFiles, parameters: Parameters) -> Answer:
-    """Values of a window, float32 row by row, and their standard errors where it is not pooled."""
+    """Effects of a window, float32 row by row, and their standard errors where it is not pooled."""
     step, matrix = files.step(parameters), matrix_of(parameters)
     shape = shape_of(files, step, matrix)
     rows, columns = ordered(files, matrix, parameters)
@@ -71,22 +73,44 @@ def view(files: RunFiles, parameters: Parameters) -> Answer:
             400, f"The dump of step {step} has other columns than that of the step that orders; choose another."
         )
     window = window_of(parameters, rows, columns)
-    parts = [shown(files, step, matrix.name, shape, window)]
+    own = parameters.choice("scaling", SCALINGS, "matrix") == "column"
+    by = _column_scales(files, step, matrix, shape) if own else None
+    parts = [matrix.effect(shown(files, step, matrix.name, shape, window, by))]
     if not window.is_pooled:
-        parts.append(shown(files, step, matrix.error, shape, window))
+        parts.append(shown(files, step, matrix.error, shape, window, by))
+    full, largest = scale(files, step, matrix, shape, by)
     headers = {
         "X-Shape": f"{window.height},{window.width}",
         "X-Pooled": str(int(window.is_pooled)),
         "X-Errors": str(len(parts) - 1),
-        "X-Scale": repr(scale(files, step, matrix, shape)),
+        "X-Scale": repr(full),
+        "X-Largest": repr(largest),
     }
     return as_numbers(headers, *parts)
 
 
-def shown(files: RunFiles, step: int, name: str, shape: tuple[int, int], window: Window) -> np.ndarray:
-    """Values of a window of one dump."""
+def _column_scales(files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> np.ndarray:
+    """Root mean square of each column; 1 where that is 0 or nothing is known.
+
+    Raises:
+        RefusedError: 400, the matrix is too large to be read whole.
+    """
+    if shape[0] * shape[1] > WHOLE_CELLS:
+        raise RefusedError(400, "The matrix is too large to scale each query by itself; choose one scale for all.")
+    values = cells(files, step, matrix.name)
+    known = np.isfinite(values)
+    squares = np.where(known, values, 0).astype(np.float64) ** 2
+    sizes = np.sqrt(squares.sum(0) / np.maximum(known.sum(0), 1))
+    return np.where(sizes > 0, sizes, 1).astype(np.float32)
+
+
+def shown(
+    files: RunFiles, step: int, name: str, shape: tuple[int, int], window: Window, by: np.ndarray | None = None
+) -> np.ndarray:
+    """Values of a window of one dump, each column divided by its scale where `by` has them."""
     if shape[0] * shape[1] <= WHOLE_CELLS:
-        return pooled(cells(files, step, name), window.rows, window.columns, window.height, window.width)
+        values = cells(files, step, name)
+        return pooled(values if by is None else values / by, window.rows, window.columns, window.height, window.width)
     if _is_all_of(window, shape) and name == "correlation":
         return _overview(files, step, window)
     values = cells(files, step, name, window.rows, window.columns)
@@ -106,24 +130,34 @@ def _overview(files: RunFiles, step: int, window: Window) -> np.ndarray:
     return block[rows][:, columns]
 
 
-def scale(files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
-    """99th percentile of the absolute values of a matrix, from at most 262,144 entries spread over all of it."""
+def scale(
+    files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int], by: np.ndarray | None = None
+) -> tuple[float, float]:
+    """99th percentile and largest absolute value of a matrix, from at most 262,144 entries spread over all of it.
+
+    Args:
+        files, step, matrix, shape: which matrix.
+        by: scales that its columns are divided by.
+    """
     path = files.dump(step)
-    key = ("scale", str(path), token(path), matrix)
-    return remembered(key, lambda: _scale(files, step, matrix, shape))
+    key = ("scale", str(path), token(path), matrix, by is None)
+    return remembered(key, lambda: _scale(files, step, matrix, shape, by))
 
 
-def _scale(files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int]) -> float:
+def _scale(
+    files: RunFiles, step: int, matrix: Matrix, shape: tuple[int, int], by: np.ndarray | None
+) -> tuple[float, float]:
     if shape[0] * shape[1] <= WHOLE_CELLS:
         # Else the stride would meet the same columns again and again.
         stride = 1 if shape[0] * shape[1] <= _SCALE_VALUES else _coprime(shape[0] * shape[1] // _SCALE_VALUES, shape[1])
-        values = cells(files, step, matrix.name).ravel()[::stride]
+        whole = cells(files, step, matrix.name)
+        values = (whole if by is None else whole / by).ravel()[::stride]
     else:
         starts = [np.unique(np.linspace(0, (size - 1) // 256, 4).astype(np.int64)) * 256 for size in shape]
         rows, columns = ((each[:, None] + np.arange(256)).ravel() for each in starts)
         values = cells(files, step, matrix.name, rows[rows < shape[0]], columns[columns < shape[1]]).ravel()
     known = np.abs(values[np.isfinite(values)])
-    return float(np.quantile(known, _SCALE_QUANTILE)) if known.size else 0.0
+    return (float(np.quantile(known, _SCALE_QUANTILE)), float(known.max())) if known.size else (0.0, 0.0)
 
 
 def _coprime(least: int, apart: int) -> int:
@@ -132,12 +166,14 @@ def _coprime(least: int, apart: int) -> int:
 
 
 def classes(files: RunFiles, parameters: Parameters) -> Answer:
-    """Means of the blocks of a class of train examples and a class of queries, with their standard errors."""
-    return as_json(class_means(files, files.step(parameters), matrix_of(parameters)))
+    """Mean effects of the blocks of a class of train examples and a class of queries, with their standard errors."""
+    matrix = matrix_of(parameters)
+    found = class_means(files, files.step(parameters), matrix)
+    return as_json(found | {"value": matrix.effect(found["value"])})
 
 
 def class_means(files: RunFiles, step: int, matrix: Matrix) -> dict[str, Any]:
-    """What `classes` answers, as data.
+    """Means by class as stored, with their classes and counts.
 
     Raises:
         RefusedError: 404, the dump has no such means.

@@ -11,15 +11,15 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from functools import singledispatch
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from bif_lightning.model.object_graph import ATOMS, GlobalName, Node, contents, walk_objects
 from bif_lightning.trainer.guard.guard import SETTINGS, Scope
-from bif_lightning.trainer.guard.object_graph import ATOMS, GlobalName, Node, contents, walk_objects
 from bif_lightning.trainer.guard.random_state import generator_states
 from bif_lightning.trainer.guard.tensors import bits, has_values
 
@@ -32,9 +32,23 @@ _HOOK_NUMBER = re.compile(r"(?<=_hooks)\.\d+")
 # Torch numbers hooks over the whole process, so that the keys differ between two runs in it.
 _NUMBERED = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _LARGE = 2**20  # bytes; a larger array of a dataset is bulk data and not read
+_MANY = ("schedulers", "attributes", "datasets")
+_LONG, _SHOWN = 80, 4  # letters of a content that is kept as it is; attributes in a message
 
 
-def fingerprint(trainer: Any, module: nn.Module) -> dict[str, str]:
+class Fingerprint(dict[str, str]):
+    """Hashes of the state of training by category.
+
+    Attributes:
+        parts: of a category that is made of many objects, the hash of each attribute by its path.
+    """
+
+    def __init__(self, hashes: Mapping[str, str], parts: Mapping[str, Mapping[str, str]]) -> None:
+        super().__init__(hashes)
+        self.parts = parts
+
+
+def fingerprint(trainer: Any, module: nn.Module) -> Fingerprint:
     """Hashes of the state of training by category; equal states have equal hashes, also in two runs.
 
     It only reads, and draws from no generator. The cost is about one pass over all parameters, gradients, buffers and
@@ -66,13 +80,26 @@ def fingerprint(trainer: Any, module: nn.Module) -> dict[str, str]:
         "settings": [read() for read, _ in SETTINGS.values()],
         **random_numbers,
     }
-    return {category: _hash(value) for category, value in state.items()}
+    parts = {category: _by_path(cast(Any, value)) for category, value in state.items() if category in _MANY}
+    return Fingerprint({category: _hash(value) for category, value in state.items()}, parts)
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Categories whose hashes differ, or that only one of two fingerprints has, in the order of `before`."""
     names = dict.fromkeys([*before, *after])
     return [name for name in names if before.get(name) != after.get(name)]
+
+
+def named_difference(before: Fingerprint, after: Fingerprint) -> list[str]:
+    """Categories whose hashes differ, with the attributes that changed, as in "attributes (module.net.calls)"."""
+    found = difference(before, after)
+    return [name + _changed(before.parts.get(name, {}), after.parts.get(name, {})) for name in found]
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return f" ({', '.join(paths[:_SHOWN])}{more})" if paths else ""
 
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> object:
@@ -99,10 +126,21 @@ def _metric(metric: Metric) -> object:
 
 
 def _shallow(nodes: Iterable[Node], largest: float = float("inf")) -> list[tuple[str, str]]:
-    """Path and content of each node, without the nodes that it refers to."""
+    """Path and content of each node and of each entry of a dictionary, without the nodes that these refer to."""
     small = (node for node in nodes if not isinstance(node[1], Tensor | np.ndarray) or node[1].nbytes <= largest)
-    nodes = ((path, encode(_lasting(path, obj), 1)) for path, obj in small if not _by_address(path))
-    return [(_HOOK_NUMBER.sub("", path), content) for path, content in nodes]
+    entries = (entry for path, obj in small if not _by_address(path) for entry in _entries(path, _lasting(path, obj)))
+    return [(_HOOK_NUMBER.sub("", path), content) for path, content in entries]
+
+
+def _entries(path: str, obj: object) -> list[tuple[str, str]]:
+    if not isinstance(obj, dict):
+        return [(path, encode(obj, 1))]
+    named = ((key if isinstance(key, str) else encode(key, 0), value) for key, value in _items(obj))
+    return [(path, "dict"), *((f"{path}.{name}", encode(value, 0)) for name, value in named)]
+
+
+def _by_path(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {path: content if len(content) < _LONG else _hash(content) for path, content in entries}
 
 
 def _by_address(path: str) -> bool:
@@ -128,9 +166,13 @@ def encode(value: object, depth: int = 64) -> str:
 def _(value: dict[Any, Any], depth: int = 64) -> str:
     if not depth:
         return "dict"
+    return "{" + ",".join(f"{encode(k, 0)}:{encode(v, depth - 1)}" for k, v in _items(value)) + "}"
+
+
+def _items(value: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """The entries that are the same in two equal runs."""
     items = OrderedDict.items(value) if isinstance(value, OrderedDict) else dict.items(value)
-    lasting = ((k, v) for k, v in items if k != _ADDRESS and not str(k).startswith(_UNIQUE))
-    return "{" + ",".join(f"{encode(k, 0)}:{encode(v, depth - 1)}" for k, v in lasting) + "}"
+    return ((k, v) for k, v in items if k != _ADDRESS and not str(k).startswith(_UNIQUE))
 
 
 @encode.register(list)

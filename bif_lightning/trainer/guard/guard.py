@@ -4,9 +4,8 @@ During a snapshot the user's `training_step`, `loss_fn` and dataset run many tim
 share everything else with the live module. `training_guard` saves that and restores it in place; each concern is one of
 `PARTS`.
 
-Not restored: values of the live parameters, which callers never write (`fingerprint` verifies it); iterators, which
-cannot be rewound (`iterators` finds them); objects of extension types that hide their state; arrays beyond the budgets
-below, and memory maps; anything outside the process.
+Not restored: iterators, which cannot be rewound (`iterators` finds them); objects of extension types that hide their
+state; arrays beyond the budgets below, and memory maps; anything outside the process.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +20,21 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from bif_lightning.trainer.guard.object_graph import Node, is_dataset, walk_objects
+from bif_lightning.exceptions import TrainingDisturbedError
+from bif_lightning.losses.metric_states import detach_metrics
+from bif_lightning.model.object_graph import Node, is_dataset, walk_objects
+from bif_lightning.model.sharded import is_sharded
 from bif_lightning.trainer.guard.random_state import keep_global_generators
 from bif_lightning.trainer.guard.restore import save_state
-from bif_lightning.trainer.guard.tensors import CopyBudget, Undo, nothing, restore_gradient
+from bif_lightning.trainer.guard.tensors import (
+    CopyBudget,
+    Undo,
+    has_values,
+    keep_values,
+    nothing,
+    restore_gradient,
+    writes_of,
+)
 
 _MIB = 2**20
 _ABSENT = object()
@@ -50,11 +60,16 @@ class LogsValues(Protocol):
 
 @dataclass(frozen=True)
 class Scope:
-    """The Trainer, LightningModule and datasets that one guard covers."""
+    """The Trainer, LightningModule and datasets that one guard covers.
+
+    Attributes:
+        sampled: names of the parameters of which chains have copies, so that no forward pass meets the live ones.
+    """
 
     trainer: Any
     module: nn.Module
     datasets: tuple[object, ...] = ()
+    sampled: frozenset[str] = frozenset()
 
     @cached_property
     def reached(self) -> list[Node]:
@@ -137,23 +152,46 @@ def settings(scope: Scope) -> AbstractContextManager[None]:
     return _undone((name, partial(undo, name, read())) for name, (read, _) in SETTINGS.items())
 
 
+_ReadAndWrite = tuple[Callable[[], Any], Callable[[Any], object]]
+
+
+def _precisions() -> dict[str, _ReadAndWrite]:
+    """Of each backend where torch has them: the older setting of all refuses to be read where one of these is set."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return {"float32 precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)}
+    cudnn: Any = torch.backends.cudnn
+    of = {"products": torch.backends.cuda.matmul, "convolutions": cudnn.conv, "recurrent layers": cudnn.rnn}
+    return {
+        f"float32 precision of {what}": (
+            partial(getattr, backend, "fp32_precision"), partial(setattr, backend, "fp32_precision"),
+        )
+        for what, backend in of.items()
+    }  # fmt: skip
+
+
 def _set_cudnn_benchmark(value: bool) -> None:
     torch.backends.cudnn.benchmark = value
 
 
-SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+SETTINGS: Mapping[str, _ReadAndWrite] = {
     "gradients on": (torch.is_grad_enabled, torch.set_grad_enabled),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "determinism": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-    "float32 precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    **_precisions(),
     "cuDNN benchmark": (lambda: torch.backends.cudnn.benchmark, _set_cudnn_benchmark),
 }
 
 
-def attributes(scope: Scope) -> AbstractContextManager[None]:
-    """Guard the Python state of the module tree: attributes, buffers, metrics, train flags, private generators."""
-    return _kept(scope.reached, CopyBudget(item=256 * _MIB, total=1024 * _MIB))
+@contextmanager
+def attributes(scope: Scope) -> Restoring:
+    """Guard the Python state of the module tree: attributes, buffers, metrics, train flags, private generators.
+
+    Inside, metrics keep no graphs, since chains work on copies of them, and a tensor with a graph cannot be copied.
+    """
+    with _kept(scope.reached, CopyBudget(item=256 * _MIB, total=1024 * _MIB)):
+        detach_metrics(obj for _, obj in scope.reached)
+        yield
 
 
 def datasets(scope: Scope) -> AbstractContextManager[None]:
@@ -186,6 +224,35 @@ def _refuse_step(*args: object, **kwargs: object) -> None:
         "training_step called an optimizer's step during a snapshot, which would train the model with the weights "
         "of a chain; with manual optimization give the callback a loss_fn(module, batch), which it calls instead"
     )
+
+
+@contextmanager
+def parameters(scope: Scope) -> Restoring:
+    """Guard the values of the live parameters: a forward pass may write into those that chains do not sample.
+
+    Those are saved within a budget. A write into any other stops the training.
+    """
+    if is_sharded(scope.module):  # chains compute with the shards themselves, and put them back
+        yield
+        return
+    budget, saved, watched = CopyBudget(item=256 * _MIB, total=1024 * _MIB), list[tuple[str, Undo]](), list[Any]()
+    for name, parameter in scope.module.named_parameters():
+        if not has_values(parameter):
+            continue
+        undo = None if name in scope.sampled else keep_values(parameter, budget)
+        if undo is None:
+            watched.append((name, parameter, writes_of(parameter)))
+        else:
+            saved.append((name, undo))
+    with _undone(saved):
+        yield
+    if written := [name for name, parameter, before in watched if writes_of(parameter) != before]:
+        raise TrainingDisturbedError(
+            f"a snapshot wrote into {', '.join(written[:4])}, and so changed the training: a forward pass writes into "
+            "these weights, which are too large to be restored, or reaches them by another way than the attribute of "
+            "the module. Let the model compute without writing into its weights, or look at saved checkpoints, with "
+            "bif_lightning.attribute"
+        )
 
 
 @contextmanager
@@ -240,6 +307,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "attributes": attributes,
         "datasets": datasets,
         "optimizers": optimizers,
+        "parameters": parameters,
         "gradients": gradients,
         "trainer": trainer_state,
         "logging": logging,
@@ -257,7 +325,12 @@ def iterators(trainer: Any, module: nn.Module) -> list[str]:
 
 @contextmanager
 def training_guard(
-    trainer: Any, module: nn.Module, datasets: Sequence[object] = (), *, parts: Mapping[str, Part] = PARTS
+    trainer: Any,
+    module: nn.Module,
+    datasets: Sequence[object] = (),
+    *,
+    sampled: Iterable[str] = (),
+    parts: Mapping[str, Part] = PARTS,
 ) -> Restoring:
     """Restore, at exit, whatever user code inside may have changed of the training.
 
@@ -269,12 +342,14 @@ def training_guard(
         trainer: the Trainer, of `lightning` or `pytorch_lightning`, inside `fit`.
         module: its LightningModule, unwrapped.
         datasets: the objects that the snapshot reads examples with: datasets, and collate functions with state.
+        sampled: names of the parameters that are only watched, since callers compute with copies of them.
         parts: the concerns to cover, by name; entered in order.
 
     Raises:
-        RuntimeError: at exit, if a tensor too large to copy was written in place.
+        RuntimeError: at exit, if a tensor too large to copy was written in place; of a parameter
+            TrainingDisturbedError.
     """
-    scope = Scope(trainer, module, tuple(datasets))
+    scope = Scope(trainer, module, tuple(datasets), frozenset(sampled))
     with ExitStack() as stack:
         for part in parts.values():
             stack.enter_context(part(scope))

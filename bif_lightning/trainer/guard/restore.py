@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bif_lightning.trainer.guard.object_graph import GlobalName, slots
+from bif_lightning.model.object_graph import GlobalName, slots
 from bif_lightning.trainer.guard.tensors import CopyBudget, Undo, keep_array, keep_tensor, nothing
 
 _MISSING = object()

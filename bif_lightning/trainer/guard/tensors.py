@@ -68,6 +68,11 @@ def keep_tensor(tensor: Tensor, budget: CopyBudget) -> Undo:
     return undo
 
 
+def keep_values(tensor: Tensor, budget: CopyBudget) -> Undo | None:
+    """Save values alone; None beyond the budget."""
+    return _copy(tensor) if budget.spend(tensor.numel() * tensor.element_size()) else None
+
+
 def restore_gradient(tensor: Tensor, gradient: Tensor | None, requires_grad: bool) -> None:
     """Restore the gradient object and the `requires_grad` flag of a leaf."""
     if tensor.requires_grad is not requires_grad:
@@ -76,15 +81,16 @@ def restore_gradient(tensor: Tensor, gradient: Tensor | None, requires_grad: boo
         tensor.grad = gradient
 
 
-def _version(tensor: Tensor) -> int:
+def writes_of(tensor: Tensor) -> int:
+    """Torch's counter of writes into a tensor."""
     return 0 if tensor.is_inference() else tensor._version  # tensors of inference mode do not count writes
 
 
 def _watch(tensor: Tensor) -> Undo:
-    version = _version(tensor)
+    version = writes_of(tensor)
 
     def undo() -> None:
-        if _version(tensor) != version:
+        if writes_of(tensor) != version:
             raise RuntimeError(
                 f"a tensor of shape {tuple(tensor.shape)} was written during a snapshot and is too large to "
                 "be restored: register it as a buffer, of which every chain has its own copy, or do not "
@@ -95,7 +101,7 @@ def _watch(tensor: Tensor) -> Undo:
 
 
 def _copy(tensor: Tensor) -> Undo:
-    before, version = tensor.detach().clone(), _version(tensor)
+    before, version = tensor.detach().clone(), writes_of(tensor)
 
     def undo() -> None:
         if not _is_same(tensor, before, version):
@@ -108,7 +114,7 @@ def _is_same(now: Tensor, before: Tensor, version: int) -> bool:
     if (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
         return False
     # Bits, not only the version: writes through .data and through NumPy are not counted.
-    return torch.equal(bits(now), bits(before)) if is_plain(now) else _version(now) == version
+    return torch.equal(bits(now), bits(before)) if is_plain(now) else writes_of(now) == version
 
 
 def _write(tensor: Tensor, before: Tensor) -> None:

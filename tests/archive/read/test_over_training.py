@@ -1,41 +1,22 @@
 """Influence over the whole training of a run: from its dumps, from parts of it, and as what `top` ranks by."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from archive_examples import make_estimate, make_influence, make_samples
 from bif_lightning.archive.read import SkippedDumpWarning, integrated, open_run, over_training, top
-from bif_lightning.archive.write import write_dump, write_samples
+from bif_lightning.archive.write import write_integrated
+from training_dumps import QUERIES, STEPS, N, make_estimates, write_training
 
 pytestmark = pytest.mark.exact
-
-STEPS = 10, 20, 30, 300, 500
-N, QUERIES = 12, 3
 
 
 @pytest.fixture
 def estimates(rng):
-    """An estimate a step, with a constant column at one of them."""
-    found = []
-    for step in STEPS:
-        accuracy = make_influence(rng, N, 2, name="accuracy", unit="1", columns=("cat", "dog"))
-        estimate = make_estimate(rng, N, QUERIES, observables=(accuracy,))
-        influence = estimate.losses.influence * np.float32(step)
-        if step == 30:
-            influence[:, 1] = 0.5
-        found.append(dataclasses.replace(estimate, losses=dataclasses.replace(estimate.losses, influence=influence)))
-    return dict(zip(STEPS, found, strict=True))
+    return make_estimates(rng)
 
 
 def write(folder, estimates):
-    folder.mkdir(exist_ok=True)
-    train, query = make_samples("train", N, classes=("cat", "dog")), make_samples("query", QUERIES)
-    write_samples(folder, train, query)
-    for step, estimate in estimates.items():
-        write_dump(folder, estimate, step=step, epoch=step // 100, train=train, query=query)
-    return open_run(folder)
+    return open_run(write_training(folder, estimates))
 
 
 @pytest.fixture
@@ -52,7 +33,7 @@ def test_it_is_the_sum_of_scaled_snapshots(run, estimates):
             if (step, query) != (30, 1):
                 column = estimate.losses.influence[:, query].astype(np.float64)
                 expected[:, query] += column / column.std()
-                errors[:, query] += estimate.losses.influence_standard_error[:, query] / column.std()
+                errors[:, query] += estimate.losses.influence_standard_error[:, query].astype(np.float64) / column.std()
     np.testing.assert_allclose(found.integrated, expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.standard_error, errors, rtol=0, atol=1e-9)
     assert found.integrated.dims == ("train", "query")
@@ -106,6 +87,56 @@ def test_weights_that_stood_still_count_once(tmp_path, estimates):
     found, expected = (integrated(write(tmp_path / name, of)) for name, of in (("still", still), ("once", once)))
     np.testing.assert_array_equal(found.integrated, expected.integrated)
     assert found.snapshots.values.tolist() == [2, 2, 2]
+
+
+PARTS = {
+    "all": lambda run: run,
+    "some queries": lambda run: run.isel(query=[2, 0]),
+    "one query": lambda run: run.isel(query=[1]),
+    "train examples": lambda run: run.isel(train=slice(3, None)),
+    "train examples in another order": lambda run: run.isel(train=slice(None, None, -1)),
+    "later steps": lambda run: run.isel(step=slice(1, None)),
+    "steps from the last on": lambda run: run.isel(step=slice(None, None, -1)),
+    "other numbers of queries": lambda run: run.isel(query=[2]).assign_coords(query=[0]),
+    "loaded": lambda run: run.load(),
+    "other values": lambda run: run.assign(influence=run.influence**3),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_file_of_the_sum_changes_no_bit(tmp_path, estimates, part, monkeypatch):
+    """Where it is used, whether all dumps or the first of them are in it; and where it must not be."""
+    folder = write_training(tmp_path / "bif", estimates)
+    expected = integrated(PARTS[part](open_run(folder)))
+    monkeypatch.setattr(over_training, "_CELLS", N)  # a column at a time
+    write_integrated(folder)
+    for _ in range(2):
+        found = integrated(PARTS[part](open_run(folder)))
+        for name, values in found.variables.items():
+            np.testing.assert_array_equal(values, expected[name])
+        assert found.attrs == expected.attrs
+        for step in STEPS[3:]:  # now the file is of the first three
+            (folder / f"step={step:09d}.h5").unlink(missing_ok=True)
+        (folder / "integrated.h5").unlink(missing_ok=True)
+        write_integrated(folder)
+        write_training(folder, {step: estimates[step] for step in STEPS[3:]})
+
+
+def test_what_the_file_holds_is_not_read_from_the_dumps(tmp_path, estimates, monkeypatch):
+    folder = write_training(tmp_path / "bif", {step: estimates[step] for step in STEPS[:4]})
+    write_integrated(folder)
+    run, read = write(folder, {500: estimates[500]}), list[int]()
+    pushed = over_training.IntegratedInfluence.push
+
+    def push(self, step, *matrices):
+        read.append(step)
+        return pushed(self, step, *matrices)
+
+    monkeypatch.setattr(over_training.IntegratedInfluence, "push", push)
+    integrated(run)
+    assert read == [500]
+    integrated(run, before=30)
+    assert read == [500, 10, 20]
 
 
 def test_of_an_observable_and_of_the_correlation(run):

@@ -107,7 +107,7 @@ def test_top_without_samples_file(folder):
 def test_top_with_damaged_samples_file(folder):
     run = open_run(folder)
     (folder / "samples.h5").write_bytes(b"x")
-    with pytest.warns(SkippedDumpWarning, match="texts and label names are left out"):
+    with pytest.warns(SkippedDumpWarning, match="texts and label names are missing"):
         assert "text" not in top(run, 0, k=1)
 
 
@@ -115,7 +115,7 @@ def test_errors_list_what_is_near(folder):
     run = open_run(folder)
     wrong = {
         "no query is called 'query-e1'; the nearest are 'query-é1'": {"query": "query-e1"},
-        "no query has the number 7; the nearest are 0, 1": {"query": 7},
+        "no query has the number 7: there are 2, with the numbers 0 to 1": {"query": 7},
         "no query has the number -1": {"query": -1},
         "no step 120; the nearest are 100, 200": {"step": 120},
         "by is 'bif'; it must be 'influence', 'correlation' or 'conditioned'": {"by": "bif"},
@@ -157,7 +157,7 @@ def test_by_label(folder, parts):
     np.testing.assert_array_equal(
         by_label(open_run(folder), by="influence").standard_error[0], parts[2].label_means.influence_standard_error
     )
-    with pytest.raises(ValueError, match="made of the influence and the correlation"):
+    with pytest.raises(ValueError, match="exist for influence and correlation"):
         by_label(open_run(folder), by="conditioned")
     chosen = means["mean"].sel(train_label=1, query_label=0, step=100)
     assert chosen.item() == parts[2].label_means.correlation[1, 0]

@@ -226,7 +226,7 @@ BROKEN = {
     ),
     "huge": (relink("correlation", huge), "declares"),
     "shape": (relink("influence", misshapen), "its influence has shape"),
-    "other samples": (change(lambda file: file.attrs.modify("samples_sha256", "0" * 64)), "of other examples"),
+    "other samples": (change(lambda file: file.attrs.modify("samples_sha256", "0" * 64)), "it has other examples"),
     "other step": (change(lambda file: file.attrs.modify("global_step", 0)), "it holds step 0"),
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 import bif_lightning as bl
 from archive_examples import make_estimate, make_samples
-from bif_lightning.archive.read.untrusted import HeapError, WalkableFile, open_file
+from bif_lightning.archive.read.untrusted import HeapError, WalkableFile, find, open_file
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.archive.write import write_dump
 from bif_lightning.exceptions import UnreadableFileError
@@ -81,6 +81,7 @@ def test_it_is_an_unreadable_file(dump):
         pass
 
 
+@pytest.mark.slow
 def test_open_run_comes_to_an_end(dump):
     for heap in range(len(heaps(dump.read_bytes()))):
         whole = dump.read_bytes()
@@ -119,3 +120,18 @@ def test_numbers_that_look_like_a_heap_are_no_heap(tmp_path, size):
         file["values"] = values
     with WalkableFile(tmp_path / "numbers.h5") as source, h5py.File(source, "r") as file:
         np.testing.assert_array_equal(file["values"][...], values)
+
+
+@pytest.mark.parametrize(
+    ("length", "address"), [(2**32 - 1, 2**64 - 1), (5, 2**63), (2**31, None)], ids=["nowhere", "far", "long"]
+)
+def test_a_text_beyond_the_file_is_refused_at_once(dump, length, address):
+    with h5py.File(dump) as file:
+        at = file["train_id"].id.get_offset()
+    data = bytearray(dump.read_bytes())
+    _, whole, index = struct.unpack_from("<IQI", data, at + 3 * 16)
+    struct.pack_into("<IQI", data, at + 3 * 16, length, whole if address is None else address, index)
+    dump.write_bytes(data)
+    with open_file(dump, DUMP) as file, pytest.raises(UnreadableFileError, match="text 3 of train_id lies beyond"):
+        find(file, "train_id")
+    assert "damaged" in in_a_process(dump.parent) or "none of the 1 dumps" in in_a_process(dump.parent)

@@ -181,7 +181,7 @@ def test_rows_of_random_batches_are_the_losses_alone(name: str) -> None:
     module = Lit(net(), objective)
     batch_of = batches_of(examples(target))
     loss = derive_loss(step, module, batch_of, ROWS)
-    assert (loss.rung, loss.eval_batch_size, loss.per_sample) == ("captured from training_step", None, "mean")
+    assert (loss.method, loss.eval_batch_size, loss.per_sample) == ("captured from training_step", None, "mean")
     assert module.training
     assert module.net[1].training
     g = generator(4)

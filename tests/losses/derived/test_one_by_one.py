@@ -111,7 +111,7 @@ def test_vmapped_rows_are_the_losses_alone(name: str) -> None:
     torch.manual_seed(1)
     module = Model(lambda o, y, m: value["loss"] if isinstance(value := VMAPPED[name](o, y, m), dict) else value)
     loss = derive_loss(step, module, batch_of, ROWS)
-    assert (loss.rung, loss.eval_batch_size, loss.per_sample) == (VMAP, None, "mean")
+    assert (loss.method, loss.eval_batch_size, loss.per_sample) == (VMAP, None, "mean")
     assert module.training
     assert module.net[1].training
     for rows in ([7], [1, 2], list(range(10, 30))):
@@ -132,7 +132,7 @@ def test_time_major_flattening_is_vmapped(zero_head: bool) -> None:
         nn.init.zeros_(net[2].bias)
     collate = lambda rows: tuple(TOKENS[:, list(rows)])  # noqa: E731
     loss = derive_loss(step, module, collate, ROWS)
-    assert loss.rung == VMAP
+    assert loss.method == VMAP
     nn.init.normal_(net[2].weight)
     rows = list(range(5, 20))
     torch.testing.assert_close(loss(module, collate(rows)), alone(module, rows, collate), rtol=2e-5, atol=2e-6)
@@ -220,7 +220,7 @@ def test_losses_one_by_one_where_vmap_does_not_do(name: str) -> None:
     torch.manual_seed(1)
     module = kind(objective)
     loss = derive_loss(step, module, collate, ROWS)
-    assert (loss.rung, loss.eval_batch_size, loss.per_sample) == (SINGLES, 1, "mean")
+    assert (loss.method, loss.eval_batch_size, loss.per_sample) == (SINGLES, 1, "mean")
     assert why in loss.cost
     rows = list(range(10, 20))
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_a_scripted_loss_is_not_taken_apart() -> None:
     ).f
     module = Model(lambda o, y, m: scripted(o, y)).eval()
     loss = derive_loss(step, module, batch_of, ROWS)
-    assert loss.rung in (VMAP, SINGLES)
+    assert loss.method in (VMAP, SINGLES)
     found = torch.cat([loss(module, batch_of([row])) for row in range(9)])
     torch.testing.assert_close(found, alone(module, range(9)), rtol=2e-5, atol=2e-6)
 
@@ -260,7 +260,7 @@ def test_every_kind_of_module_is_as_it_was_after_the_proof(make: Any, objective:
 def test_a_step_that_differentiates_inside_is_captured() -> None:
     module = Slopes(lambda o, y, m: F.mse_loss(o, y[:, None].expand_as(o).float())).eval()
     loss = derive_loss(step, module, batch_of, ROWS)
-    assert loss.rung == "captured from training_step"
+    assert loss.method == "captured from training_step"
     with torch.no_grad():
         found = loss(module, batch_of(range(9)))
     torch.testing.assert_close(found, alone(module, range(9)), rtol=2e-5, atol=2e-6)
@@ -304,7 +304,7 @@ def test_what_a_vmapped_step_stores_does_not_stay() -> None:
     module.register_buffer("same", torch.zeros(()))
     loss = derive_loss(step, module, batch_of, ROWS)
     # The average of a vmapped pass is no use to the plain step, whose gradient moves the chains.
-    assert loss.rung == SINGLES
+    assert loss.method == SINGLES
     assert float(module.average) > 0
     assert all(value.isfinite() for value in module.seen)
     assert float(step(module.eval(), batch_of([0])).detach()) > 0
@@ -319,7 +319,7 @@ def test_a_metric_inside_the_step_can_be_used_afterwards() -> None:
     module = Model(measured)
     module.metric = MeanMetric()
     loss = derive_loss(step, module, batch_of, ROWS)
-    assert loss.rung == SINGLES
+    assert loss.method == SINGLES
     torch.testing.assert_close(loss(module.eval(), batch_of([4])), alone(module, [4]))
     assert module.metric.compute().isfinite()
 
@@ -337,7 +337,7 @@ def test_bfloat16_is_proved(autocast: bool) -> None:
         module = module.bfloat16()
         data = lambda rows: (batch_of(rows)[0].bfloat16(), batch_of(rows)[1])  # noqa: E731
     loss = derive_loss(in_precision, module, data, ROWS)
-    assert loss.rung == VMAP
+    assert loss.method == VMAP
     found = loss(module.eval(), data(range(9)))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, alone(module, range(9), data), rtol=0.03, atol=0.03)
@@ -353,7 +353,7 @@ def test_a_later_batch_of_another_form_is_an_error() -> None:
     module = Model(own_huber)
     loss = derive_loss(step, module.eval(), batch_of, ROWS)
     x, y = batch_of(ROWS)
-    with pytest.raises(LossChangedError, match=r"holds str.*Pass loss_fn"):
+    with pytest.raises(LossChangedError, match=r"holds Tensor, Tensor, str, in other containers.*Pass loss_fn"):
         loss(module, (x, y, "name"))
     with pytest.raises(LossChangedError, match=r"lengths \[3, 4\]"):
         loss(module, (x, y[:3]))
@@ -381,7 +381,7 @@ def test_chains_in_threads_do_not_see_each_others_losses() -> None:
     torch.manual_seed(0)
     modules = [Model(own_cross_entropy).eval() for _ in range(4)]
     losses = derive_loss(step, modules[0], batch_of, ROWS)
-    assert losses.rung == VMAP
+    assert losses.method == VMAP
     expected = [losses(module, batch_of(range(30))) for module in modules]
     wrong: list[int] = []
 

@@ -60,16 +60,16 @@ def test_a_loss_that_switches_at_a_draw_is_an_error(objective: Any) -> None:
     torch.manual_seed(0)
     module = Model(objective)
     loss = derive_loss(step, module, batch_of, ROWS)
-    assert loss.rung == "captured from training_step"
+    assert loss.method == "captured from training_step"
     batch, small = batch_of(range(9)), module.net.weight.detach().clone()
-    loss.refreeze()
+    loss.reset_coefficients()
     loss(module, batch)
     module.net.weight.data = 3 * small
     loss(module, batch)
     module.net.weight.data = 1e5 * small
     with pytest.raises(LossChangedError, match=r"cross_entropy\(reduction=.*depends on the network.*Pass loss_fn"):
         loss(module, batch)
-    loss.refreeze()
+    loss.reset_coefficients()
     assert loss(module, batch).isfinite().all()  # the first evaluation again: of what it is there
     module.net.weight.data = small
     with pytest.raises(LossChangedError, match="depends on the network"):
@@ -80,7 +80,7 @@ def test_a_call_that_was_never_in_the_loss_and_now_is_is_an_error() -> None:
     torch.manual_seed(0)
     loss = derive_loss(step, module := Model(either), batch_of, ROWS)
     module.net.weight.data *= 1e5
-    with pytest.raises(LossChangedError, match=r"mse_loss.*is not known"):
+    with pytest.raises(LossChangedError, match=r"mse_loss.*is ambiguous"):
         loss(module, batch_of(range(9)))
 
 
@@ -89,7 +89,7 @@ def test_the_sum_alone_does_not_see_the_switch() -> None:
     module = Model(larger)
     module.net.weight.data *= 1e5
     loss = derive_loss(step, module, batch_of, ROWS)
-    loss.refreeze()
+    loss.reset_coefficients()
     assert loss(module, batch_of(ROWS)).isfinite().all()
 
 

@@ -101,3 +101,37 @@ def test_a_wrong_loss_is_named(name: str) -> None:
 def test_one_example_proves_nothing() -> None:
     with pytest.raises(ValueError, match="at least two examples"):
         check_user_loss(losses, network(), batch_of, [1])
+
+
+def test_an_order_that_equal_losses_hide_is_found() -> None:
+    module = network()
+    nn.init.zeros_(module[2].weight)
+    nn.init.zeros_(module[2].bias)
+    check_user_loss(losses, module, batch_of, ROWS)
+    with pytest.raises(LossRefusedError, match="in the order of the examples"):
+        check_user_loss(lambda m, b: losses(m, b).flip(0), module, batch_of, ROWS)
+
+
+def test_a_small_part_of_the_others_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"example \d has loss .*more than rounding.*depends on the others"):
+        check_user_loss(lambda m, b: losses(m, b) + 0.01 * losses(m, b).mean(), network(), batch_of, ROWS)
+
+
+def test_margins_that_further_examples_keep_need_no_gradient() -> None:
+    def margins(module: nn.Module, batch: Any) -> Tensor:
+        return (losses(module, batch) - 100.0).relu()
+
+    with pytest.raises(LossRefusedError, match="no gradient"):
+        check_user_loss(margins, network(), batch_of, ROWS)
+    check_user_loss(margins, network(), batch_of, ROWS, gradient=False)
+
+
+def test_weights_with_noise_at_which_the_network_fails_are_left_out() -> None:
+    def only_here(module: nn.Module, batch: Any) -> Tensor:
+        if not torch.equal(module[2].bias, bias):
+            raise ValueError("no factor of a matrix that is not positive")
+        return losses(module, batch)
+
+    module = network()
+    bias = module[2].bias.detach().clone()
+    check_user_loss(only_here, module, batch_of, ROWS, gradient=False)

@@ -69,7 +69,7 @@ def test_a_window_that_is_not_pooled_has_values_and_errors(run):
     _, files, made = run
     answer = ask(files, "view", step=200, matrix="influence", r0=5, r1=9, c0=2, c1=12)
     values, errors = window(answer)
-    np.testing.assert_array_equal(values, made[200].influence[5:9, 2:12])
+    np.testing.assert_array_equal(values, -made[200].influence[5:9, 2:12])
     np.testing.assert_array_equal(errors, made[200].losses.influence_standard_error[5:9, 2:12])
     assert answer.headers["X-Pooled"] == "0"
 
@@ -119,7 +119,24 @@ def test_orders_are_permutations_that_mean_what_they_say(run):
     assert source == sorted(source)
 
 
+def test_each_column_can_have_a_scale_of_its_own(run):
+    _, files, made = run
+    stored = made[100].influence
+    asked = {"step": 100, "matrix": "influence", "scaling": "column"}
+    values, errors = window(ask(files, "view", **asked))
+    sizes = np.sqrt(np.nanmean(np.square(stored), axis=0))
+    np.testing.assert_allclose(values, -stored / sizes, rtol=1e-5)
+    np.testing.assert_allclose(errors, made[100].losses.influence_standard_error / sizes, rtol=1e-5)
+    plain = ask(files, "view", step=100, matrix="influence").headers
+    assert float(plain["X-Largest"]) == pytest.approx(float(np.nanmax(np.abs(stored))))
+    assert float(ask(files, "view", **asked).headers["X-Largest"]) == pytest.approx(
+        float(np.abs(values).max()), rel=1e-5
+    )
+    assert refused(files, "view", **asked | {"scaling": "row"})[0] == 400
+
+
 def test_an_order_does_not_change_with_the_step_that_is_shown(run):
+
     _, files, made = run
     rows = order(files, "train", by="cluster", at=400)
     for step in STEPS:
@@ -130,7 +147,7 @@ def test_an_order_does_not_change_with_the_step_that_is_shown(run):
 def test_observables_have_columns_of_their_own(run):
     _, files, made = run
     values, _ = window(ask(files, "view", step=100, matrix="margin:influence"))
-    np.testing.assert_array_equal(values, made[100].observables["margin"].influence)
+    np.testing.assert_array_equal(values, -made[100].observables["margin"].influence)
     assert "not query examples" in refused(files, "order", side="query", matrix="margin:influence", by="label")[1]
     lists = told(files, "top", step=100, matrix="margin:influence", query=1, k=3)
     assert (lists["kind"], len(lists["lowers"]), len(lists["raises"])) == ("observable", 3, 3)
@@ -143,7 +160,8 @@ def test_observables_have_columns_of_their_own(run):
 def test_a_cell_tells_all_quantities(run):
     _, files, made = run
     of = told(files, "cell", step=300, matrix="influence", train=7, query=4)
-    assert of["values"]["conditioned"]["value"] == pytest.approx(float(made[300].conditioned[7, 4]))
+    assert of["values"]["conditioned"]["value"] == pytest.approx(-float(made[300].conditioned[7, 4]))
+    assert of["values"]["correlation"]["value"] == pytest.approx(float(made[300].correlation[7, 4]))
     error = made[300].losses.correlation_standard_error[7, 4]
     assert of["values"]["correlation"]["standard_error"] == pytest.approx(float(error))
     assert (of["train_loss"], of["query_std"]) == (made[300].train_loss[7], made[300].losses.std[4])
@@ -156,6 +174,7 @@ def test_classes(run):
     of, means = told(files, "classes", step=100, matrix="correlation"), made[100].label_means
     np.testing.assert_array_equal(of["value"], means.correlation)
     np.testing.assert_array_equal(of["standard_error"], means.correlation_standard_error)
+    np.testing.assert_array_equal(told(files, "classes", step=100, matrix="influence")["value"], -means.influence)
     train, query = samples_of("train", N).labels, samples_of("query", Q, seed=1).labels
     assert of["count"][1][2] == (train == of["train_label"][1]).sum() * (query == of["query_label"][2]).sum()
     assert of["train_name"][-3:] == ["cat", "dog", "ünit"]
@@ -194,7 +213,7 @@ def test_wrong_questions_are_refused_in_words(run, name, parameters, status):
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
 def test_dumps_of_every_version_are_answered_for(folder):
     files, one = files_of(folder), {"step": 300, "matrix": "correlation"}
-    (line,) = told(files, "dump_lines")["lines"]
+    line, *_ = told(files, "dump_lines")["lines"]
     assert line["step"] == 300
     assert (line["verdict"] is None) == (folder.name == "1.0")
     assert told(files, "description", step=300)["num_train"] == 7

@@ -48,9 +48,10 @@ def test_all_of_it_comes_from_the_overview(files, run):
 def test_a_part_of_it_is_read_in_any_order(files, run):
     answer = ask(files, "view", step=2, matrix="influence", train_by="label", r0=10, r1=60, c0=3, c1=9)
     rows = np.frombuffer(ask(files, "order", side="train", by="label", matrix="influence").body, "<i4")[10:60]
-    np.testing.assert_array_equal(shown(answer)[0], run[1][2].influence[rows, 3:9])
+    np.testing.assert_array_equal(shown(answer)[0], -run[1][2].influence[rows, 3:9])
     (pooled,) = shown(ask(files, "view", step=2, matrix="influence", r1=200, c1=100, height=20, width=10))
-    blocks = run[1][2].influence[:200, :100].reshape(20, 10, 10, 10)
+    blocks = -run[1][2].influence[:200, :100].reshape(20, 10, 10, 10)
+
     np.testing.assert_allclose(pooled, blocks.mean(axis=(1, 3)), rtol=1e-4, atol=1e-6)
 
 
@@ -98,3 +99,8 @@ def test_rows_that_act_alike_are_neighbours(size):
 )
 def test_a_matrix_without_structure_has_an_order_too(values):
     assert sorted(clustering.cluster_order(values.astype(np.float32))) == list(range(len(values)))
+
+
+def test_columns_of_a_matrix_that_is_not_read_whole_have_one_scale(files):
+    why = refused(files, "view", step=1, matrix="influence", scaling="column", r1=9, c1=9)
+    assert why == (400, "The matrix is too large to scale each query by itself; choose one scale for all.")

@@ -115,8 +115,8 @@ def test_the_tab_is_listed_and_its_page_is_served(server):
 
 def test_runs_and_what_is_wrong_with_them(server):
     listed = server.told("runs")
-    assert [run["run"] for run in listed["runs"]] == ["version_0/bif", "version_1/bif"]
-    good, odd = listed["runs"]
+    assert [run["run"] for run in listed["runs"]] == ["linked", "version_0/bif", "version_1/bif"]
+    _, good, odd = listed["runs"]
     assert [step["step"] for step in good["steps"]] == list(STEPS)
     assert good["problems"] == []
     assert {step["verdict"] for step in good["steps"]} == {"diverged"}
@@ -131,7 +131,7 @@ def test_runs_and_what_is_wrong_with_them(server):
 def test_every_route_answers(server):
     one = {"run": "version_0/bif", "step": 200, "matrix": "correlation"}
     other = {"other_run": "version_0/bif", "other_step": 100}
-    token = server.told("runs")["runs"][0]["steps"][1]["token"]
+    token = server.told("runs")["runs"][1]["steps"][1]["token"]
     asked = {
         "samples": {"side": "train"}, "text": {"side": "train", "row": 1}, "thumbnail": {"side": "train", "row": 0},
         "order": {"side": "train", "by": "cluster"}, "view": {"train_by": "label"}, "classes": {},
@@ -177,7 +177,7 @@ def test_a_view_is_the_same_when_it_was_prepared(server):
 
 @pytest.mark.parametrize(
     "run",
-    ["../elsewhere", "/etc", "version_0/bif/../bif", "%2e%2e/elsewhere", "version_0/bif\0", "linked", ".hidden", ""],
+    ["../elsewhere", "/etc", "version_0/bif/../bif", "%2e%2e/elsewhere", "version_0/bif\0", "linked/..", ".hidden", ""],
 )
 def test_no_path_comes_from_a_request(server, run):
     status, _, body = server.tab("samples", run=run, side="train")
@@ -220,12 +220,12 @@ def test_a_request_that_is_too_long_is_refused(server):
 def test_a_new_dump_is_found(server, logdir):
     write_run(logdir / "version_2" / "bif", 6, 3, steps=(1,))
     end = time.monotonic() + 120
-    while len(server.told("runs")["runs"]) < 3:
+    while len(server.told("runs")["runs"]) < 4:
         assert time.monotonic() < end
         time.sleep(0.5)
-    before = server.told("runs")["runs"][2]["steps"]
+    before = server.told("runs")["runs"][-1]["steps"]
     write_run(logdir / "version_2" / "bif", 6, 3, steps=(1, 2))
-    while len(steps := server.told("runs")["runs"][2]["steps"]) < 2:
+    while len(steps := server.told("runs")["runs"][-1]["steps"]) < 2:
         assert time.monotonic() < end
         time.sleep(0.5)
     assert steps[0]["token"] != before[0]["token"], "the dump of step 1 was written anew"

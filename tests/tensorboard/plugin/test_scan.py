@@ -3,6 +3,8 @@
 import threading
 import time
 
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
 from bif_lightning.tensorboard.plugin import scan
 from bif_lightning.tensorboard.plugin.run_files import remembered
 from bif_lightning.tensorboard.plugin.scan import Scan
@@ -48,6 +50,30 @@ def test_what_is_no_plain_file_is_odd(tmp_path):
     run = Scan(tmp_path).runs()["run"]
     assert len(run.dumps) == 1
     assert len(run.odd) == 4
+
+
+def test_links_to_folders_are_followed_as_by_tensorboard(tmp_path):
+    touch(tmp_path / "all" / "version_0" / "bif", 1)
+    events = tmp_path / "all" / "version_0" / "events.out.tfevents.1"
+    events.write_bytes(b"")
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "mine").symlink_to(tmp_path / "all" / "version_0", target_is_directory=True)
+    (chosen / "again").symlink_to("mine", target_is_directory=True)
+    (chosen / "nowhere").symlink_to(tmp_path / "nothing")
+    assert list(Scan(chosen).runs()) == ["again/bif", "mine/bif"]
+    assert sorted(EventMultiplexer().AddRunsFromDirectory(str(chosen)).Runs()) == ["again", "mine"]
+    assert list(Scan(chosen).runs()["mine/bif"].dumps) == [1]
+
+
+def test_links_that_lead_up_end(tmp_path):
+    touch(tmp_path / "a" / "bif", 1)
+    touch(tmp_path / "b" / "bif", 2)
+    (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "a" / "self").symlink_to(".", target_is_directory=True)
+    (tmp_path / "a" / "other").symlink_to(tmp_path / "b", target_is_directory=True)
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert list(Scan(tmp_path).runs()) == ["a/bif", "a/other/bif", "b/back/bif", "b/bif"]
 
 
 def test_a_scan_is_kept_for_some_seconds(tmp_path):

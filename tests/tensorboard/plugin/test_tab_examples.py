@@ -1,10 +1,13 @@
 """Cards, the chosen pair, texts and tokens in a real browser."""
 
+import warnings
+
 import numpy as np
 import pytest
 
 import bif_lightning as bl
 import tab_runs
+from bif_lightning.exceptions import SkippedDumpWarning
 from tab_page import number
 
 pytestmark = pytest.mark.browser
@@ -24,23 +27,72 @@ def choose(tab, name: str, words: str) -> None:
     tab.named(name).press("Enter")
 
 
-def test_a_query_has_cards_of_what_helps_and_hurts_it(tab, logs):
+def test_a_query_has_cards_over_the_whole_training_with_the_step_beside(tab, logs):
     choose(tab, "pick-query", "query-1003")
-    tab.frame.wait_for_selector('[data-name=cards][data-of="query 3 320"]')
+    tab.frame.wait_for_selector('[data-name=cards][data-of="query 3 320"][data-over=training]')
+    run = bl.open_run(logs / "digits/bif")
+    top = bl.top(run, query=3, k=5)
+    assert set(top.quantity) == {"integrated"}
+    shown = cards(tab)
+    assert shown["helps"] == top[top.effect == "helps"].id.tolist()
+    assert shown["hurts"] == top[top.effect == "hurts"].id.tolist()
+    first = tab.frame.locator(".card-column.helps .card").first
+    beside = float(run.correlation.sel(step=320, query=3)[int(top.train[0])])
+    text = first.locator(".beside").inner_text()
+    assert text.startswith("step 320: ")
+    assert number(text.partition(": ")[2]) == pytest.approx(beside, abs=0.001)
+    assert "sd" in first.locator(".card-value").inner_text()
+    assert "sum over 6 snapshots, steps 10 to 320" in tab.named("ranked-by").inner_text()
+    tab.wait("[...document.querySelectorAll('.card img')].every(one => one.naturalWidth === 8)")
+    first.click()
+    tab.until(lambda: tab.curves() == [f"{shown['helps'][0]} → query-1003"])
+
+
+@pytest.mark.slow
+def test_a_switch_ranks_by_the_step_and_stays_in_the_link(tab, logs, opened, tensorboard):
+    choose(tab, "pick-query", "query-1003")
+    tab.named("over").locator('[data-value="correlation"]').focus()
+    tab.page.keyboard.press("Enter")
+    tab.frame.wait_for_selector('[data-name=cards][data-of="query 3 320"][data-over=step]')
+    assert tab.frame.evaluate("document.activeElement.dataset.value") == "correlation", "the focus stays"
     top = bl.top(bl.open_run(logs / "digits/bif"), query=3, k=5, by="correlation")
     shown = cards(tab)
     assert shown["helps"] == top[top.effect == "helps"].id.tolist()
     assert shown["hurts"] == top[top.effect == "hurts"].id.tolist()
     first = tab.frame.locator(".card-column.helps .card").first
     assert f"± {tab_runs.ERROR:.3f}" in first.inner_text()
-    tab.wait("[...document.querySelectorAll('.card img')].every(one => one.naturalWidth === 8)")
-    assert "75% too" in tab.frame.locator("section[aria-label='Helps and hurts'] .meaning").inner_text()
-    first.click()
-    tab.until(lambda: tab.curves() == [f"{shown['helps'][0]} → query-1003"])
+    assert "by the correlation at step 320 alone" in tab.named("ranked-by").inner_text()
+    words = tab.frame.locator("section[aria-label='Helps and hurts'] .meaning")
+    assert "How stable a ranking by the correlation is was not measured" in words.inner_text()
+    assert "over%3Dcorrelation" in tab.frame.evaluate("location.hash")
+    again = opened(tensorboard, "&view=query%3D3%26over%3Dcorrelation%26run%3Ddigits%252Fbif")
+    again.frame.wait_for_selector('[data-name=cards][data-of="query 3 320"][data-over=step]')
+    tab.page.keyboard.press("w")
+    tab.frame.wait_for_selector('[data-name=cards][data-of="query 3 320"][data-over=training]')
+    tab.page.keyboard.press("w")
+    tab.until(lambda: "by the effect at step 320 alone" in tab.named("ranked-by").inner_text())
+    assert "75% too" in words.inner_text(), "the stability of the ranking that is shown"
+    first = number(tab.frame.locator(".card-column.helps .card-value").first.inner_text())
+    influence = bl.open_run(logs / "digits/bif").influence.sel(step=320, query=3)
+    assert first == pytest.approx(-float(influence.min()), abs=0.001), "above 0 helps"
 
 
+@pytest.mark.slow
+def test_few_snapshots_are_ranked_as_top_ranks_them(opened, tensorboard, logs):
+    tab = opened(tensorboard, "&view=run%3Dother%252Fbif%26query%3D4", errors=True)
+    tab.frame.wait_for_selector('[data-name=cards][data-of="query 4 320"][data-over=step]')
+    with warnings.catch_warnings():  # of the dump that is cut
+        warnings.simplefilter("ignore", SkippedDumpWarning)
+        top = bl.top(bl.open_run(logs / "other/bif"), query=4, k=5)
+    assert set(top.quantity) == {"influence"}
+    assert cards(tab)["helps"] == top[top.effect == "helps"].id.tolist()
+    assert "Ranked by the effect at step 320 alone" in tab.named("ranked-by").inner_text()
+
+
+@pytest.mark.slow
 def test_cards_say_how_ranks_changed_since_an_earlier_step(tab, logs):
     choose(tab, "pick-query", "query-1003")
+    tab.segment("over", "correlation")
     tab.named("since").select_option("10")
     tab.frame.wait_for_selector(".card .moved")
     run = bl.open_run(logs / "digits/bif")
@@ -51,18 +103,21 @@ def test_cards_say_how_ranks_changed_since_an_earlier_step(tab, logs):
         if before[row] > 0:
             assert f"(was {(before > before[row]).sum() + 1})" in text
         else:
-            assert "other sign at step 10" in text
+            assert "opposite sign at step 10" in text
 
 
+@pytest.mark.slow
 def test_a_train_example_has_cards_of_the_queries_it_changes(tab, logs):
     tab.segment("side", "train")
     choose(tab, "pick-train", "train-77")
     tab.frame.wait_for_selector('[data-name=cards][data-of="train 77 320"]')
-    row = bl.open_run(logs / "digits/bif").correlation[-1, 77]
+    assert "Ranked by the effect at step 320 alone" in tab.named("ranked-by").inner_text()
+    row = -bl.open_run(logs / "digits/bif").influence[-1, 77]
     assert cards(tab)["helps"][0] == str(row.query_id[int(row.values.argmax())].values)
     assert cards(tab)["hurts"][0] == str(row.query_id[int(row.values.argmin())].values)
 
 
+@pytest.mark.slow
 def test_an_example_is_found_by_what_it_says(tab):
     tab.segment("side", "train")
     tab.named("pick-train").click()
@@ -75,6 +130,7 @@ def test_an_example_is_found_by_what_it_says(tab):
     tab.frame.wait_for_selector('[data-name=cards][data-of="train 99 320"]')
 
 
+@pytest.mark.slow
 def test_the_pair_shows_every_matrix_with_its_error_and_text_as_text(tab):
     tab.named("order-train").select_option("dataset")
     tab.named("order-query").select_option("dataset")
@@ -84,12 +140,13 @@ def test_the_pair_shows_every_matrix_with_its_error_and_text_as_text(tab):
     pair = tab.named("pair").inner_text()
     assert tab_runs.NASTY in pair
     assert "correlation" in pair
-    assert "influence" in pair
+    assert "effect" in pair
     assert "nat²" in pair
     assert "+0.350 ± 0.040" in pair
     assert tab.frame.locator("b, script:not([type=module])").count() == 0, "no markup of the dump"
 
 
+@pytest.mark.slow
 def test_texts_are_shown_in_full_and_the_bad_verdict_with_them(opened, tensorboard):
     tab = opened(tensorboard, "&view=" + "run%3Dwords%252Fbif%26chosen%3D3x2")
     tab.shows(run="words/bif", step="5")
@@ -98,6 +155,18 @@ def test_texts_are_shown_in_full_and_the_bad_verdict_with_them(opened, tensorboa
     texts = tab.frame.locator(".pair-text").all_inner_texts()
     assert [len(text.split()) for text in texts] == [40, 40]
     assert tab.frame.locator("img").count() == 0
+    assert tab.named("clear").get_attribute("aria-pressed") == "true", "a noisy snapshot is not as loud as a sound one"
+
+
+@pytest.mark.slow
+def test_what_never_varies_is_undefined_with_the_reason(opened, tensorboard):
+    tab = opened(tensorboard, "&view=run%3Dwords%252Fbif%26matrix%3Dhits%253Acorrelation%26over%3Dcorrelation")
+    tab.shows(run="words/bif", matrix="hits:correlation")
+    assert "Undefined everywhere: hits is the same at every draw" in tab.frame.locator(".legend").inner_text()
+    assert tab.frame.locator(".matrix-panel .meaning").inner_text().startswith("Purple, above 0")
+    tab.until(lambda: "Undefined: hits is the same at every draw" in tab.named("cards").inner_text())
+    tab.segment("over", "influence")
+    tab.until(lambda: "None: the effect on hits is 0 everywhere" in tab.named("cards").inner_text())
 
 
 @pytest.fixture
@@ -124,7 +193,26 @@ def test_the_tokens_of_a_pair_are_shown_as_text(pair, logs):
     for side, name, row in zip(bl_tokens(logs), ("train", "query"), rows, strict=True):
         assert tab.named(f"tokens-{name}").locator(".token").all_inner_texts() == list(side[row])
     assert tab.frame.locator(".tokens b, .tokens code").count() == 0
-    assert "white: within its error" in tab.named("token-readout").inner_text()
+    assert "Without a colour: within its error" in tab.named("token-readout").inner_text()
+
+
+def test_before_one_points_only_tokens_clear_of_zero_are_coloured(pair):
+    tab, rows, _ = pair
+    asked = f"./tokens?run=tokens%2Fbif&step=7&matrix=correlation&train={rows[0]}&query={rows[1]}"
+    of = tab.frame.evaluate(f"fetch('{asked}').then(answer => answer.json())")
+    for side in ("train", "query"):
+        whole, error = (np.array(of[side][name], float) for name in ("whole", "whole_standard_error"))
+        clear = np.abs(whole) > 1.96 * error
+        tokens = tab.named(f"tokens-{side}").locator(".token").all()
+        paper = {colour_of(token) for token, sure in zip(tokens[1:], clear[1:], strict=True) if not sure}
+        assert len(paper) <= 1
+        for token, value, sure in zip(tokens[1:], whole[1:], clear[1:], strict=True):
+            if sure:
+                red, _, blue = rgb(token)
+                assert colour_of(token) not in paper
+                assert (blue > red) == (value > 0)
+        assert colour_of(tokens[0]) == ""
+        assert tokens[0].get_attribute("title").startswith("no loss")
 
 
 def test_tokens_are_coloured_by_their_influence_on_the_one_pointed_at(pair):
@@ -155,6 +243,7 @@ def test_tokens_are_coloured_by_their_influence_on_the_one_pointed_at(pair):
     assert tab.named("live").inner_text().startswith("\u201c")
 
 
+@pytest.mark.slow
 def test_what_has_no_tokens_shows_the_texts_alone(opened, tensorboard):
     tab = opened(tensorboard, "&view=run%3Dwords%252Fbif%26chosen%3D3x2")
     tab.frame.wait_for_selector('[data-name=pair][data-of="3 2 5"]')

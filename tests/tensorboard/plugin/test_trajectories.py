@@ -10,7 +10,6 @@ from scipy.stats import spearmanr
 
 from bif_lightning import changes, open_run, top, trajectory
 from bif_lightning.archive.write import write_dump, write_samples
-from bif_lightning.results.estimate import CORRELATION_SIGN
 from bif_lightning.tensorboard.plugin.answers import plain
 from bif_lightning.tensorboard.plugin.exports import as_csv
 from bif_lightning.tensorboard.plugin.parameters import Parameters
@@ -45,12 +44,20 @@ def test_tops_are_those_of_the_archive(run, matrix):
         for effect in ("helps", "hurts"):
             expected = table[table.effect == effect]
             assert [card["row"] for card in of[effect]] == expected.train.tolist()
-            np.testing.assert_allclose([card["value"] for card in of[effect]], expected.value)
+            sign = 1 if matrix == "correlation" else -1  # cards hold effects
+            np.testing.assert_allclose([card["value"] for card in of[effect]], sign * expected.value)
             clear = expected.value.abs() > 1.959963984540054 * expected.standard_error
             assert [card["clear"] for card in of[effect]] == clear.tolist()
-    assert of["stability_text"].startswith("Of the 10 most helpful")
-    assert told(files, "top", step=200, matrix=matrix, query=Q - 1, k=1)["stability"] is None
-    assert (of["verdict"], of["sign"] == CORRELATION_SIGN) == ("diverged", matrix == "correlation")
+    last = told(files, "top", step=200, matrix=matrix, query=Q - 1, k=1)
+    assert last["stability"] is None
+    if matrix == "influence":
+        assert of["stability_text"].startswith("Of the 10 most helpful")
+        assert (
+            f"was measured for {Q - 1} of {Q} queries, not for this one; their median is 75%" in last["stability_text"]
+        )
+    else:  # it was measured of another ranking
+        assert (of["stability"], "was not measured" in of["stability_text"]) == (None, True)
+    assert of["verdict"] == "diverged"
 
 
 def test_ranks_since_an_earlier_step(run):
@@ -61,7 +68,7 @@ def test_ranks_since_an_earlier_step(run):
         for place_, card in enumerate(of[effect]):
             row = card["row"]
             assert card["rank"] == place_ + 1 == 1 + (sign * now < sign * now[row]).sum()
-            assert card["value_since"] == pytest.approx(float(before[row]))
+            assert card["value_since"] == pytest.approx(-float(before[row]))
             same = before[row] * sign < 0
             assert card["rank_since"] == (1 + (sign * before < sign * before[row]).sum() if same else None)
 
@@ -141,21 +148,30 @@ def test_a_difference_of_two_steps(run):
     asked = {"step": 400, "other_step": 100, "matrix": "influence"}
     answer = ask(files, "compare", files, **asked)
     values, errors = window(answer)
-    np.testing.assert_array_equal(values, made[400].influence - made[100].influence)
+    np.testing.assert_array_equal(values, made[100].influence - made[400].influence)
     ends = [made[step].losses.influence_standard_error for step in (400, 100)]
     np.testing.assert_allclose(errors, np.hypot(*ends))
     for part, step in (("this", 400), ("other", 100)):
-        np.testing.assert_array_equal(window(ask(files, "compare", files, part=part, **asked))[0], made[step].influence)
+        shown = window(ask(files, "compare", files, part=part, **asked))[0]
+        np.testing.assert_array_equal(shown, -made[step].influence)
     ranks = [spearmanr(made[400].influence[:, j], made[100].influence[:, j]).statistic for j in range(Q)]
     assert float(answer.headers["X-Rank-Correlation"]) == pytest.approx(np.median(ranks))
     of = told(files, "compare_ranks", files, **asked)
     np.testing.assert_allclose(of["rank_correlation"], ranks)
 
 
-def test_runs_are_compared_by_the_ids_of_their_examples(run, tmp_path):
+def taken(samples, rows):
+    """Some examples, in another order."""
+    texts = tuple(samples.texts[row] for row in rows)
+    ids = tuple(samples.ids[row] for row in rows)
+    labels, index = samples.labels[rows], samples.index[rows]
+    return replace(samples, ids=ids, texts=texts, labels=labels, index=index, thumbnails=None, columns=None)
+
+
+def test_runs_are_compared_by_the_examples_that_both_have(run, tmp_path):
     _, files, made = run
-    train, query = samples_of("train", 20), samples_of("query", 8)
-    train = replace(train, ids=tuple(f"train-{39 - 2 * row}" for row in range(20)))  # every other one, backwards
+    train = taken(samples_of("train", N), np.arange(39, 0, -2))  # every other one, backwards
+    query = taken(samples_of("query", Q, seed=1), np.arange(8))
     query = replace(query, ids=("new", *query.ids[1:]))
     other = estimate_of(train, query, 9)
     write_samples(tmp_path, train, query)
@@ -165,12 +181,51 @@ def test_runs_are_compared_by_the_ids_of_their_examples(run, tmp_path):
     values, _ = window(answer)
     mine = made[400].influence[1:10:2, 1:5]
     theirs = other.influence[[19, 18, 17, 16, 15], 1:5]
-    np.testing.assert_array_equal(values, mine - theirs)
+    np.testing.assert_array_equal(values, theirs - mine)
     strangers = replace(train, ids=tuple(f"x{row}" for row in range(20)))
     write_samples(tmp_path / "b", strangers, query)
     write_dump(tmp_path / "b", other, step=7, epoch=0, train=strangers, query=query)
     why = refused(files, "compare", files_of(tmp_path / "b"), step=400, other_step=7, matrix="influence")
-    assert (why[0], "of the same id" in why[1]) == (400, True)
+    assert (why[0], "no train examples of the same id" in why[1]) == (400, True)
+
+
+def test_an_id_alone_makes_no_two_examples_the_same(run, tmp_path):
+    """Row numbers are the default ids, so that any two datasets share them."""
+    _, files, _ = run
+    whole, query = samples_of("train", N), samples_of("query", Q, seed=1)
+    texts = tuple(f"another text {row}" if row % 2 else text for row, text in enumerate(whole.texts))
+    for folder, train in (("texts", replace(whole, texts=texts)), ("strangers", replace(whole, texts=("x",) * N))):
+        write_samples(tmp_path / folder, train, query)
+        estimate = estimate_of(train, query, 9)
+        write_dump(tmp_path / folder, estimate, step=7, epoch=0, train=train, query=query)
+    asked = {"step": 400, "other_step": 7, "matrix": "correlation"}
+    of = told(files, "common", files_of(tmp_path / "texts"), **asked)
+    assert of["train"] == list(range(0, N, 2))
+    assert of["left_out"] == {"train": N // 2, "query": 0}
+    why = refused(files, "compare", files_of(tmp_path / "strangers"), **asked)[1]
+    assert f"no train examples: {N} have the same id in both, but other data" in why
+
+
+@pytest.mark.parametrize(("labels", "same"), [("equal", True), ("other", False), ("none", False)])
+def test_row_numbers_need_labels_that_all_agree(tmp_path, labels, same):
+    folders = tmp_path / "here", tmp_path / "there"
+    for folder, seed in zip(folders, (0, 0 if labels == "equal" else 5), strict=True):
+        sides = []
+        for count, own in ((20, seed), (9, seed + 1)):
+            bare = samples_of("train", count, own)
+            ids, given = tuple(map(str, range(count))), None if labels == "none" else np.maximum(bare.labels, 0)
+            plain = {"texts": None, "thumbnails": None, "columns": None, "label_names": None}
+            sides.append(replace(bare, ids=ids, labels=given, **plain))
+        if folder.name == "there":  # else the two sets of examples are one and the same
+            few = sides[0]
+            given = None if few.labels is None else few.labels[:19]
+            sides[0] = replace(few, ids=few.ids[:19], index=few.index[:19], labels=given)
+        write_samples(folder, *sides)
+        estimate = replace(estimate_of(*(samples_of("train", len(side)) for side in sides), 3), label_means=None)
+        write_dump(folder, estimate, step=7, epoch=0, train=sides[0], query=sides[1])
+    there = files_of(folders[1])
+    answer = ask(files_of(folders[0]), "common", there, step=7, other_step=7, matrix="correlation")
+    assert (answer.status == 200) == same, answer.body
 
 
 def rows_of(answer):
@@ -183,6 +238,9 @@ def test_exports(run):
     _, files, made = run
     rows = rows_of(ask(files, "export_top", step=200, matrix="influence", query=1, k=3))
     assert [row["effect"] for row in rows] == ["helps"] * 3 + ["hurts"] * 3
+    assert {(row["query"], row["quantity"]) for row in rows} == {("1", "influence")}
+    assert [float(row["value"]) for row in rows] == [float(made[200].influence[int(row["train"]), 1]) for row in rows]
+
     assert rows[0]["id"] == f"train-{rows[0]['train']}"
     rows = rows_of(ask(files, "export_window", step=200, matrix="influence", r0=2, r1=4, c1=3))
     assert len(rows) == 6

@@ -14,7 +14,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from bif_lightning.trainer.guard.fingerprint import difference, fingerprint
+from bif_lightning.exceptions import TrainingDisturbedError
+from bif_lightning.trainer.guard.fingerprint import difference, fingerprint, named_difference
 from bif_lightning.trainer.guard.guard import PARTS, Scope, _undo_all, iterators, training_guard
 
 pytestmark = [pytest.mark.trainer, pytest.mark.bitwise]
@@ -99,6 +100,25 @@ def test_pytorch_lightning_is_guarded_too() -> None:
         assert difference(before, fingerprint(trainer, module)) == []
 
     during_fit(action, package=pytorch_lightning)
+
+
+def test_written_parameters_are_restored_or_stop_the_training() -> None:
+    """Also those written by way of `.data`, which torch does not count; sampled ones are only watched."""
+
+    def action(trainer: Any, module: Any) -> None:
+        names, written = zip(*module.layers.named_parameters(prefix="layers"), strict=True)
+        before = fingerprint(trainer, module)
+        with training_guard(trainer, module), torch.no_grad():
+            written[0].mul_(2)
+        with training_guard(trainer, module):
+            written[0].data.mul_(2)
+        assert difference(before, fingerprint(trainer, module)) == []
+        stops = pytest.raises(TrainingDisturbedError, match=rf"a snapshot wrote into {names[0]}, {names[1]}, and so")
+        with stops, training_guard(trainer, module, sampled=names), torch.no_grad():
+            written[0].mul_(2)
+            written[1].mul_(2)
+
+    during_fit(action)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("half-way"), KeyboardInterrupt()])
@@ -277,6 +297,24 @@ def test_datasets_keep_generators_and_small_arrays_but_bulk_data_is_not_copied()
             assert torch.equal(dataset.generator.get_state(), state)
             assert dataset.small[0] == 0
         assert dataset.large[0] == 2
+
+    during_fit(action, steps=1)
+
+
+def test_what_changed_is_named() -> None:
+    def action(trainer: Any, module: Any) -> None:
+        before = fingerprint(trainer, module)
+        assert named_difference(before, fingerprint(trainer, module)) == []
+        module.seen["losses"].append(1.0)
+        module.calls = {"a": 0}
+        changed = "attributes (module.seen.losses, module.calls, module.calls.a)"
+        assert named_difference(before, fingerprint(trainer, module)) == [changed]
+        module.calls |= dict.fromkeys("bcdef", 0)
+        assert "module.calls.b and 4 more)" in named_difference(before, fingerprint(trainer, module))[0]
+        del module.calls
+        module.seen["losses"].pop()
+        torch.rand(1)
+        assert named_difference(before, fingerprint(trainer, module)) == ["random numbers (torch)"]
 
     during_fit(action, steps=1)
 

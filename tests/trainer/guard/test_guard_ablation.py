@@ -80,6 +80,8 @@ class Nasty(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         x, y = batch
+        with torch.no_grad():
+            self.cached[0].mul_(0.999)
         self.calls += 1
         self.counters["steps"]["all"] += 1
         logits = self.body(x + 0.1 * torch.randn(x.shape, generator=self.own))
@@ -206,6 +208,7 @@ WHAT_LEAKS = {
     "attributes": {"attributes", "metrics", "parameters", "logged values"},
     "datasets": {"datasets", "batch", "parameters"},
     "optimizers": {"optimizers", "parameters"},
+    "parameters": {"parameters"},
     "gradients": {"gradients", "optimizers", "parameters"},
     "trainer": {"progress"},
     "logging": {"logged values"},

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from bif_lightning.model.object_graph import walk_objects
 from bif_lightning.trainer.guard.fingerprint import encode
-from bif_lightning.trainer.guard.object_graph import walk_objects
 from bif_lightning.trainer.guard.restore import save_state
 from bif_lightning.trainer.guard.tensors import CopyBudget
 

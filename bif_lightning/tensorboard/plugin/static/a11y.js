@@ -3,7 +3,7 @@
 import { el, put } from "./dom.js";
 import { nameAt } from "./axes.js";
 import { Latest } from "./api.js";
-import { measure, number } from "./format.js";
+import { gridOf } from "./format.js";
 import { verdictOn } from "./signs.js";
 
 /** @typedef {import("./source.js").Source} Source */
@@ -71,6 +71,7 @@ function tableOf(source, picture, quantity) {
   const row = (/** @type {number} */ at) => cellName(source.train, r0, r1, picture.height, at);
   const column = (/** @type {number} */ at) => cellName(source.query, c0, c1, picture.width, at);
   const [height, width] = [Math.min(picture.height, 40), Math.min(picture.width, 40)];
+  const grid = gridOf(picture.values, picture.errors);
   const columns = Array.from({ length: width }, (_, at) => el("th", { scope: "col" }, column(at)));
   const rows = Array.from({ length: height }, (_, at) =>
     el(
@@ -80,16 +81,27 @@ function tableOf(source, picture, quantity) {
       Array.from({ length: width }, (_, across) => {
         const place = at * picture.width + across;
         const [value, error] = [picture.values[place], picture.errors?.[place] ?? null];
-        const text = error === null ? number(value) : measure(value, error, quantity.unit);
-        return el("td", { title: verdictOn(quantity, value, error) }, text);
+        const known = Number.isFinite(value);
+        const spread = error !== null && Number.isFinite(error) ? ` ± ${grid.error(error)}` : "";
+        return el(
+          "td",
+          { title: verdictOn(quantity, value, error) },
+          known ? `${grid.value(value)}${spread}` : "undefined",
+        );
       }),
     ),
   );
   const what = picture.errors ? "value ± standard error" : "means over the examples of each cell";
+  const size = source.own ? "the query's own size (root mean square)" : quantity.unit;
+  const units = [grid.power, size].filter(Boolean).join(" ");
   return el(
     "table",
     { class: "numbers" },
-    el("caption", {}, `${quantity.name}, ${what}; rows are train examples, columns queries`),
+    el(
+      "caption",
+      {},
+      `${quantity.name}, ${what}${units ? `, in ${units}` : ""}; rows are train examples, columns queries`,
+    ),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "train \\ query"), columns)),
     el("tbody", {}, rows),
   );
@@ -104,6 +116,7 @@ function tableOf(source, picture, quantity) {
  */
 function cellName(axis, from, to, cells, at) {
   const first = from + Math.floor((at * (to - from)) / cells);
-  const last = from + Math.ceil(((at + 1) * (to - from)) / cells) - 1;
+  const last = from + Math.floor(((at + 1) * (to - from)) / cells) - 1;
+
   return first >= last ? nameAt(axis, first) : `${nameAt(axis, first)} … ${nameAt(axis, last)}`;
 }

@@ -11,12 +11,14 @@
  * @property {string[]} matrices
  * @property {string[]} observables
  * @property {string[]} [own_columns] observables whose columns are not queries
- * @property {string} kind of the sampler
+ * @property {string} kind of the sampler: "SGLD", "Subspace" or "Pairs"
+ * @property {number} written when its latest dump was, in seconds since 1970
  * @property {string} parameters_text
  * @property {Record<string, boolean>} has
  * @property {Record<string, string[]>} sort_columns the user's own, of each side
  * @property {Step[]} steps
  * @property {string} samples_token
+ * @property {string} integrated_token of the sums over the training
  * @property {{file: string, why: string}[]} problems
  * @typedef {{id: string[], index: number[], label: number[] | null, label_names: string[] | null,
  *   columns: Record<string, (number | string)[]>, text_head: string[] | null, own_columns?: boolean}} Samples
@@ -28,6 +30,7 @@
  * @property {Float32Array | null} errors standard errors, where no cells were pooled
  * @property {boolean} pooled
  * @property {number} scale 99 % of the entries of the whole matrix are at most so large
+ * @property {number} largest the size of its largest entry
  * @property {import("./state.js").Window} window
  * @property {Headers} headers
  */
@@ -85,8 +88,18 @@ export class Api {
   /**
    * @param {string} route
    * @param {Parameters} parameters
+   * @returns {Promise<string>}
+   */
+  text(route, parameters) {
+    return this.#answer(this.address(route, parameters), false, (response) => response.text());
+  }
+
+  /**
+   * @param {string} route
+   * @param {Parameters} parameters
    * @returns {Promise<{buffer: ArrayBuffer, headers: Headers}>}
    */
+
   binary(route, parameters) {
     return this.#answer(this.address(route, parameters), Boolean(parameters.token), async (response) => ({
       buffer: await response.arrayBuffer(),
@@ -112,6 +125,7 @@ export class Api {
       errors,
       pooled: headers.get("X-Pooled") === "1",
       scale: Number(headers.get("X-Scale")) || 0,
+      largest: Number(headers.get("X-Largest")) || 0,
       window: /** @type {any} */ ([parameters.r0, parameters.r1, parameters.c0, parameters.c1]),
       headers,
     };
@@ -153,7 +167,7 @@ async function ask(address, retries, early) {
   try {
     response = await (early ?? fetch(address, { headers: { Accept: "*/*" } }));
   } catch {
-    throw new ServerError(0, "TensorBoard does not answer. Is it still running? The page asks again by itself.");
+    throw new ServerError(0, "TensorBoard does not respond. Is it still running? The page tries again automatically.");
   }
   if (response.ok) return response;
   // 503: the process that reads dumps was busy, or was ended at its time limit and is started anew.

@@ -14,10 +14,22 @@
  * @property {string} by what it is ordered by
  */
 
-import { shortened } from "./format.js";
+import { shortened, shortenedInside } from "./format.js";
 
 const ROOM = 13;
 const TICK_ROOM = 70;
+/** Labels that can be told apart by their colours, at most. */
+const MOST_COLOURED = 20;
+
+/**
+ * Whether each example has room for its name.
+ * @param {number} from first position
+ * @param {number} to last position, excluded
+ * @param {number} length of the axis in pixels
+ */
+export function fitsNames(from, to, length) {
+  return length / (to - from) >= ROOM;
+}
 
 /**
  * @param {Axis} axis
@@ -25,24 +37,55 @@ const TICK_ROOM = 70;
  * @param {number} to last position, excluded
  * @param {number} length of the axis in pixels
  * @param {number} letters at most, in a text
+ * @param {boolean} [grouped] whether labels are written even where single names would fit, as on the other axis
  * @returns {Mark[]}
  */
-export function marks(axis, from, to, length, letters) {
+export function marks(axis, from, to, length, letters, grouped = false) {
   const pixels = length / (to - from);
-  if (pixels >= ROOM) {
+  if (fitsNames(from, to, length) && !(grouped && isByLabel(axis))) {
     const labels = axis.by === "label" ? axis.samples.label : null;
     const isEdge = (/** @type {number} */ at) => !!labels && labels[axis.order[at]] !== labels[axis.order[at + 1]];
-    return range(from, to, 1).map((at) => mark(at, at + 1, shortened(nameAt(axis, at), letters), { edge: isEdge(at) }));
+    return range(from, to, 1).map((at) => mark(at, at + 1, shortenedInside(nameAt(axis, at), letters), { edge: isEdge(at) }));
   }
   const groups = axis.by === "label" ? groupsOf(axis, from, to) : [];
   if (groups.length) {
+    let last = -Infinity;
     return groups.map((group) => {
-      const text = (group.to - group.from) * pixels >= ROOM - 2 ? shortened(group.text, letters) : "";
+      // Of many small groups every second, third, ... is named.
+      const middle = ((group.from + group.to) / 2) * pixels;
+      const text = middle - last >= ROOM - 2 ? shortened(group.text, letters) : "";
+      if (text) last = middle;
       return mark(group.from, group.to, text, { edge: groups.length * 6 < length });
     });
   }
   const step = nice(((to - from) * TICK_ROOM) / length);
   return range(Math.ceil(from / step) * step, to, step).map((at) => mark(at, at + 1, String(at), { position: true }));
+}
+
+/** @param {Axis} axis */
+export function isByLabel({ by, samples }) {
+  return by === "label" && !!samples.label;
+}
+
+/**
+ * The labels of an axis that is ordered by something else, which are told by colours beside it.
+ * @param {Axis} axis
+ * @returns {number[]} none where there are none, too many, or where names along the axis tell
+ */
+export function colouredLabels({ by, samples }) {
+  const { label } = samples;
+  if (!label || by === "label") return [];
+  const found = [...new Set(label)].sort((a, b) => a - b);
+  return found.length > 1 && found.length <= MOST_COLOURED ? found : [];
+}
+
+/**
+ * @param {number} label
+ * @param {boolean} dark
+ */
+export function labelColour(label, dark) {
+  // Neighbouring numbers are far apart on the circle of hues.
+  return label < 0 ? "#8b8b92" : `hsl(${Math.round((label * 137.5 + 210) % 360)} 60% ${dark ? 62 : 48}%)`;
 }
 
 /**

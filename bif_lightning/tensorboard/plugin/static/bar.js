@@ -1,20 +1,35 @@
-/** The bar at the top: run, matrix, the three views, the link and the help. */
+/** The bar at the top: run, quantity, the three views, the link and the help. */
 
 import { button, choice, el, put, segments } from "./dom.js";
 import { copyLink } from "./export.js";
 import { addressOf } from "./host.js";
 import { icon } from "./icons.js";
+import { Picker } from "./picker.js";
 import { purposeOf, quantityOf } from "./signs.js";
 import { toLink } from "./state.js";
 
 /** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
+/** @typedef {import("./api.js").Run} Run */
 
 const VIEWS = [
-  { value: "matrix", text: "Matrix", title: "Who influences whom (1)" },
-  { value: "trust", text: "Trust", title: "Whether it can be trusted (2)" },
+  { value: "matrix", text: "Matrix", title: "Influence of train examples on queries (1)" },
+  { value: "trust", text: "Trust", title: "Whether the estimate is reliable (2)" },
   { value: "compare", text: "Compare", title: "Two steps or two runs side by side (3)" },
 ];
+/** More runs than these are found by typing. */
+const FEW = 12;
+/** What belongs to one run only. */
+const FRESH = {
+  step: null,
+  at: null,
+  window: null,
+  chosen: null,
+  pins: [],
+  query: null,
+  train: null,
+  since: null,
+};
 
 /** Header of the page. */
 export class Bar {
@@ -27,20 +42,29 @@ export class Bar {
     this.help = help;
     this.element = el("header", { class: "bar" });
     this.drawn = "";
+    /** @type {string[]} of the runs, as the picker lists them */
+    this.names = [];
+    this.picker = new Picker({
+      label: "Run",
+      name: "find-run",
+      hint: "find a run by its name",
+      choose: (row) => this.#choose(this.names[row]),
+    });
   }
 
   /** @param {State} state */
   update(state) {
     const { book, store } = this.context;
     const run = book.run(state.run);
+    const names = book.listed().map((one) => one.run);
     // Lists are made anew only when they differ: one that is open stays open while new dumps arrive.
-    const drawn = JSON.stringify([book.runs.map((one) => one.run), state.run, state.matrix, state.view, run?.matrices]);
+    const drawn = JSON.stringify([names, state.run, state.matrix, state.view, run?.matrices]);
     if (drawn === this.drawn) return;
     this.drawn = drawn;
     put(
       this.element,
-      run ? this.#run(state) : null,
-      run ? this.#matrix(state, run) : null,
+      names.length ? this.#run(state, names) : null,
+      run?.steps.length ? this.#quantity(state, run) : null,
       el("span", { class: "grow" }),
       run
         ? segments({
@@ -52,7 +76,7 @@ export class Bar {
           })
         : null,
       button({
-        label: "Copy a link to this view",
+        label: "Copy link to this view",
         icon: icon("link"),
         name: "link",
         click: () => void copyLink(this.#address()),
@@ -61,35 +85,37 @@ export class Bar {
     );
   }
 
-  /** @param {State} state */
-  #run(state) {
+  /**
+   * @param {State} state
+   * @param {string[]} names of the runs, the newest first
+   */
+  #run(state, names) {
+    this.names = names;
+    if (names.length > FEW) {
+      const place = names.indexOf(state.run);
+      this.picker.show(listOf(names), place < 0 ? null : place);
+      return el("div", { class: "choice" }, el("span", { class: "choice-label" }, "Run"), this.picker.element);
+    }
+    const missing = names.includes(state.run) ? [] : [{ value: state.run, text: `${state.run} (gone)` }];
     return choice({
       label: "Run",
       name: "run",
-      options: this.context.book.runs
-        .filter((one) => one.steps.length)
-        .map((one) => ({ value: one.run, text: one.run })),
+      options: [...missing, ...names.map((name) => ({ value: name, text: name }))],
       value: state.run,
-      change: (run) =>
-        this.context.store.set({
-          run,
-          step: null,
-          at: null,
-          window: null,
-          chosen: null,
-          pins: [],
-          query: null,
-          train: null,
-          since: null,
-        }),
+      change: (run) => this.#choose(run),
     });
+  }
+
+  /** @param {string} run */
+  #choose(run) {
+    if (run !== this.context.store.state.run) this.context.store.set({ run, ...FRESH });
   }
 
   /**
    * @param {State} state
-   * @param {import("./api.js").Run} run
+   * @param {Run} run
    */
-  #matrix(state, run) {
+  #quantity(state, run) {
     // Columns of one observable are none of another.
     const columns = { query: 0, chosen: null, pins: [], window: null };
     const change = (/** @type {string} */ matrix) =>
@@ -100,14 +126,14 @@ export class Bar {
     const all = matricesOf(run);
     if (all.length > 3) {
       const options = all.map((matrix) => ({ value: matrix, text: quantityOf(matrix).name }));
-      return choice({ label: "Matrix", name: "matrix", options, value: state.matrix, change });
+      return choice({ label: "Quantity", name: "matrix", options, value: state.matrix, change });
     }
     const options = all.map((matrix) => ({
       value: matrix,
       text: quantityOf(matrix).name,
       title: `${quantityOf(matrix).formula}. ${purposeOf(matrix)}`,
     }));
-    return segments({ label: "Matrix", name: "matrix", options, value: state.matrix, change });
+    return segments({ label: "Quantity", name: "matrix", options, value: state.matrix, change });
   }
 
   /** The step that is shown is named, also where the page follows the newest. */
@@ -119,8 +145,17 @@ export class Bar {
 }
 
 /**
+ * Names as what a picker finds in.
+ * @param {string[]} id
+ * @returns {import("./api.js").Samples}
+ */
+function listOf(id) {
+  return { id, index: id.map((_, row) => row), label: null, label_names: null, columns: {}, text_head: null };
+}
+
+/**
  * All matrices of a run: those of the loss, then those of each observable.
- * @param {import("./api.js").Run} run
+ * @param {Run} run
  * @returns {string[]}
  */
 export function matricesOf({ matrices, observables }) {

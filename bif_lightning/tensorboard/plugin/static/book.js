@@ -41,10 +41,21 @@ export class Book {
     return this.runs.find((run) => run.run === name);
   }
 
+  /** @returns {Run | undefined} the run that was written last, as one that is being trained */
+  newest() {
+    return this.listed()[0];
+  }
+
+  /** @returns {Run[]} those with dumps, the one that was written last first */
+  listed() {
+    return this.runs.filter((run) => run.steps.length).sort((a, b) => (b.written ?? 0) - (a.written ?? 0));
+  }
+
   /**
    * @param {State} state
    * @returns {{run: Run, step: Step, place: number} | null} null where there is nothing to show
    */
+
   shown(state) {
     const run = this.run(state.run);
     if (!run?.steps.length) return null;
@@ -123,7 +134,8 @@ export function tokenAt(run, step) {
  */
 export function tokenOfAll(run) {
   let hash = 0;
-  for (const letter of run.steps.map((one) => one.token).join(" ")) hash = (hash * 31 + letter.charCodeAt(0)) | 0;
+  const tokens = [...run.steps.map((one) => one.token), run.integrated_token];
+  for (const letter of tokens.join(" ")) hash = (hash * 31 + letter.charCodeAt(0)) | 0;
   return `${run.steps.length}-${(hash >>> 0).toString(36)}`;
 }
 

@@ -9,10 +9,11 @@ import { pair } from "./pins.js";
 /** @typedef {import("./cards.js").Entry} Entry */
 
 /**
- * @param {{context: import("./page.js").Context, one: Entry, state: State, run: import("./api.js").Run, side: "query" | "train", row: number,
- *   other: import("./api.js").Samples, quantity: import("./signs.js").Quantity, most: number, kind: string}} of
+ * @param {{context: import("./page.js").Context, one: Entry, state: State, run: import("./api.js").Run, step: number,
+ *   side: "query" | "train", row: number, other: import("./api.js").Samples, words: string, unit: string, most: number,
+ *   kind: string}} of `words` are the value with its error, `unit` is that of the single step
  */
-export function card({ context, one, state, run, side, row, other, quantity, most, kind }) {
+export function card({ context, one, state, run, step, side, row, other, words, unit, most, kind }) {
   const across = side === "query" ? "train" : "query";
   const text = other.text_head?.[one.row];
   const chosen = side === "query" ? pair(one.row, row) : pair(row, one.row);
@@ -40,17 +41,31 @@ export function card({ context, one, state, run, side, row, other, quantity, mos
           "span",
           { class: "card-value tabular" },
           errorBar(one, most, kind),
-          el("span", {}, measure(one.value, one.standard_error, quantity.unit)),
+          el("span", {}, words),
         ),
         el(
           "span",
           { class: "card-notes" },
           clear ? null : el("span", { class: "tag" }, "within its error of 0"),
+          beside(one, step, unit),
           moved(one, state),
         ),
       ),
     ),
   );
+}
+
+/**
+ * The single step, beside the whole training.
+ * @param {Entry} one
+ * @param {number} step
+ * @param {string} unit
+ */
+function beside({ snapshot }, step, unit) {
+  if (!snapshot) return null;
+  const rank = isKnown(snapshot.rank) ? `rank ${snapshot.rank.toLocaleString("en")}` : "other sign";
+  const value = measure(snapshot.value, snapshot.standard_error, unit);
+  return el("span", { class: "tag beside tabular" }, `step ${step.toLocaleString("en")}: ${value}, ${rank}`);
 }
 
 /**
@@ -62,7 +77,7 @@ function moved({ rank, rank_since, value_since }, state) {
   if (state.since === null || value_since === null || value_since === undefined) return null;
   const since = `step ${state.since.toLocaleString("en")}`;
   if (!isKnown(rank_since))
-    return el("span", { class: "tag moved", title: `value then: ${number(value_since)}` }, `other sign at ${since}`);
+    return el("span", { class: "tag moved", title: `value at that step: ${number(value_since)}` }, `opposite sign at ${since}`);
   const by = rank_since - rank;
   const [mark, word] = by > 0 ? ["▲", "up"] : by < 0 ? ["▼", "down"] : ["=", "unchanged"];
   const text = by ? `${mark} ${Math.abs(by).toLocaleString("en")}` : mark;

@@ -26,13 +26,16 @@
 
 import UPlot from "./uplot.js";
 import { el } from "./dom.js";
-import { number } from "./format.js";
+import { number, ticks } from "./format.js";
 import { drawLevels, drawMarks, drawShown } from "./chart_marks.js";
 
 /** The library comes without types. */
 const Plot = /** @type {any} */ (UPlot);
 /** More points than these run together. */
 const CROWDED = 60;
+/** Distances between the numbers along an axis of steps. */
+const WHOLE = Array.from({ length: 15 }, (_, power) => [1, 2, 5].map((one) => one * 10 ** power)).flat();
+
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 
 /** Holds one uPlot, made anew for every drawing: it has no way to change the number of its curves. */
@@ -110,7 +113,7 @@ export class Chart {
         {
           ...axis,
           size: 62,
-          values: (/** @type {any} */ _, /** @type {number[]} */ all) => all.map((one) => number(one)),
+          values: (/** @type {any} */ _, /** @type {number[]} */ all) => ticks(all),
         },
       ],
       series: [{}, ...drawing.curves.flatMap((curve) => seriesOf(curve, drawing))],
@@ -212,11 +215,13 @@ function rangeOf(drawing) {
 }
 
 /** @param {Drawing} drawing */
-function stepAxis({ steps, even }) {
+function stepAxis({ steps, even, bars }) {
   if (!even) {
     return {
       space: 60,
-      values: (/** @type {any} */ _, /** @type {number[]} */ all) => all.map((one) => number(one, 6)),
+      // There is no step between two steps.
+      ...(bars ? {} : { incrs: WHOLE }),
+      values: (/** @type {any} */ _, /** @type {number[]} */ all) => ticks(all),
     };
   }
   const room = 46;

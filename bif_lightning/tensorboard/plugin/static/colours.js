@@ -1,5 +1,6 @@
 /**
- * The diverging map: blue where an example helps, orange where it hurts, paper at zero. Blue against orange is told
+ * The diverging map: blue where an example helps, orange where it hurts, paper at zero. Of an observable, of which nobody
+ * knows whether less is better, purple lowers and green raises. Blue against orange, and purple against green, is told
  * apart with every common form of colour blindness, and lightness alone says how far from zero a value is: the map is
  * computed in OKLCh, with lightness a straight line in |value|, so that equal steps look equal. In the dark theme the
  * line runs the other way, from the dark paper to light ends.
@@ -8,7 +9,8 @@
 /** @typedef {[number, number, number]} Rgb 0 to 255 */
 
 const HALF = 255;
-const HUES = { helps: 255, hurts: 50 };
+/** @typedef {"loss" | "observable"} Palette */
+const HUES = { loss: { above: 255, below: 50 }, observable: { above: 312, below: 148 } };
 const THEMES = {
   light: { paper: 0.99, end: 0.37, chroma: 0.17, undefined: /** @type {Rgb} */ ([222, 222, 222]) },
   dark: { paper: 0.235, end: 0.87, chroma: 0.15, undefined: /** @type {Rgb} */ ([72, 72, 76]) },
@@ -20,19 +22,21 @@ const LINES = {
   dark: ["#56b4e9", "#ff8c3a", "#2fd0a0", "#e6a3c8", "#8fa8ff", "#f0c75e", "#dddddd"],
 };
 
-/** @type {Map<boolean, Uint8ClampedArray>} */
+/** @type {Map<string, Uint8ClampedArray>} */
 const tables = new Map();
 
 /**
  * @param {boolean} dark
+ * @param {Palette} [palette]
  * @returns {Uint8ClampedArray} red, green, blue of 2·255 + 1 values from −1 (hurts) to 1 (helps)
  */
-export function table(dark) {
-  let made = tables.get(dark);
+export function table(dark, palette = "loss") {
+  const key = `${palette} ${dark}`;
+  let made = tables.get(key);
   if (!made) {
     made = new Uint8ClampedArray(3 * (2 * HALF + 1));
-    for (let at = -HALF; at <= HALF; at += 1) made.set(computed(at / HALF, dark), 3 * (at + HALF));
-    tables.set(dark, made);
+    for (let at = -HALF; at <= HALF; at += 1) made.set(computed(at / HALF, dark, HUES[palette]), 3 * (at + HALF));
+    tables.set(key, made);
   }
   return made;
 }
@@ -40,12 +44,13 @@ export function table(dark) {
 /**
  * @param {number} value from −1 (hurts) to 1 (helps); beyond them it is the end's colour; NaN is undefined
  * @param {boolean} dark
+ * @param {Palette} [palette]
  * @returns {Rgb}
  */
-export function colour(value, dark) {
+export function colour(value, dark, palette = "loss") {
   if (Number.isNaN(value)) return undefinedColour(dark);
   const at = 3 * (Math.round(Math.min(Math.max(value, -1), 1) * HALF) + HALF);
-  const made = table(dark);
+  const made = table(dark, palette);
   return [made[at], made[at + 1], made[at + 2]];
 }
 
@@ -79,13 +84,14 @@ export function lineColour(place, dark) {
 /**
  * @param {number} value
  * @param {boolean} dark
+ * @param {{above: number, below: number}} hues in degrees
  * @returns {Rgb}
  */
-function computed(value, dark) {
+function computed(value, dark, hues) {
   const { paper, end, chroma } = THEMES[dark ? "dark" : "light"];
   const size = Math.abs(value);
   const lightness = paper + (end - paper) * size;
-  const hue = (value > 0 ? HUES.helps : HUES.hurts) * (Math.PI / 180);
+  const hue = (value > 0 ? hues.above : hues.below) * (Math.PI / 180);
   // The most colour that both the value and the screen allow at this lightness.
   let strength = chroma * Math.min(1, 1.7 * size ** 0.85);
   let rgb = toRgb(lightness, strength, hue);

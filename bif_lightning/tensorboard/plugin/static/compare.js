@@ -1,15 +1,19 @@
 /** Two steps, or two runs, side by side: both matrices, their difference, and how alike they rank. */
 
+import { announce } from "./a11y.js";
 import { Latest } from "./api.js";
-import { orderOf, orderParameters, placeOf } from "./book.js";
+import { orderOf, orderParameters, placeOf, tokenOfAll } from "./book.js";
 import { button, choice, el, put } from "./dom.js";
 import { measure, roundUp } from "./format.js";
 import { Heatmap } from "./heatmap.js";
-import { Legend } from "./legend.js";
+import { labelledBy, Legend } from "./legend.js";
 import { nameAt, windowWithin } from "./axes.js";
+import { isClearOnly, significantOnly } from "./matrix_controls.js";
+import { pair } from "./pins.js";
 import { RanksView, ranksSentence } from "./ranks.js";
 import { comparison, meaning, quantityOf } from "./signs.js";
 import { saveMenu } from "./export.js";
+import { verdictBanner } from "./verdict.js";
 
 /** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
@@ -18,7 +22,9 @@ import { saveMenu } from "./export.js";
 /** @typedef {{train: import("./axes.js").Axis, query: import("./axes.js").Axis}} Axes */
 
 const PARTS = /** @type {const} */ (["this", "other", "difference"]);
+const LABELS = { this: "the first", other: "the second", difference: "the first minus the second" };
 const WAIT = 90;
+const SAME = "This is one and the same snapshot: choose another step or run to compare it with.";
 
 /** The view of its own tab. */
 export class CompareView {
@@ -27,11 +33,16 @@ export class CompareView {
     this.context = context;
     this.controls = el("div", { class: "controls" });
     this.words = el("p", { class: "meaning" });
+    this.banners = el("div", { class: "banner-box" });
     this.maps = PARTS.map((part) => {
       const title = el("h3", { class: "map-title" });
       const heatmap = new Heatmap(
-        `Heatmap: ${part}`,
-        { point: (cell) => this.#point(cell), zoom: (window) => this.context.store.set({ window }) },
+        `Heatmap: ${LABELS[part]}. Shift and arrow keys move the cursor, Enter shows the pair.`,
+        {
+          point: (cell) => this.#point(cell),
+          zoom: (window) => this.context.store.set({ window }),
+          choose: (cell) => this.#choose(cell),
+        },
         { small: true },
       );
       const legend = new Legend();
@@ -58,6 +69,7 @@ export class CompareView {
       ),
       this.controls,
       this.words,
+      this.banners,
       this.notice,
       this.stage,
       this.readout,
@@ -67,7 +79,7 @@ export class CompareView {
     this.latest = new Latest();
     this.latestCell = new Latest();
     this.waiting = 0;
-    /** @type {{state: State, shown: Shown, other: Shown, axes: Axes} | null} */
+    /** @type {{state: State, shown: Shown, other: Shown, axes: Axes, leftOut: {train: number, query: number}} | null} */
     this.painted = null;
   }
 
@@ -78,11 +90,19 @@ export class CompareView {
     if (!shown) return;
     const other = otherOf(book, state, shown);
     this.#controls(shown, other);
-    put(this.words, comparison(quantityOf(state.matrix)));
+    put(this.words, comparison(quantityOf(state.matrix), namesOf(shown, other)[0]));
+    const both = shown.step === other.step ? [shown] : [shown, other];
+    put(this.banners, ...both.map((one) => verdictBanner(one.step, nameOf(one))));
     const parameters = this.#parameters(state, shown, other);
+    if (shown.run === other.run && shown.step === other.step) {
+      this.latest.drop();
+      this.ranks.element.hidden = true;
+      this.#refuse(new Error(SAME));
+      return;
+    }
     void this.latest.take(
       this.#load(state, shown, other, parameters),
-      ({ axes, pictures }) => this.#show({ state, shown, other, axes }, pictures),
+      ({ axes, pictures, leftOut }) => this.#show({ state, shown, other, axes, leftOut }, pictures),
       (error) => this.#refuse(error),
     );
     this.ranks.update(state, shown, parameters);
@@ -113,43 +133,42 @@ export class CompareView {
    * @param {Record<string, any>} parameters
    */
   async #load(state, shown, other, parameters) {
+    const { api } = this.context;
+    const asked = { ...parameters, token: `${tokenOfAll(shown.run)} ${tokenOfAll(other.run)}` };
+    const common = shown.run === other.run ? null : await api.json("common", asked);
     const axes = {
-      train: await this.#common(state, shown, other, "train"),
-      query: await this.#common(state, shown, other, "query"),
+      train: await this.#common(state, shown, common, "train"),
+      query: await this.#common(state, shown, common, "query"),
     };
-    if (!axes.train.order.length || !axes.query.order.length) {
-      throw new Error("The two runs share no examples by id, so they cannot be compared.");
-    }
     const { height, width } = this.maps[0].heatmap.room;
     const [r0, r1, c0, c1] = windowWithin(state.window, axes);
     const window = { r0, r1, c0, c1, height, width };
-    const { api } = this.context;
     const pictures = await Promise.all(PARTS.map((part) => api.picture("compare", { ...parameters, ...window, part })));
-    return { axes, pictures };
+    return { axes, pictures, leftOut: common?.left_out ?? { train: 0, query: 0 } };
   }
 
   /**
    * The examples of a side that both have, in the order of the matrix view.
    * @param {State} state
    * @param {Shown} shown
-   * @param {Shown} other
+   * @param {{train: number[], query: number[]} | null} common rows that both have; null for all
    * @param {"train" | "query"} side
    * @returns {Promise<import("./axes.js").Axis>}
    */
-  async #common(state, shown, other, side) {
+  async #common(state, shown, common, side) {
     const { book } = this.context;
     const [samples, order] = await Promise.all([
       book.samples(shown.run, side, state.matrix),
       book.order(shown.run, state, side),
     ]);
     const { by } = orderOf(shown.run, state, side);
-    if (shown.run === other.run) return { order, samples, by };
-    const there = new Set((await book.samples(other.run, side, state.matrix)).id);
-    return { order: order.filter((row) => there.has(samples.id[row])), samples, by };
+    if (!common) return { order, samples, by };
+    const both = new Set(common[side]);
+    return { order: order.filter((row) => both.has(row)), samples, by };
   }
 
   /**
-   * @param {{state: State, shown: Shown, other: Shown, axes: Axes}} of
+   * @param {{state: State, shown: Shown, other: Shown, axes: Axes, leftOut: {train: number, query: number}}} of
    * @param {Picture[]} pictures
    */
   #show(of, pictures) {
@@ -158,8 +177,11 @@ export class CompareView {
     this.stage.hidden = false;
     const { dark } = this.context;
     const quantity = quantityOf(of.state.matrix);
+    const palette = /** @type {const} */ (quantity.observable ? "observable" : "loss");
     const shared = roundUp(Math.max(pictures[0].scale, pictures[1].scale));
-    const names = [nameOf(of.shown), nameOf(of.other), "left minus right"];
+    const names = [nameOf(of.shown), nameOf(of.other), namesOf(of.shown, of.other).join(" minus ")];
+    const clear = isClearOnly(of.state, of.shown.step);
+    this.#controls(of.shown, of.other, pictures[0].pooled);
     this.maps.forEach(({ title, heatmap, legend }, place) => {
       const picture = pictures[place];
       const scale = place === 2 ? roundUp(picture.scale) : shared;
@@ -170,17 +192,18 @@ export class CompareView {
         titles: { train: "", query: "" },
         ...of.axes,
         window: picture.window,
-        helps: quantity.helps,
+        palette,
         scale,
         dark,
-        clear: of.state.clear,
+        clear,
         chosen: null,
       };
       heatmap.show(frame, [picture]);
-      legend.show(words, scale, dark, picture, of.state.clear);
+      // One key to the labels is enough for three maps.
+      legend.show(words, { scale, dark, clear, labelled: place ? undefined : labelledBy(of.axes) }, picture);
     });
-    put(this.sentence, ranksSentence(pictures[2].headers, of.axes, of.shown.run));
-    put(this.readout, "Point at a cell for the values of one pair.");
+    put(this.sentence, ranksSentence(pictures[2].headers, of.axes, of.shown.run, of.leftOut));
+    put(this.readout, "Point at a cell to see the values of one pair; click it to see it over training.");
     this.stage.dataset.of = `${nameOf(of.shown)} | ${nameOf(of.other)} | ${of.state.matrix}`;
   }
 
@@ -206,9 +229,17 @@ export class CompareView {
   }
 
   /** @param {import("./heatmap.js").Cell} cell */
+  #choose(cell) {
+    if (!this.painted) return;
+    const { axes } = this.painted;
+    const [train, query] = [axes.train.order[cell.train], axes.query.order[cell.query]];
+    this.context.store.set({ view: "matrix", grouped: false, chosen: pair(train, query), train, query });
+  }
+
+  /** @param {import("./heatmap.js").Cell} cell */
   #read(cell) {
     if (!this.painted) return;
-    const { state, axes } = this.painted;
+    const { state, axes, shown, other } = this.painted;
     const difference = this.maps[2].heatmap;
     const [left, right] = this.maps.map(({ heatmap }) => {
       const known = heatmap.valueAt(cell);
@@ -217,18 +248,19 @@ export class CompareView {
     const quantity = quantityOf(state.matrix);
     const pooled = difference.picture?.pooled ? "mean around " : "";
     const both = difference.valueAt(cell);
-    put(
-      this.readout,
-      `${pooled}${nameAt(axes.train, cell.train)} → ${nameAt(axes.query, cell.query)}: left ${left}, right ${right}, `,
-      el("strong", {}, `difference ${measure(both?.value, both?.error, quantity.unit)}`),
-    );
+    const names = namesOf(shown, other);
+    const who = `${pooled}${nameAt(axes.train, cell.train)} → ${nameAt(axes.query, cell.query)}`;
+    const last = `difference ${measure(both?.value, both?.error, quantity.unit)}`;
+    put(this.readout, `${who}: ${left} at ${names[0]}, ${right} at ${names[1]}, `, el("strong", {}, last));
+    announce(this.readout.textContent ?? "");
   }
 
   /**
    * @param {Shown} shown
    * @param {Shown} other
+   * @param {boolean} [pooled] whether what is painted are means
    */
-  #controls(shown, other) {
+  #controls(shown, other, pooled = false) {
     const { store, book } = this.context;
     const runs = book.runs.filter((run) => run.steps.length).map((run) => ({ value: run.run, text: run.run }));
     const steps = other.run.steps.map(({ step }) => ({
@@ -255,6 +287,7 @@ export class CompareView {
         value: String(other.step.step),
         change: (step) => store.set({ otherStep: Number(step) }),
       }),
+      significantOnly(store, isClearOnly(store.state, shown.step), pooled),
       store.state.window ? all : null,
     );
   }
@@ -266,7 +299,10 @@ export class CompareView {
     return {
       title: state.run,
       note: meaning(quantity).sign,
-      tiles: this.maps.flatMap(({ title, heatmap }) => heatmap.tiles(title.textContent ?? "", quantity)),
+      tiles: this.maps.flatMap(({ part, title, heatmap }) => {
+        const more = { ...quantity, good: `${quantity.good} more`, bad: `${quantity.bad} more` };
+        return heatmap.tiles(title.textContent ?? "", part === "difference" ? more : quantity);
+      }),
       dark: this.context.dark,
     };
   }
@@ -291,6 +327,18 @@ function otherOf(book, state, shown) {
   const same = run === shown.run ? Math.max(shown.place - 1, 0) : placeOf(run, shown.step.step);
   const place = state.otherStep === null ? same : placeOf(run, state.otherStep);
   return { run, step: run.steps[place], place };
+}
+
+/**
+ * How two are told apart.
+ * @param {Shown} shown
+ * @param {Shown} other
+ * @returns {[string, string]}
+ */
+function namesOf(shown, other) {
+  const words = (/** @type {Shown} */ of) =>
+    shown.run === other.run ? `step ${of.step.step.toLocaleString("en")}` : nameOf(of);
+  return [words(shown), words(other)];
 }
 
 /** @param {Shown} of */

@@ -1,7 +1,7 @@
 /** Which curves a chart of trajectories holds, and what they are called. */
 
 import { labelName } from "./axes.js";
-import { counted, shortened } from "./format.js";
+import { counted, shortenedInside } from "./format.js";
 import { isPair, toWord } from "./pins.js";
 
 /** @typedef {import("./state.js").State} State */
@@ -26,8 +26,17 @@ export function nameOf(pin, train, query) {
     return `class ${labelName(pin.trainClass, train.label_names)} → class ${labelName(pin.queryClass, query.label_names)}`;
   }
   const { train: rows, query: columns } = pin;
-  if (isPair(pin)) return `${shortened(train.id[rows[0]], 30)} → ${shortened(query.id[columns[0]], 30)}`;
+  if (isPair(pin)) return `${called("train", train.id[rows[0]])} → ${called("query", query.id[columns[0]])}`;
   return `mean of ${counted(rows.length)} train × ${counted(columns.length)} queries`;
+}
+
+/**
+ * An id that is a number alone does not say of which side it is.
+ * @param {string} side
+ * @param {string | undefined} id
+ */
+function called(side, id = "") {
+  return /^\d+$/.test(id) ? `${side} ${id}` : shortenedInside(id, 30);
 }
 
 /**
@@ -35,13 +44,12 @@ export function nameOf(pin, train, query) {
  * @param {import("./trajectory.js").Trajectory[]} curves
  */
 export function sentence(quantity, curves) {
-  const side = quantity.helps > 0 ? "Above 0" : "Below 0";
   const what = quantity.observable
     ? `the train example ${quantity.good} ${quantity.observable}`
     : "the train example helps the query";
   const upper = curves.some((curve) => curve.error_kind === "upper bound");
   return (
-    `${side}, ${what}. Band: ${curves[0].band}, over all steps at once.` +
-    (upper ? " For a block it is an upper bound, as errors of pairs may go together." : "")
+    `Above 0, ${what}. Band: ${curves[0].band}, over all steps at once; numbers below: ± one standard error.` +
+    (upper ? " For a block it is an upper bound, since errors of pairs may be correlated." : "")
   );
 }

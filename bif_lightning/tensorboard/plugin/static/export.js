@@ -37,7 +37,7 @@ export function saveMenu(context, { name, image, table }) {
           label: "Save the numbers of this view as a table (CSV)",
           text: "CSV",
           name: `csv-${name}`,
-          click: () => saveTable(context, name, table()),
+          click: () => void saveTable(context, name, table()),
         })
       : null,
   );
@@ -54,12 +54,33 @@ function fileName({ store, book }, name, ending) {
   return `${state.run} step ${step} ${state.matrix} ${name}`.replace(/[^\w.-]+/g, "_") + `.${ending}`;
 }
 
+/** The server gives so many entries at once. */
+const MOST_CELLS = 1 << 18;
+/** A larger table is no use in a spreadsheet, nor in the memory of a browser. */
+const MOST_SAVED = 1 << 24;
+
+/**
+ * The questions of which the answers together are the table: bands of rows, where a window is too large for one.
+ * @param {Record<string, any>} table
+ * @returns {Record<string, any>[]}
+ */
+function partsOf(table) {
+  const { what, r0, r1, c0, c1 } = table;
+  if (what !== "window") return [table];
+  const rows = Math.max(Math.floor(MOST_CELLS / (c1 - c0)), 1);
+  return Array.from({ length: Math.ceil((r1 - r0) / rows) }, (_, band) => ({
+    ...table,
+    r0: r0 + band * rows,
+    r1: Math.min(r0 + (band + 1) * rows, r1),
+  }));
+}
+
 /**
  * @param {Context} context
  * @param {string} name
  * @param {Record<string, any> | null} table
  */
-function saveTable(context, name, table) {
+async function saveTable(context, name, table) {
   const { api, book, store } = context;
   const shown = book.shown(store.state);
   if (!shown || !table) {
@@ -67,15 +88,27 @@ function saveTable(context, name, table) {
     return;
   }
   const { run, step } = shown;
-  const parameters = {
-    run: run.run,
-    step: step.step,
-    matrix: store.state.matrix,
-    ...context.orders(),
-    ...table,
-    token: step.token,
-  };
-  download(api.address("export", parameters), fileName(context, name, "csv"));
+  const of = { run: run.run, step: step.step, matrix: store.state.matrix, ...context.orders() };
+  const file = fileName(context, name, "csv");
+  if (table.what === "window" && (table.r1 - table.r0) * (table.c1 - table.c0) > MOST_SAVED) {
+    const dump = `step=${String(step.step).padStart(9, "0")}.h5`;
+    announce(`Nothing was saved: the window is too large for a table. Zoom in, or read ${dump} of the run.`, true);
+    return;
+  }
+  try {
+    const parts = partsOf(table);
+    /** @type {string[]} */
+    const texts = [];
+    for (const [place, part] of parts.entries()) {
+      if (parts.length > 1) announce(`Reading part ${place + 1} of ${parts.length}.`, true);
+      const text = await api.text("export", { ...of, ...part });
+      // One head for all.
+      texts.push(place ? text.slice(text.indexOf("\n") + 1) : text);
+    }
+    save(new Blob(texts, { type: "text/csv" }), file);
+  } catch (error) {
+    announce(`Nothing was saved: ${/** @type {Error} */ (error).message}`, true);
+  }
 }
 
 /**
@@ -89,20 +122,20 @@ async function savePng(sheet, name) {
     announce("There is nothing to save yet.", true);
     return;
   }
-  const address = URL.createObjectURL(blob);
-  download(address, name);
-  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  save(blob, name);
 }
 
 /**
- * @param {string} address
+ * @param {Blob} blob
  * @param {string} name
  */
-function download(address, name) {
+function save(blob, name) {
+  const address = URL.createObjectURL(blob);
   const anchor = el("a", { href: address, download: name });
   document.body.append(anchor);
   anchor.click();
   anchor.remove();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
   announce(`Saved ${name}.`, true);
 }
 
@@ -120,7 +153,7 @@ export async function copyLink(address) {
     const done = document.execCommand("copy");
     field.remove();
     announce(
-      done ? "The link to this view is copied." : "The browser refused to copy; the address bar holds the same link.",
+      done ? "The link to this view is copied." : "The browser refused to copy; the address bar shows the same link.",
       true,
     );
   }

@@ -44,6 +44,82 @@ export function measure(value, error, unit = "") {
 }
 
 /**
+ * @typedef {object} Grid how the numbers of one grid or list are written, all alike
+ * @property {string} power that all are multiples of, such as "10⁻³"; "" for 1
+ * @property {(value: number) => string} value
+ * @property {(error: number) => string} error
+ * @property {(value: number | null | undefined, error: number | null | undefined, unit?: string) => string} both
+ */
+
+/** Decimals of a grid, at most. */
+const MOST_PLACES = 4;
+
+/**
+ * One exponent and one number of decimals for many numbers: two digits of the median error, and one at least of the
+ * smallest error of a value whose sign is known.
+ * @param {ArrayLike<number | null | undefined>} values
+ * @param {ArrayLike<number | null | undefined> | null} errors
+ * @returns {Grid}
+ */
+export function gridOf(values, errors) {
+  const sizes = Array.from(values).filter(isKnown).map(Math.abs);
+  const known = Array.from(errors ?? []).filter((error) => isKnown(error) && error > 0);
+  const sorted = known.map(Number).sort((a, b) => a - b);
+  const median = sorted[Math.floor(sorted.length / 2)] ?? 0;
+  const size = Math.max(...sizes, median) || 1;
+  const exponent = size >= 1e5 || size < 1e-2 ? Math.floor(Math.log10(size)) : 0;
+  const scale = 10 ** exponent;
+  const digits = (/** @type {number} */ one, /** @type {number} */ count) =>
+    count - 1 - Math.floor(Math.log10(one / scale) + 1e-9);
+  const clear = Array.from(errors ?? []).filter((error, at) => Number(error) > 0 && isClear(values[at], error));
+  const wanted = sorted.length
+    ? Math.max(digits(median, 2), ...clear.map((error) => digits(Number(error), 1)))
+    : digits(size, 3);
+  const places = Math.min(Math.max(wanted, 0), MOST_PLACES);
+  const power = exponent ? `10${superscript(exponent)}` : "";
+  const fixed = (/** @type {number} */ one) => {
+    const word = (one / scale).toFixed(places);
+    return Number(word) === 0 ? word.replace("-", "") : word.replace("-", MINUS);
+  };
+  const value = (/** @type {number} */ one) => (Number((one / scale).toFixed(places)) > 0 ? `+${fixed(one)}` : fixed(one));
+  return {
+    power,
+    value,
+    error: fixed,
+    both(one, error, unit = "") {
+      const end = unit ? `${THIN}${unit}` : "";
+      if (!isKnown(one)) return "undefined";
+      const words = isKnown(error) && error > 0 ? `${value(one)} ± ${fixed(error)}` : `${value(one)} (error unknown)`;
+      return power ? `(${words})·${power}${end}` : `${words}${end}`;
+    },
+  };
+}
+
+/**
+ * The numbers along an axis: as many decimals as tell them apart.
+ * @param {(number | null)[]} all ascending
+ * @returns {string[]}
+ */
+export function ticks(all) {
+  const known = all.filter(isKnown);
+  const gap = Math.min(...known.slice(1).map((one, at) => one - known[at]).filter((one) => one > 0));
+  if (!Number.isFinite(gap)) return all.map((one) => (isKnown(one) ? number(one) : ""));
+  const size = Math.max(...known.map(Math.abs));
+  const exponent = size >= 1e6 || size < 1e-2 ? Math.floor(Math.log10(size)) : 0;
+  const scale = 10 ** exponent;
+  let places = Math.min(Math.max(-Math.floor(Math.log10(gap / scale) + 1e-9), 0), 9);
+  // Steps of 2.5 take one decimal more than those of 2.
+  if (known.some((one) => Math.abs(Number((one / scale).toFixed(places)) - one / scale) > gap / scale / 100)) places += 1;
+  const options = { minimumFractionDigits: places, maximumFractionDigits: places };
+  return all.map((one) => {
+    if (!isKnown(one)) return "";
+    if (one === 0) return "0";
+    const word = (one / scale).toLocaleString("en", options).replace("-", MINUS);
+    return exponent ? `${word}·10${superscript(exponent)}` : word;
+  });
+}
+
+/**
  * @param {string} word
  * @param {number} value
  */
@@ -113,6 +189,18 @@ export function duration(seconds) {
 export function shortened(text, most) {
   const letters = [...text];
   return letters.length <= most ? text : `${letters.slice(0, Math.max(most - 1, 1)).join("")}…`;
+}
+
+/**
+ * The same with the middle left out: ids often differ at their ends alone.
+ * @param {string} text
+ * @param {number} most characters
+ */
+export function shortenedInside(text, most) {
+  const letters = [...text];
+  if (letters.length <= most) return text;
+  const end = Math.floor((most - 1) / 2);
+  return `${letters.slice(0, Math.max(most - 1 - end, 1)).join("")}…${end ? letters.slice(-end).join("") : ""}`;
 }
 
 /** Standard errors in half of a 95 % interval: a value further from zero has a known sign (`results/bands.py`). */

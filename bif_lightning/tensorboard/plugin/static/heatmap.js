@@ -11,10 +11,11 @@
  * @property {Axis} train
  * @property {Axis} query
  * @property {Window} window
- * @property {1 | -1} helps
+ * @property {import("./colours.js").Palette} palette
  * @property {number} scale the value of full colour
  * @property {boolean} dark
  * @property {boolean} clear entries within 1.96 standard errors of zero are greyed
+ * @property {boolean} [own] whether each column has a scale of its own, so that pictures hold no values
  * @property {Cell | null} chosen
  * @typedef {object} Events
  * @property {(window: Window) => void} [zoom]
@@ -32,14 +33,14 @@ import { listenPointer } from "./pointer.js";
 import { rasterOf } from "./raster.js";
 
 /** What of a frame the colours depend on. */
-const LOOK = /** @type {const} */ (["dark", "scale", "clear", "helps"]);
+const LOOK = /** @type {const} */ (["dark", "scale", "clear", "palette"]);
 
 /** Canvas, its frame and its cursor. */
 export class Heatmap {
   /**
    * @param {string} label for screen readers
    * @param {Events} events
-   * @param {{small?: boolean}} [size] `small` leaves the names of the axes out
+   * @param {{small?: boolean}} [size] `small` leaves less room for the names along the axes
    */
   constructor(label, events, { small = false } = {}) {
     this.events = events;
@@ -104,6 +105,7 @@ export class Heatmap {
       turned: false,
       lines: [],
       ticks: [],
+      strips: [],
     };
     const made = frame ? layout({ width, height }, frame, this.small) : none;
     this.known = { frame, width, height, made };
@@ -178,14 +180,25 @@ export class Heatmap {
    * @param {import("./signs.js").Quantity} quantity
    * @returns {import("./picture.js").Tile[]} none where nothing is drawn
    */
-  tiles(title, { helps, good, bad, unit }) {
+  tiles(title, { good, bad, unit }) {
     const { frame, canvas } = this;
     if (!frame) return [];
     const keys = [1, -1].map((side) => ({
-      colour: css(colour(side, frame.dark)),
-      text: `${side * helps > 0 ? "+" : "−"}${number(frame.scale)} ${unit} (${side > 0 ? good : bad})`,
+      colour: css(colour(side, frame.dark, frame.palette)),
+      text: `${side > 0 ? "≥ +" : "≤ −"}${number(frame.scale)} ${unit} (${side > 0 ? good : bad})`,
     }));
     return [{ title, canvas, keys }];
+  }
+
+  /**
+   * Tell anew what the pointer is on, since another picture has come under it.
+   * @param {PointerEvent} event where it was last
+   */
+  pointAgain(event) {
+    const box = this.canvas.getBoundingClientRect();
+    this.cursor = this.cellAt(event.clientX - box.left, event.clientY - box.top);
+    this.paint();
+    this.events.point?.(this.cursor, event);
   }
 
   paint() {
@@ -200,8 +213,8 @@ export class Heatmap {
     this.#paintCells(context, frame);
     const { area } = this;
     canvas.dataset.area = [area.x, area.y, area.width, area.height].map(Math.round).join();
-    drawNumbers(context, this, frame);
-    drawAxes(context, this.layout, frame, this.small);
+    const power = drawNumbers(context, this, frame);
+    drawAxes(context, this.layout, frame, power);
     this.#paintBoxes(context, frame);
   }
 

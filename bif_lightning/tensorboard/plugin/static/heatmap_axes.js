@@ -1,9 +1,11 @@
 /** What is drawn around the cells of a heatmap: names, lines between groups, boxes. */
 
-import { marks } from "./axes.js";
+import { colouredLabels, fitsNames, isByLabel, labelColour, marks } from "./axes.js";
 
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
-const LETTERS = 14;
+const LETTERS = 12;
+/** Pixels beside the cells in which a colour tells the label. */
+const STRIP = 5;
 /** Degrees that the names of columns are turned by where they have no room. */
 const TURN = 56;
 
@@ -17,29 +19,36 @@ const TURN = 56;
  * @property {boolean} turned whether the names of the columns are
  * @property {Line[]} lines over the cells
  * @property {Line[]} ticks beside them
+ * @property {{x: number, y: number, width: number, height: number, colour: string}[]} strips the label of each pixel
  */
 
 /**
  * @param {{width: number, height: number}} canvas
  * @param {import("./heatmap.js").Frame} frame
- * @param {boolean} small without names
+ * @param {boolean} small with short names
  * @returns {Layout}
  */
 export function layout(canvas, frame, small) {
   const [r0, r1, c0, c1] = frame.window;
-  const [left, right] = small ? [8, 4] : [96, 34];
+  const [left, right] = small ? [62, 8] : [96, 34];
+  const letters = small ? 8 : LETTERS;
   const width = Math.max(canvas.width - left - right, 1);
-  const across = marks(frame.query, c0, c1, width, LETTERS - 3);
+  // Ids along one axis and labels along the other would read as if they were of one kind.
+  const grouped =
+    isByLabel(frame.train) &&
+    isByLabel(frame.query) &&
+    !(fitsNames(r0, r1, canvas.height - 46) && fitsNames(c0, c1, width));
+  const across = marks(frame.query, c0, c1, width, Math.max(letters - 3, Math.floor(width / (c1 - c0) / 8)), grouped);
   const room = (/** @type {import("./axes.js").Mark} */ mark) => ((mark.to - mark.from) / (c1 - c0)) * width;
   const turned = across.some(
     (mark) => mark.to - mark.from < c1 - c0 && mark.text.length * 7 > Math.max(room(mark), tickRoom(mark)),
   );
-  const top = small ? 8 : turned ? 92 : 38;
+  const top = turned ? (small ? 52 : 92) : small ? 24 : 38;
   const area = { x: left, y: top, width, height: Math.max(canvas.height - top - (small ? 4 : 8), 1) };
   /** @type {Layout} */
-  const made = { area, rows: [], columns: [], turned, lines: [], ticks: [] };
+  const made = { area, rows: [], columns: [], turned, lines: [], ticks: [], strips: strips(frame, area) };
   const [bottom, end] = [area.y + area.height, area.x + area.width];
-  for (const mark of marks(frame.train, r0, r1, area.height, LETTERS)) {
+  for (const mark of marks(frame.train, r0, r1, area.height, letters, grouped)) {
     const y = (/** @type {number} */ at) => area.y + ((at - r0) / (r1 - r0)) * area.height;
     if (mark.text) made.rows.push({ x: area.x - 8, y: y(middle(mark, r0, r1)), text: mark.text });
     if (mark.edge && mark.to < r1) {
@@ -55,6 +64,34 @@ export function layout(canvas, frame, small) {
       made.ticks.push([x(mark.to), area.y - 8, x(mark.to), area.y]);
     }
   }
+  return made;
+}
+
+/**
+ * A colour for the label of each pixel along an axis that is not ordered by label.
+ * @param {import("./heatmap.js").Frame} frame
+ * @param {Area} area
+ * @returns {Layout["strips"]}
+ */
+function strips({ train, query, window: [r0, r1, c0, c1], dark }, area) {
+  /** @type {Layout["strips"]} */
+  const made = [];
+  const add = (
+    /** @type {import("./axes.js").Axis} */ axis,
+    /** @type {number} */ from,
+    /** @type {number} */ to,
+    /** @type {number} */ length,
+    /** @type {(at: number) => {x: number, y: number, width: number, height: number}} */ place,
+  ) => {
+    const { label } = axis.samples;
+    if (!label || !colouredLabels(axis).length) return;
+    for (let pixel = 0; pixel < Math.floor(length); pixel += 1) {
+      const row = axis.order[Math.min(from + Math.floor((pixel / length) * (to - from)), to - 1)];
+      made.push({ ...place(pixel), colour: labelColour(label[row], dark) });
+    }
+  };
+  add(train, r0, r1, area.height, (at) => ({ x: area.x - STRIP - 1, y: area.y + at, width: STRIP, height: 1.5 }));
+  add(query, c0, c1, area.width, (at) => ({ x: area.x + at, y: area.y - STRIP - 1, width: 1.5, height: STRIP }));
   return made;
 }
 
@@ -86,9 +123,9 @@ export function inks(dark) {
  * @param {CanvasRenderingContext2D} context
  * @param {Layout} made
  * @param {import("./heatmap.js").Frame} frame
- * @param {boolean} small
+ * @param {string} power of ten that the numbers in the cells are multiples of
  */
-export function drawAxes(context, made, { dark, titles }, small) {
+export function drawAxes(context, made, { dark, titles }, power) {
   const { area } = made;
   const ink = inks(dark);
   context.font = FONT;
@@ -96,17 +133,22 @@ export function drawAxes(context, made, { dark, titles }, small) {
   stroke(context, made.lines, ink.line);
   context.strokeStyle = ink.tick;
   context.strokeRect(area.x - 0.5, area.y - 0.5, area.width + 1, area.height + 1);
-  if (small) return;
+  for (const { x, y, width, height, colour } of made.strips) {
+    context.fillStyle = colour;
+    context.fillRect(x, y, width, height);
+  }
   stroke(context, made.ticks, ink.tick);
   context.fillStyle = ink.text;
   context.textBaseline = "middle";
   context.textAlign = "right";
   for (const { x, y, text } of made.rows) context.fillText(text, x, y);
   for (const { x, y, text } of made.columns) drawColumn(context, x, y, text, made.turned);
+  if (!titles.query) return;
   context.fillStyle = ink.faint;
   context.textAlign = "left";
   context.textBaseline = "alphabetic";
-  context.fillText(`${titles.query} →`, area.x, 12);
+  context.fillText(`${titles.query} →${power ? `   (numbers in multiples of ${power})` : ""}`, area.x, 12);
+
   context.save();
   context.translate(12, area.y);
   context.rotate(-Math.PI / 2);

@@ -81,6 +81,28 @@ export function isShown() {
   return document.visibilityState === "visible" && window.innerHeight > 0;
 }
 
+/**
+ * Have the keys come to this page as soon as it is shown, and not only after a click: nothing on TensorBoard's own page
+ * takes them, unless somebody types there.
+ */
+export function takeKeys() {
+  const { frameElement } = window;
+  const host = /** @type {any} */ (top());
+  if (host === window || !frameElement) return;
+  const take = () => {
+    const active = host.document.activeElement;
+    const typing = active?.matches("input, textarea, select, [contenteditable]") ?? false;
+    if (!typing && active !== frameElement) window.focus();
+  };
+  let was = false;
+  // Of the host's window: within a frame that is hidden, as while another tab is shown, nothing is observed.
+  new host.IntersectionObserver((/** @type {IntersectionObserverEntry[]} */ entries) => {
+    const is = entries.at(-1)?.isIntersecting ?? false;
+    if (is && !was) take();
+    was = is;
+  }).observe(frameElement);
+}
+
 /** @param {(dark: boolean) => void} listener is told at once, and whenever the theme changes */
 export function listenTheme(listener) {
   const system = window.matchMedia("(prefers-color-scheme: dark)");

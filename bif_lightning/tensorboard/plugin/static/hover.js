@@ -41,7 +41,7 @@ export class Hover {
    */
   show(cell, event, source, heatmap) {
     const known = heatmap.valueAt(cell);
-    const single = known?.error !== null && known !== null;
+    const single = known?.error !== null && known !== null && !source.own;
     const value = el("p", { class: "hover-value" }, "…");
     const aside = el("p", { class: "hover-aside" });
     put(this.element, this.#examples(cell, source), value, aside);
@@ -51,9 +51,11 @@ export class Hover {
     clearTimeout(this.waiting);
     if (single) this.#tell(cell, source, value, known.value, known.error);
     else {
+      const size = source.own ? " × the query's own size" : "";
       if (known && known.rows * known.columns > 1) {
-        put(aside, `Colour: mean of about ${number(known.rows * known.columns, 2)} pairs, ${number(known.value)}`);
-      }
+        const pairs = number(known.rows * known.columns, 2);
+        put(aside, `Colour: mean of about ${pairs} pairs, ${number(known.value)}${size}`);
+      } else if (known && source.own) put(aside, `Colour: ${number(known.value)}${size}`);
       // The pointer passes over many cells; only where it rests is the server asked.
       this.waiting = window.setTimeout(() => this.#ask(cell, source, value), WAIT);
     }

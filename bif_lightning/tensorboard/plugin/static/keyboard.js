@@ -55,7 +55,7 @@ export class Help {
   constructor(shortcuts) {
     const rows = [
       ...shortcuts.map(({ keys, text }) => ({ keys: keys.filter((key) => !SAME.includes(key)).map(shown), text })),
-      { keys: ["Esc"], text: "back to the window before; close" },
+      { keys: ["Esc"], text: "back to the previous view; close" },
       { keys: ["drag"], text: "on the heatmap: zoom to a block; the wheel zooms too" },
       { keys: ["Shift + drag"], text: "on the heatmap: the mean of a block over training" },
       { keys: ["Shift + arrows"], text: "on the focused heatmap: move the cursor; Enter chooses" },
@@ -64,20 +64,20 @@ export class Help {
       el(
         "dialog",
         { class: "help", "aria-labelledby": "help-title" },
-        el("h2", { id: "help-title", class: "panel-title" }, "How to read and move"),
+        el("h2", { id: "help-title", class: "panel-title" }, "Reading and navigation"),
         el(
           "p",
           {},
-          "Each cell says what more weight on one train example (row) would do to one query (column), at one moment of training. ",
+          "Each cell shows the effect of more weight on one train example (row) on the loss of one query (column), at one step of training. ",
           el("span", { class: "key helps" }),
-          "Blue: it helps, the query's loss would fall. ",
+          "Blue, above 0: it helps, the query's loss falls. ",
           el("span", { class: "key hurts" }),
-          "Orange: it hurts.",
+          "Orange, below 0: it hurts. Tables that are saved hold the influence of the dump, which is minus the effect.",
         ),
         el(
           "p",
           {},
-          "Every number stands with its Monte Carlo standard error: value ± 1.96 of them holds what endless sampling would give in 95 of 100 cases. Of bias the errors know nothing; the Trust tab does.",
+          "Every value has a Monte Carlo standard error: value ± 1.96 standard errors contains the long-run value in 95 % of cases. The errors do not include bias; the Trust tab shows it.",
         ),
         el(
           "table",

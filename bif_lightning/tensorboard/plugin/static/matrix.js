@@ -2,14 +2,14 @@
 
 import { Latest } from "./api.js";
 import { announce, MatrixTable } from "./a11y.js";
-import { Legend } from "./legend.js";
+import { labelledBy, Legend } from "./legend.js";
 import { windowWithin } from "./axes.js";
 import { el, put } from "./dom.js";
 import { roundUp } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { Hover } from "./hover.js";
 import { icon } from "./icons.js";
-import { toggles, zoomButtons } from "./matrix_controls.js";
+import { isClearOnly, toggles, zoomButtons } from "./matrix_controls.js";
 import { orderControls } from "./orders.js";
 import { isPair, MOST_ROWS } from "./pins.js";
 import { zoomed } from "./pointer.js";
@@ -19,6 +19,7 @@ import { verdictBanner } from "./verdict.js";
 import { saveMenu } from "./export.js";
 
 /** @typedef {import("./page.js").Context} Context */
+/** @typedef {{run: import("./api.js").Run, step: import("./api.js").Step}} Shown */
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./state.js").Window} Window */
 
@@ -68,6 +69,10 @@ export class MatrixView {
     this.wanted = null;
     /** @type {Promise<void>} settles when what the state asks for is painted */
     this.painted = Promise.resolve();
+    /** @type {PointerEvent | null} where the pointer rests on the heatmap */
+    this.pointer = null;
+    /** @type {boolean | undefined} whether the controls are those of a picture of means */
+    this.pooled = undefined;
     store.listen((_, changed) => {
       if (changed.has("run") || changed.has("grouped")) this.past = [];
     });
@@ -81,10 +86,23 @@ export class MatrixView {
     put(this.title, `${capital(quantity.name)} at step ${shown.step.step.toLocaleString("en")}`);
     put(this.banner, verdictBanner(shown.step));
     const words = meaning(quantity);
-    put(this.meaning, colourKey("helps", words.good), colourKey("hurts", words.bad));
-    this.#controls(state, shown.run);
+    const palette = paletteOf(quantity);
+    put(this.meaning, colourKey(`${palette}-above`, words.good), colourKey(`${palette}-below`, words.bad));
+    this.#controls(state, shown);
+    // What the box says is of the picture before.
+    if (this.#isOther(state, shown)) this.hover.hide();
     this.wanted = state;
     if (!this.busy) this.painted = this.#paintWanted();
+  }
+
+  /**
+   * Whether another picture than the one that stands is asked for.
+   * @param {State} state
+   * @param {Shown} shown
+   */
+  #isOther(state, { step }) {
+    const { run, step: painted, matrix } = this.element.dataset;
+    return run !== state.run || painted !== String(step.step) || matrix !== state.matrix;
   }
 
   /** Of the states that come while a picture is on its way, only the last is asked for: a slider is moved fast. */
@@ -136,28 +154,51 @@ export class MatrixView {
   #paint(state, source, pictures) {
     this.source = source;
     this.status.hidden = true;
+    const shown = /** @type {Shown} */ (this.context.book.shown(state));
     const quantity = quantityOf(state.matrix);
     const scale = roundUp(pictures[0].scale);
+    const clear = isClearOnly(state, shown.step);
     const frame = {
       titles: source.titles,
       train: source.train,
       query: source.query,
       window: windowOf(state, source),
-      helps: quantity.helps,
+      palette: paletteOf(quantity),
       scale,
       dark: this.context.dark,
-      clear: state.clear,
+      clear,
+      own: source.own,
       chosen: state.chosen ? source.cellOf(state.chosen) : null,
     };
     this.heatmap.show(frame, pictures);
-    this.legend.show(quantity, scale, this.context.dark, /** @type {any} */ (pictures.at(-1)), state.clear);
+    const look = { scale, dark: this.context.dark, clear, own: source.own, labelled: labelledBy(source) };
+    this.legend.show(quantity, look, /** @type {import("./api.js").Picture} */ (pictures.at(-1)));
     this.table.show(source, windowOf(state, source), quantity, state.table);
+    if (this.pooled !== this.heatmap.picture?.pooled) this.#controls(state, shown);
+    this.#pointAgain();
     Object.assign(this.element.dataset, {
       run: state.run,
-      step: String(this.context.book.shown(state)?.step.step),
+      step: String(shown.step.step),
       matrix: state.matrix,
       window: windowOf(state, source).join(),
+      rows: source.train.by,
+      columns: source.query.by,
     });
+  }
+
+  /** The view is left: the pointer is on nothing of it any more, though nobody has moved it away. */
+  leave() {
+    this.pointer = null;
+    this.heatmap.cursor = null;
+    this.hover.hide();
+  }
+
+  /** What the pointer or the cursor is on is told anew, since another picture has come under it. */
+  #pointAgain() {
+    const { cursor, frame } = this.heatmap;
+    if (this.pointer) this.heatmap.pointAgain(this.pointer);
+    else if (cursor && frame && cursor.train < frame.window[1] && cursor.query < frame.window[3])
+      this.#point(cursor, null);
   }
 
   /** @param {Error} error */
@@ -169,10 +210,15 @@ export class MatrixView {
 
   /**
    * @param {State} state
-   * @param {import("./api.js").Run} run
+   * @param {Shown} shown
    */
-  #controls(state, run) {
-    put(this.controls, ...orderControls(this.context, state, run), toggles(this.context.store, state, run));
+  #controls(state, shown) {
+    this.pooled = this.heatmap.picture?.pooled;
+    put(
+      this.controls,
+      ...orderControls(this.context, state, shown.run),
+      toggles(this.context.store, state, shown, this.pooled ?? false),
+    );
     put(this.tools, zoomButtons(this, state));
   }
 
@@ -213,7 +259,7 @@ export class MatrixView {
     const { source } = this;
     if (!source || source.classes) return;
     if (r1 - r0 > MOST_ROWS || c1 - c0 > MOST_ROWS) {
-      announce(`A block may have ${MOST_ROWS} rows and columns at most; draw a smaller one.`, true);
+      announce(`A block may have at most ${MOST_ROWS} rows and columns; draw a smaller one.`, true);
       return;
     }
     const rows = (/** @type {Int32Array} */ order, /** @type {number} */ from, /** @type {number} */ to) =>
@@ -228,6 +274,7 @@ export class MatrixView {
    * @param {PointerEvent | null} event
    */
   #point(cell, event) {
+    this.pointer = cell ? event : null;
     if (cell && this.source) this.hover.show(cell, event, this.source, this.heatmap);
     else this.hover.hide();
   }
@@ -290,7 +337,16 @@ function fits(window, frame) {
 }
 
 /**
- * @param {"helps" | "hurts"} kind
+ * @param {import("./signs.js").Quantity} quantity
+ * @returns {import("./colours.js").Palette}
+ */
+function paletteOf({ observable }) {
+  return observable ? "observable" : "loss";
+}
+
+
+/**
+ * @param {string} kind class of the colour
  * @param {string} text
  */
 function colourKey(kind, text) {

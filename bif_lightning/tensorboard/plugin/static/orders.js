@@ -18,7 +18,7 @@ export function orderControls(context, state, run) {
   if (state.grouped) return [];
   const { store } = context;
   const rows = choice({
-    label: "Rows by",
+    label: "Sort rows by",
     name: "order-train",
     options: options(run, state, "train"),
     value: valueOf(run, state, "train"),
@@ -28,7 +28,7 @@ export function orderControls(context, state, run) {
     },
   });
   const columns = choice({
-    label: "Columns by",
+    label: "Sort columns by",
     name: "order-query",
     options: options(run, state, "query"),
     value: valueOf(run, state, "query"),
@@ -52,7 +52,7 @@ function options(run, state, side) {
   return [
     run.has[`${side}_label`] ? { value: "label", text: "label" } : null,
     { value: "cluster", text: "clusters" },
-    { value: "strength", text: "strength" },
+    { value: "strength", text: "strength (root mean square)" },
     other !== null || by === "column" ? { value: "column", text: `value for ${of}` } : null,
     { value: "dataset", text: "dataset" },
     ...(run.sort_columns[side] ?? []).map((name) => ({ value: `${USER}${name}`, text: `your column: ${name}` })),

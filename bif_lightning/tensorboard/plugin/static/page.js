@@ -20,11 +20,12 @@ import { Book, orderParameters } from "./book.js";
 import { CardsView } from "./cards.js";
 import { CompareView } from "./compare.js";
 import { el, put } from "./dom.js";
-import { isShown, listenLink, listenReload, listenTheme, readLink, writeLink } from "./host.js";
+import { isShown, listenLink, listenReload, listenTheme, readLink, takeKeys, writeLink } from "./host.js";
 import { Help, listenKeys } from "./keyboard.js";
 import { MatrixView } from "./matrix.js";
-import { ZOOM } from "./matrix_controls.js";
+import { isClearOnly, ZOOM } from "./matrix_controls.js";
 import { PairView } from "./pair.js";
+import { isWithin } from "./pins.js";
 import { Slider } from "./slider.js";
 import { fromLink, Store, toLink } from "./state.js";
 import { TrajectoryView } from "./trajectory.js";
@@ -80,6 +81,7 @@ class Page {
     );
     listenTheme((dark) => this.#theme(dark));
     listenKeys(this.shortcuts, () => this.#escape());
+    takeKeys();
     listenReload(() => void this.refresh());
     listenLink((link) => this.#fromOutside(link));
     this.context.store.listen(() => this.#changed());
@@ -107,20 +109,26 @@ class Page {
     }
   }
 
-  /** Choose what nobody has chosen: the first run, and the step whose clustering orders all others. */
+  /**
+   * Choose what nobody has chosen: the run that was written last, and the step whose clustering orders all others. A run
+   * that was chosen and is gone stays chosen: another one would be another experiment under the same link.
+   */
   #settle() {
     const { book, store } = this.context;
     const { state } = store;
-    const run = book.run(state.run) ?? book.runs.find((one) => one.steps.length);
+    const run = state.run ? book.run(state.run) : book.newest();
     if (!run?.steps.length) return;
     const fresh = run.run !== state.run;
     const matrices = matricesOf(run);
+    const held = (/** @type {import("./pins.js").Pin} */ pin) => isWithin(pin, run);
     store.set({
       run: run.run,
       at: !fresh && run.steps.some((one) => one.step === state.at) ? state.at : run.steps[run.steps.length - 1].step,
       matrix: matrices.includes(state.matrix) ? state.matrix : matrices[0],
       query: state.query === null ? 0 : Math.min(state.query, run.num_query - 1),
       train: state.train === null ? null : Math.min(state.train, run.num_train - 1),
+      chosen: state.chosen && held(state.chosen) ? state.chosen : null,
+      pins: state.pins.filter(held),
     });
   }
 
@@ -142,7 +150,8 @@ class Page {
     put(this.notes, problems(book, state));
     if (!book.shown(state)) {
       this.slider.element.hidden = true;
-      put(this.body, empty(book));
+      this.matrix.leave();
+      put(this.body, state.run ? gone(state.run) : empty(book));
       return;
     }
     this.slider.element.hidden = false;
@@ -150,6 +159,7 @@ class Page {
     const view =
       { matrix: this.both, trust: this.trust.element, compare: this.compare.element }[state.view] ?? this.both;
     if (this.body.firstElementChild !== view) put(this.body, view);
+    if (view !== this.both) this.matrix.leave();
     if (state.view === "trust") this.trust.update(state);
     else if (state.view === "compare") this.compare.update(state);
     else this.#updateMatrix(state);
@@ -195,6 +205,12 @@ class Page {
     return run ? orderParameters(run, store.state) : {};
   }
 
+  #turnClear() {
+    const { store, book } = this.context;
+    const shown = book.shown(store.state);
+    if (shown) store.set({ clear: !isClearOnly(store.state, shown.step) });
+  }
+
   #escape() {
     if (this.help.dialog.open) this.help.dialog.close();
     else if (!this.matrix.back()) this.context.store.set({ chosen: null });
@@ -204,7 +220,7 @@ class Page {
   #shortcuts() {
     const { store } = this.context;
     const { matrix, slider } = this;
-    const turn = (/** @type {"grouped" | "clear" | "table"} */ name) => () => store.set({ [name]: !store.state[name] });
+    const turn = (/** @type {"grouped" | "table"} */ name) => () => store.set({ [name]: !store.state[name] });
     return [
       {
         keys: ["ArrowLeft", "ArrowRight"],
@@ -217,8 +233,13 @@ class Page {
       { keys: ["0"], text: "show all", act: () => matrix.zoomTo(null) },
       { keys: ["p"], text: "pin the chosen curve", act: () => this.trajectory.pin() },
       { keys: ["c"], text: "class by class", act: turn("grouped") },
-      { keys: ["g"], text: "grey what is not clear", act: turn("clear") },
-      { keys: ["t"], text: "the window as a table of numbers", act: turn("table") },
+      { keys: ["g"], text: "grey out what is not significant", act: () => this.#turnClear() },
+      { keys: ["t"], text: "this view as a table of numbers", act: turn("table") },
+      {
+        keys: ["w"],
+        text: "cards by the whole training, or by this step",
+        act: () => this.cards.turn(),
+      },
       {
         keys: ["1", "2", "3"],
         text: "Matrix, Trust, Compare",
@@ -235,7 +256,7 @@ class Page {
  */
 function problems(book, state) {
   const run = book.run(state.run);
-  const lines = [...book.notes, ...(run?.problems ?? []).map(({ file, why }) => `${file} is left out: ${why}`)];
+  const lines = [...book.notes, ...(run?.problems ?? []).map(({ file, why }) => `${file} is skipped: ${why}`)];
   if (!lines.length) return [];
   const [first, ...rest] = lines;
   return [
@@ -252,6 +273,23 @@ function problems(book, state) {
   ];
 }
 
+/** @param {string} run that is not there */
+function gone(run) {
+  return el(
+    "section",
+    { class: "panel empty", role: "alert" },
+    el("h2", { class: "panel-title" }, "This run is gone"),
+    el(
+      "p",
+      {},
+      "There are no dumps of ",
+      el("code", {}, run),
+      " under the log folder: they were removed, or have another name. The page checks every few seconds and shows them " +
+        "when they come. Another run can be chosen above.",
+    ),
+  );
+}
+
 /** @param {Book} book */
 function empty(book) {
   return el(
@@ -264,7 +302,7 @@ function empty(book) {
           {},
           "Snapshots appear here as soon as a training run with ",
           el("code", {}, "BIFCallback(train, query)"),
-          " writes its first dump under the log folder of this TensorBoard. The page looks again every few seconds.",
+          " writes its first dump under the log folder of this TensorBoard. The page checks every few seconds.",
         )
       : null,
   );

@@ -102,9 +102,9 @@ export class PairView {
         "p",
         {
           class: "fine",
-          title: "Mean and standard deviation over the draws: how much this loss moves around the snapshot",
+          title: "Mean and standard deviation of the loss over the draws",
         },
-        loss === undefined ? null : `loss ${number(loss)} nat, moves by ${number(spread, 2)}`,
+        loss === undefined ? null : `loss ${number(loss)} nat, standard deviation ${number(spread, 2)}`,
       ),
       columns.length
         ? el(
@@ -128,7 +128,7 @@ function values(all, shown) {
   const rows = Object.entries(all).map(([key, { value, standard_error }]) => {
     const matrix = observable && !key.includes(":") ? `${observable}:${key}` : key;
     const quantity = quantityOf(matrix);
-    const kind = !isClear(value, standard_error) ? "open" : value * quantity.helps > 0 ? "helps" : "hurts";
+    const kind = !isClear(value, standard_error) ? "open" : value > 0 ? "helps" : "hurts";
     return el(
       "tr",
       { class: matrix === shown ? "shown" : null },

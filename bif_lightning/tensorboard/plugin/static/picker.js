@@ -10,9 +10,9 @@ let count = 0;
 /** A combobox after the ARIA pattern: arrows move, Enter takes, Escape closes. */
 export class Picker {
   /**
-   * @param {{label: string, name: string, choose: (row: number) => void}} options
+   * @param {{label: string, name: string, choose: (row: number) => void, hint?: string}} options
    */
-  constructor({ label, name, choose }) {
+  constructor({ label, name, choose, hint = "find by id, label or text" }) {
     count += 1;
     const id = `picker-${count}`;
     this.choose = choose;
@@ -27,7 +27,7 @@ export class Picker {
       "aria-controls": id,
       "aria-label": label,
       "data-name": name,
-      placeholder: "find by id, label or text",
+      placeholder: hint,
       on: {
         input: () => this.#open(),
         focus: () => this.input.select(),
@@ -60,7 +60,9 @@ export class Picker {
     const { samples } = this;
     if (!samples) return;
     const word = this.input.value === this.shown ? "" : this.input.value.trim().toLowerCase();
-    this.rows = found(samples, word);
+    this.rows = found(samples, word, MOST + 1);
+    const more = this.rows.length > MOST;
+    this.rows = this.rows.slice(0, MOST);
     this.active = -1;
     put(
       this.list,
@@ -78,7 +80,8 @@ export class Picker {
           samples.text_head?.[row] ? el("span", { class: "picker-text" }, shortened(samples.text_head[row], 60)) : null,
         ),
       ),
-      this.rows.length ? null : el("li", { class: "hint" }, "no example matches"),
+      this.rows.length ? null : el("li", { class: "hint" }, "nothing matches"),
+      more ? el("li", { class: "hint" }, `the first ${MOST}; type more to find others`) : null,
     );
     this.list.hidden = false;
     this.input.setAttribute("aria-expanded", "true");
@@ -115,7 +118,7 @@ export class Picker {
   #move(by) {
     if (!this.rows.length) return;
     this.active = (this.active + by + this.rows.length) % this.rows.length;
-    [...this.list.children].forEach((child, place) =>
+    [...this.list.querySelectorAll("[role=option]")].forEach((child, place) =>
       child.setAttribute("aria-selected", String(place === this.active)),
     );
     this.list.children[this.active].scrollIntoView({ block: "nearest" });
@@ -126,23 +129,24 @@ export class Picker {
 /**
  * @param {import("./api.js").Samples} samples
  * @param {string} word in lower case
+ * @param {number} most rows
  * @returns {number[]} rows; those whose id begins with it first
  */
-function found(samples, word) {
-  if (!word) return samples.id.slice(0, MOST).map((_, row) => row);
+function found(samples, word, most) {
+  if (!word) return samples.id.slice(0, most).map((_, row) => row);
   /** @type {number[]} */
   const first = [];
   /** @type {number[]} */
   const rest = [];
-  for (let row = 0; row < samples.id.length && first.length < MOST; row += 1) {
+  for (let row = 0; row < samples.id.length && first.length < most; row += 1) {
     const id = samples.id[row].toLowerCase();
     if (id.startsWith(word)) first.push(row);
     else if (
-      rest.length < MOST &&
+      rest.length < most &&
       `${id} ${labelText(samples, row)} ${samples.text_head?.[row] ?? ""}`.toLowerCase().includes(word)
     ) {
       rest.push(row);
     }
   }
-  return [...first, ...rest].slice(0, MOST);
+  return [...first, ...rest].slice(0, most);
 }

@@ -26,6 +26,15 @@ export function pair(train, query) {
 }
 
 /**
+ * Whether a run has the rows of a pin; classes are looked for when they are read.
+ * @param {Pin} pin
+ * @param {{num_train: number}} run
+ */
+export function isWithin(pin, run) {
+  return "trainClass" in pin || Math.max(...pin.train) < run.num_train;
+}
+
+/**
  * As a word for a link: "5x3", "0-4,9x3" or "class2x7".
  * @param {Pin} pin
  */

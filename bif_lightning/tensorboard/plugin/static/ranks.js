@@ -17,7 +17,7 @@ export class RanksView {
   /** @param {import("./page.js").Context} context */
   constructor(context) {
     this.context = context;
-    this.histogram = new Chart({ height: 150, label: "How many queries have which rank correlation" });
+    this.histogram = new Chart({ height: 150, label: "Histogram of queries by rank correlation" });
     this.least = el("ol", { class: "least", "data-name": "least" });
     this.element = el(
       "div",
@@ -29,11 +29,11 @@ export class RanksView {
           "figcaption",
           {},
           el("span", { class: "measure-title" }, "Queries by rank correlation"),
-          el("span", { class: "fine" }, "1: the train examples rank alike"),
+          el("span", { class: "fine" }, "1: both rank the train examples alike"),
         ),
         this.histogram.element,
       ),
-      el("div", {}, el("h3", { class: "measure-title" }, "Queries that rank least alike"), this.least),
+      el("div", {}, el("h3", { class: "measure-title" }, "Queries with the lowest rank correlation"), this.least),
     );
     this.latest = new Latest();
   }
@@ -96,21 +96,31 @@ export class RanksView {
  * @param {Headers} headers of a comparison
  * @param {{train: import("./axes.js").Axis, query: import("./axes.js").Axis}} axes
  * @param {import("./api.js").Run} run
+ * @param {{train: number, query: number}} leftOut examples of one id that are not the same
  */
-export function ranksSentence(headers, axes, run) {
+export function ranksSentence(headers, axes, run, leftOut) {
   const correlation = Number(headers.get("X-Rank-Correlation") ?? NaN);
   const [n, q] = [axes.train.order.length, axes.query.order.length];
   const isPart = n < run.num_train || (q < run.num_query && !axes.query.samples.own_columns);
   const common = isPart
-    ? ` Compared are the ${counted(n)} train examples and ${counted(q)} queries that both have.`
+    ? ` The comparison uses the ${counted(n)} train examples and ${counted(q)} queries that both have.${differing(leftOut)}`
     : "";
   if (!Number.isFinite(correlation)) return el("p", {}, `No rank correlation: too few values.${common}`);
   return el(
     "p",
     {},
     el("strong", {}, `Median rank correlation ${number(correlation, 2)}`),
-    ` between the two rankings of the train examples, over the queries; 1 is the same ranking, 0 none in common.${common}`,
+    ` over queries, between the two rankings of the train examples; 1 is the same ranking, 0 an unrelated one.${common}`,
   );
+}
+
+/** @param {{train: number, query: number}} leftOut */
+function differing({ train, query }) {
+  const parts = [
+    train ? `${counted(train)} train examples` : "",
+    query ? `${counted(query)} queries` : "",
+  ].filter(Boolean);
+  return parts.length ? ` ${parts.join(" and ")} of the same id have other labels or texts, and are left out.` : "";
 }
 
 /**
@@ -118,6 +128,7 @@ export function ranksSentence(headers, axes, run) {
  * @param {boolean} dark
  * @returns {import("./chart.js").Drawing}
  */
+
 function histogram(values, dark) {
   const counts = new Array(BINS).fill(0);
   for (const value of values) counts[Math.min(Math.floor(((value + 1) / 2) * BINS), BINS - 1)] += 1;

@@ -9,7 +9,7 @@ const GREY = 511;
 /**
  * @param {HTMLCanvasElement} canvas gets the picture's size
  * @param {{values: Float32Array, errors: Float32Array | null, height: number, width: number}} picture
- * @param {{helps: 1 | -1, scale: number, dark: boolean, clear: boolean}} look
+ * @param {{palette: import("./colours.js").Palette, scale: number, dark: boolean, clear: boolean}} look
  */
 export function rasterOf(canvas, picture, look) {
   const { values, errors, height, width } = picture;
@@ -19,9 +19,9 @@ export function rasterOf(canvas, picture, look) {
   const image = context.createImageData(width, height);
   // Whole pixels at a time: this runs for every step that the slider comes to.
   const pixels = new Uint32Array(image.data.buffer);
-  const colours = palette(look.dark);
+  const colours = pixelsOf(look.dark, look.palette);
   const grey = colours[GREY];
-  const factor = (255 * look.helps) / (look.scale || 1);
+  const factor = 255 / (look.scale || 1);
   const greyed = look.clear ? errors : null;
   for (let at = 0; at < values.length; at += 1) {
     const value = values[at];
@@ -33,10 +33,12 @@ export function rasterOf(canvas, picture, look) {
 
 /**
  * @param {boolean} dark
+ * @param {import("./colours.js").Palette} palette
  * @returns {Uint32Array} the pixels of -255 to 255, and of what is undefined
  */
-function palette(dark) {
-  const colours = table(dark);
+function pixelsOf(dark, palette) {
+  const colours = table(dark, palette);
+
   const bytes = new Uint8Array(4 * (GREY + 1)).fill(255);
   for (let entry = 0; entry < GREY; entry += 1) bytes.set(colours.subarray(3 * entry, 3 * entry + 3), 4 * entry);
   bytes.set(undefinedColour(dark), 4 * GREY);

@@ -1,9 +1,9 @@
-/** Time: a slider over the snapshots, coloured by their verdicts, and a button that plays them. */
+/** Time: a slider over the snapshots with a mark of each verdict, and a button that plays them. */
 
 import { placeOf } from "./book.js";
-import { button, el, put, svg } from "./dom.js";
+import { button, el, put } from "./dom.js";
 import { icon } from "./icons.js";
-import { verdictClass } from "./verdict.js";
+import { verdictMark, verdictWords } from "./verdict.js";
 
 /** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
@@ -27,7 +27,7 @@ export class Slider {
       "data-name": "slider",
       on: { input: () => this.#moved() },
     });
-    this.ticks = svg("svg", { class: "ticks", "aria-hidden": "true", preserveAspectRatio: "none" });
+    this.ticks = el("div", { class: "ticks", "aria-hidden": "true" });
     this.label = el("output", { class: "step-label" });
     this.about = el("span", { class: "step-about" });
     this.play = el("div", { class: "play" });
@@ -56,11 +56,8 @@ export class Slider {
     put(this.label, `step ${step.step.toLocaleString("en")}`);
     const newest = state.step === null ? " · newest" : "";
     const epoch = step.epoch === null ? "" : `epoch ${step.epoch} · `;
-    put(
-      this.about,
-      el("span", { class: `dot ${verdictClass(step.verdict)}` }),
-      `${epoch}${step.verdict ?? "not judged"}${newest}`,
-    );
+    put(this.about, verdictMark(step.verdict), `${epoch}${verdictWords(step.verdict)}${newest}`);
+    this.about.title = step.verdict_text ?? "";
     const every = Math.ceil(run.steps.length / MOST_TICKS);
     // Of few snapshots each has its tick, wherever the slider stands.
     if (every > 1 || this.steps !== run.steps) this.#ticks(run.steps, place, every);
@@ -74,22 +71,12 @@ export class Slider {
    */
   #ticks(steps, place, every) {
     const last = Math.max(steps.length - 1, 1);
-    this.ticks.setAttribute("viewBox", `0 0 ${last} 1`);
     put(
       this.ticks,
       steps
         .map((step, at) => ({ step, at }))
         .filter(({ at }) => at % every === 0 || at === place)
-        .map(({ step, at }) =>
-          svg("line", {
-            class: `tick ${verdictClass(step.verdict)}`,
-            x1: at,
-            x2: at,
-            y1: 0,
-            y2: 1,
-            "vector-effect": "non-scaling-stroke",
-          }),
-        ),
+        .map(({ step, at }) => verdictMark(step.verdict, { left: `${(100 * at) / last}%` })),
     );
   }
 

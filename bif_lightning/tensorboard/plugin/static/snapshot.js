@@ -8,17 +8,26 @@ import { bytes, counted, duration, number } from "./format.js";
 /** @typedef {Record<string, any>} Chains the server's answer */
 
 /**
+ * Whether a sampler draws independently: there is nothing then that rises, settles or diverges from draw to draw.
+ * @param {import("./api.js").Run} run
+ */
+export function isIndependent({ kind }) {
+  return kind === "Subspace" || kind === "Pairs";
+}
+
+/**
  * @param {Chains} chains
  * @param {import("./api.js").Step} step
  * @param {boolean} dark
+ * @param {boolean} independent draws
  * @returns {HTMLElement[]}
  */
-export function behind(chains, step, dark) {
+export function behind(chains, step, dark, independent) {
   const at = `step ${step.step.toLocaleString("en")}`;
   return [
     panel(
-      `Chains at ${at}`,
-      el("p", { class: "meaning" }, tracesSentence(chains)),
+      `${independent ? "Draws" : "Chains"} at ${at}`,
+      el("p", { class: "meaning" }, tracesSentence(chains, independent)),
       el(
         "div",
         { class: "two-charts" },
@@ -33,15 +42,15 @@ export function behind(chains, step, dark) {
             "li",
             { class: "curve" },
             el("span", { class: "swatch", style: { background: lineColour(place, dark) } }),
-            el("span", {}, `chain ${id}`),
+            el("span", {}, `${independent ? "set" : "chain"} ${id}`),
             el("span", { class: "curve-value tabular" }, `LLC ${number(chains.chain_llc?.[place])} nat`),
           ),
         ),
       ),
-      divergences(chains.divergences ?? []),
+      independent ? null : divergences(chains.divergences ?? []),
     ),
     panel(
-      "What was done",
+      "How it was computed",
       facts(chains),
       notes(chains.notes ?? []),
       tree("Settings of the sampler", chains.settings),
@@ -58,10 +67,16 @@ function panel(title, ...parts) {
   return el("section", { class: "panel" }, el("h2", { class: "panel-title" }, title), parts);
 }
 
-/** @param {Chains} chains */
-function tracesSentence(chains) {
-  const thinned = (chains.thinned ?? 1) > 1 ? ` Every ${chains.thinned}th draw is drawn.` : "";
-  return `Healthy chains rise from the snapshot's loss, level off soon and at the same height, and have no spikes.${thinned}`;
+/**
+ * @param {Chains} chains
+ * @param {boolean} independent draws
+ */
+function tracesSentence(chains, independent) {
+  const thinned = (chains.thinned ?? 1) > 1 ? ` Every ${chains.thinned}th draw is plotted.` : "";
+  if (independent) {
+    return `Draws are independent: from one to the next nothing rises or settles, and some lie below the snapshot's loss. What counts is their mean, from which the LLC is computed.${thinned}`;
+  }
+  return `Good chains rise from the snapshot's loss, soon level off at the same height, and have no spikes.${thinned}`;
 }
 
 /**
@@ -113,7 +128,7 @@ function divergences(all) {
         el(
           "li",
           {},
-          `Chain ${one.chain} left the posterior ${one.draw < 0 ? "during burn-in" : `at draw ${one.draw}`} and is left out: ${one.message}`,
+          `Chain ${one.chain} diverged ${one.draw < 0 ? "during burn-in" : `at draw ${one.draw}`} and is left out: ${one.message}`,
         ),
       ),
     ),
@@ -127,7 +142,7 @@ function facts(chains) {
     ["Wall time", duration(cost.seconds)],
     ["Sampler steps", Number.isFinite(cost.steps) ? counted(cost.steps) : "unknown"],
     ["Processes", Number.isFinite(cost.workers) ? counted(cost.workers) : "unknown"],
-    ["Memory beyond the model", bytes(cost.extra_bytes)],
+    ["Memory in addition to the model", bytes(cost.extra_bytes)],
   ];
   return el(
     "dl",
@@ -182,5 +197,6 @@ function flat(value, path = "") {
 /** @param {any} value */
 function word(value) {
   if (value === null || value === undefined) return "not set";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (typeof value === "number" && !Number.isInteger(value)) return String(Number(value.toPrecision(6)));
+  return typeof value === "object" ? JSON.stringify(value) : String(value) || "none";
 }

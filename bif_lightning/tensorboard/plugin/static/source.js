@@ -15,11 +15,13 @@
  * @property {(pin: Pin) => Cell | null} cellOf where a pair or a block of classes lies, null where it has no cell
  * @property {{train: string, query: string}} titles of the axes
  * @property {boolean} classes
+ * @property {boolean} own whether each column has a scale of its own, so that pictures hold no values
  */
 
 import { isPair, pair } from "./pins.js";
 import { labelName } from "./axes.js";
 import { hasOwnColumns, orderOf, orderParameters } from "./book.js";
+import { quantityOf } from "./signs.js";
 
 /**
  * @param {import("./api.js").Api} api
@@ -56,8 +58,12 @@ async function matrixSource(api, book, state, { run, step }) {
       const [train, query] = [trainOrder.indexOf(pin.train[0]), queryOrder.indexOf(pin.query[0])];
       return train < 0 || query < 0 ? null : { train, query };
     },
-    titles: { train: "train examples", query: "query examples" },
+    titles: {
+      train: "train examples",
+      query: querySamples.own_columns ? `values of ${quantityOf(state.matrix).observable}` : "query examples",
+    },
     classes: false,
+    own: state.scaling === "column",
   };
 }
 
@@ -68,7 +74,8 @@ async function matrixSource(api, book, state, { run, step }) {
  * @param {{height: number, width: number}} room
  */
 function viewParameters(state, { run, step }, [r0, r1, c0, c1], room) {
-  const of = { run: run.run, step: step.step, matrix: state.matrix, ...orderParameters(run, state) };
+  const scaling = state.scaling === "column" ? state.scaling : undefined;
+  const of = { run: run.run, step: step.step, matrix: state.matrix, scaling, ...orderParameters(run, state) };
   return { ...of, r0, r1, c0, c1, ...room, token: step.token };
 }
 
@@ -118,6 +125,7 @@ async function classSource(api, state, { run, step }) {
     },
     titles: { train: "train classes", query: "query classes" },
     classes: true,
+    own: false,
   };
 }
 
@@ -148,6 +156,7 @@ function pictureOf({ value, standard_error }) {
     errors: flat(standard_error),
     pooled: false,
     scale,
+    largest: scale,
     window: [0, height, 0, width],
     headers: new Headers(),
   };

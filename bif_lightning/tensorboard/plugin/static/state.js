@@ -15,13 +15,16 @@
  * @property {string} queryColumn which train example or which of the user's columns orders them
  * @property {Window | null} window null: everything
  * @property {boolean} grouped class by class means
- * @property {boolean} clear entries within 1.96 standard errors of zero are greyed
+ * @property {boolean | null} clear entries within 1.96 standard errors of zero are greyed; null: of a noisy snapshot
+ * @property {string} scaling of the colours: "matrix" for one scale, "column" for one of each query
  * @property {boolean} table whether the window stands below as numbers
  * @property {Pin | null} chosen
  * @property {Pin[]} pins
  * @property {number | null} query row whose cards are shown
  * @property {number | null} train row whose cards are shown
  * @property {string} side "query" or "train": whose cards are shown
+ * @property {string} over what cards are ranked by: "training", or a quantity of the step that is shown; "" where the page
+ *   decides, as `bif_lightning.top` does
  * @property {number | null} since earlier step that ranks are compared with
  * @property {string} otherRun
  * @property {number | null} otherStep
@@ -72,13 +75,20 @@ const FIELDS = {
   queryColumn: text("columns_by", ""),
   window: { key: "window", start: null, read: windowOf, write: (value) => value.join(",") },
   grouped: flag("classes"),
-  clear: flag("clear"),
+  clear: {
+    key: "clear",
+    start: null,
+    read: (word) => (word === "1" || word === "0" ? word === "1" : undefined),
+    write: (value) => (value ? "1" : "0"),
+  },
+  scaling: oneOf("scaling", ["matrix", "column"]),
   table: flag("table"),
   chosen: { key: "chosen", start: null, read: (word) => fromWord(word) ?? undefined, write: toWord },
   pins: { key: "pins", start: [], read: pinsOf, write: (value) => value.map(toWord).join(";") },
   query: whole("query"),
   train: whole("train"),
   side: oneOf("cards", ["query", "train"]),
+  over: oneOf("over", ["", "training", "influence", "correlation", "conditioned"]),
   since: whole("since"),
   otherRun: text("other_run", ""),
   otherStep: whole("other_step"),

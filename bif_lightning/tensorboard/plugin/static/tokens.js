@@ -1,10 +1,16 @@
 /**
- * Two sequences, token by token. Each token of one side is coloured by its influence on the token of the other side
- * under the pointer; while none is, by its influence on the whole other sequence.
+ * Two sequences, token by token. Each token of one side is coloured by its effect with the token of the other side
+ * under the pointer; while none is, by that with the loss of the whole other sequence.
  *
+ * @typedef {object} TokenSide
+ * @property {string[]} tokens
+ * @property {boolean} [named] whether their texts are known
+ * @property {(number | null)[]} [loss]
+ * @property {(number | null)[]} whole effect with the whole other sequence
+ * @property {(number | null)[]} whole_standard_error
  * @typedef {object} Tokens
- * @property {{tokens: string[], loss?: (number | null)[]}} train
- * @property {{tokens: string[], loss?: (number | null)[]}} query
+ * @property {TokenSide} train
+ * @property {TokenSide} query
  * @property {(number | null)[][]} value train tokens x query tokens
  * @property {(number | null)[][] | null} standard_error
  */
@@ -33,6 +39,11 @@ export class TokenView {
   constructor(context) {
     this.context = context;
     this.readout = el("p", { class: "token-readout", "data-name": "token-readout" });
+    this.unnamed = el(
+      "p",
+      { class: "hint", hidden: true },
+      "#1, #2, ... are positions: the run has no texts of tokens. Give the callback a tokenizer to see them.",
+    );
     this.boxes = { train: this.#box("train"), query: this.#box("query") };
     this.element = el(
       "div",
@@ -40,10 +51,11 @@ export class TokenView {
       el(
         "p",
         { class: "meaning" },
-        "Point at a token: each token of the other side takes the colour of its influence with it. Click to keep it.",
+        "Point at a token to colour the tokens of the other side by their effect with it. Click to keep the selection.",
       ),
       el("div", { class: "token-sides" }, this.#side("train", "train example"), this.#side("query", "query")),
       this.readout,
+      this.unnamed,
     );
     this.latest = new Latest();
     /** @type {Tokens | null} */
@@ -82,12 +94,9 @@ export class TokenView {
   #show(data) {
     this.data = data;
     this.quantity = quantityOf(this.context.store.state.matrix);
-    const sizes = data.value
-      .flat()
-      .filter(isKnown)
-      .map(Math.abs)
-      .sort((a, b) => a - b);
-    this.scale = roundUp(sizes[Math.floor(0.99 * (sizes.length - 1))] ?? 1);
+    this.scale = fullColour(data.value.flat());
+    this.wholeScale = fullColour([...data.train.whole, ...data.query.whole]);
+    this.unnamed.hidden = data.train.named !== false && data.query.named !== false;
     for (const side of /** @type {Side[]} */ (["train", "query"])) {
       put(
         this.boxes[side],
@@ -159,20 +168,16 @@ export class TokenView {
     const quantity = this.quantity ?? quantityOf("correlation");
     for (const side of /** @type {Side[]} */ (["train", "query"])) {
       const values = token?.side === side ? null : valuesOf(data, side, token);
-      const scale = token
-        ? (this.scale ?? 1)
-        : roundUp(Math.max(...(values ?? []).map((one) => Math.abs(one.value) || 0), 0));
+      const scale = (token ? this.scale : this.wholeScale) ?? 1;
       [...this.boxes[side].children].forEach((child, at) => {
         const one = values?.[at];
-        const open = one !== undefined && one.error !== null && !isClear(one.value, one.error);
-        const rgb = one ? colour(open ? 0 : (one.value * quantity.helps) / scale, dark) : null;
-        child.style.background = rgb && isKnown(one?.value) ? css(rgb) : "";
-        child.style.color = rgb && isKnown(one?.value) ? inkOn(rgb) : "";
+        const shown = one && (one.error === null || isClear(one.value, one.error)) ? one.value / scale : 0;
+        const rgb = one && isKnown(one.value) ? colour(shown, dark) : null;
+        child.style.background = rgb ? css(rgb) : "";
+        child.style.color = rgb ? inkOn(rgb) : "";
         child.classList.toggle("from", token?.side === side && token.at === at);
         child.classList.toggle("kept", this.kept?.side === side && this.kept.at === at);
-        child.title = one
-          ? `${measure(one.value, one.error, token ? quantity.unit : "")}: ${verdictOn(quantity, one.value, one.error)}`
-          : "";
+        child.title = one ? said(quantity, one, isKnown(data[side].loss?.[at])) : "";
       });
     }
     this.#read(token, aloud);
@@ -189,7 +194,8 @@ export class TokenView {
     if (!token) {
       put(
         this.readout,
-        `No token chosen: colours are sums over the whole other side. ${quantity.name}; white: within its error of zero.`,
+        `No token selected: colours are the ${quantity.name} of each token's loss with the loss of the whole other side ` +
+          "(the sum of its tokens' losses). Without a colour: within its error of zero.",
       );
       return;
     }
@@ -204,7 +210,7 @@ export class TokenView {
       `${spoken(data[token.side].tokens[token.at])}${isKnown(loss) ? `, loss ${number(loss)} nat` : ""}. ` +
       (strongest
         ? `Strongest in the ${other}: ${spoken(data[other].tokens[strongest.at])}, ${measure(strongest.value, strongest.error, quantity.unit)}.`
-        : `Nothing in the ${other} lies outside its error.`);
+        : `No token of the ${other} differs from zero by more than its error.`);
     put(this.readout, text);
     if (aloud) announce(text);
   }
@@ -233,20 +239,40 @@ export class TokenView {
  * What colours the tokens of a side.
  * @param {Tokens} data
  * @param {Side} side that is coloured
- * @param {{side: Side, at: number} | null} token of the other side; null: sums over it
- * @returns {{value: number, error: number | null}[]}
+ * @param {{side: Side, at: number} | null} token of the other side; null: the whole of it
+ * @returns {{value: number, error: number | null}[]} an error is null where none was asked for, of very long pairs
  */
-function valuesOf({ value, standard_error, train, query }, side, token) {
-  const many = (side === "train" ? train : query).tokens.length;
-  const across = (side === "train" ? query : train).tokens.length;
-  return Array.from({ length: many }, (_, at) => {
-    const entry = (/** @type {(number | null)[][]} */ of, /** @type {number} */ other) =>
-      (side === "train" ? of[at]?.[other] : of[other]?.[at]) ?? NaN;
-    if (token) return { value: entry(value, token.at), error: standard_error ? entry(standard_error, token.at) : null };
-    let sum = 0;
-    for (let other = 0; other < across; other += 1) sum += entry(value, other) || 0;
-    return { value: sum, error: null };
+function valuesOf
+({ value, standard_error, ...sides }, side, token) {
+  const { tokens, whole, whole_standard_error } = sides[side];
+  return tokens.map((_, at) => {
+    if (!token) return { value: whole[at] ?? NaN, error: whole_standard_error[at] ?? NaN };
+    const entry = (/** @type {(number | null)[][]} */ of) =>
+      (side === "train" ? of[at]?.[token.at] : of[token.at]?.[at]) ?? NaN;
+    return { value: entry(value), error: standard_error ? entry(standard_error) : null };
   });
+}
+
+/**
+ * @param {(number | null)[]} values
+ * @returns {number} the value of full colour
+ */
+function fullColour(values) {
+  const sizes = values
+    .filter(isKnown)
+    .map(Math.abs)
+    .sort((a, b) => a - b);
+  return roundUp(sizes[Math.floor(0.99 * (sizes.length - 1))] ?? 1);
+}
+
+/**
+ * @param {import("./signs.js").Quantity} quantity
+ * @param {{value: number, error: number | null}} one
+ * @param {boolean} hasLoss
+ */
+function said(quantity, { value, error }, hasLoss) {
+  if (!hasLoss) return "no loss: nothing predicts this token";
+  return `${measure(value, error, quantity.unit)}: ${verdictOn(quantity, value, error)}`;
 }
 
 /** @param {string} text */

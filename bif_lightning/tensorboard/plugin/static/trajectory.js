@@ -142,7 +142,7 @@ export class TrajectoryView {
       shown: steps.includes(shown.step.step) ? steps.indexOf(shown.step.step) : null,
       zero: true,
       even: isEven(steps, state.spacing),
-      limits: quantity.formula.startsWith("+Corr") ? [-1.02, 1.02] : undefined,
+      limits: quantity.formula.startsWith("Corr") ? [-1.02, 1.02] : undefined,
       label: "training step",
       dark: this.context.dark,
     };
@@ -191,7 +191,7 @@ export class TrajectoryView {
       const rest = state.pins.filter((one) => toWord(one) !== word);
       const chosen = state.chosen && toWord(state.chosen) === word ? null : state.chosen;
       return button({
-        label: "Take this curve away",
+        label: "Remove this curve",
         icon: icon("close"),
         name: "unpin",
         click: () => store.set({ pins: rest, chosen }),
@@ -215,7 +215,7 @@ export class TrajectoryView {
 
   #changes() {
     const found = this.curves.flatMap(({ of }, place) => of.changes.map((change) => this.#change(change, place)));
-    const none = el("li", { class: "hint" }, "No flip of the sign and no peak lies outside the band.");
+    const none = el("li", { class: "hint" }, "No sign change and no peak lies outside the band.");
     const missing = (this.curves[0]?.of.missing ?? []).map(({ step, why }) =>
       el("li", { class: "hint" }, `Step ${step.toLocaleString("en")} is left out: ${why}`),
     );
@@ -244,10 +244,10 @@ export class TrajectoryView {
     put(
       this.tools,
       segments({
-        label: "Distances between the steps",
+        label: "Spacing of the steps",
         name: "spacing",
         options: [
-          { value: "even", text: "Even steps", title: "Every snapshot at the same distance" },
+          { value: "even", text: "Even steps", title: "Equal distances between snapshots" },
           { value: "scale", text: "To scale", title: "Snapshots at their training step" },
         ],
         value: isEven(steps, state.spacing) ? "even" : "scale",

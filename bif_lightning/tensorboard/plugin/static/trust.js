@@ -7,7 +7,7 @@ import { lineColour } from "./colours.js";
 import { el, put } from "./dom.js";
 import { CLEAR, isKnown, measure, number } from "./format.js";
 import { saveMenu } from "./export.js";
-import { behind } from "./snapshot.js";
+import { behind, isIndependent } from "./snapshot.js";
 import { goodBanner, verdictBanner } from "./verdict.js";
 
 /** @typedef {import("./page.js").Context} Context */
@@ -17,13 +17,14 @@ import { goodBanner, verdictBanner } from "./verdict.js";
 /**
  * One small chart: key in the answer, title, what it says, error key, values that its axis always holds (so that what
  * is next to nothing looks so).
- * @type {{key: string, title: string, says: string, error?: string, holds?: number[], unit?: string, factor?: number}[]}
+ * @type {{key: string, title: string, says: string, error?: string, holds?: number[], unit?: string, factor?: number,
+ *   chains?: boolean}[]} `chains`: of what moves from draw to draw, which independent draws do not
  */
 const MEASURES = [
   {
     key: "llc",
     title: "Learning coefficient (LLC)",
-    says: "How much the loss rises around the snapshot: how complex the solution is. Below 0, the chains found a better place.",
+    says: "How much the loss rises around the snapshot, a measure of complexity. Below 0, the draws found lower loss.",
     error: "llc_standard_error",
     unit: "nat",
     holds: [0],
@@ -31,66 +32,71 @@ const MEASURES = [
   {
     key: "rhat",
     title: "R-hat of the loss",
-    says: "Near 1: the chains agree on the mean loss. It says nothing of the influence itself.",
+    says: "Near 1: the chains agree on the mean loss. It does not test the influence itself.",
     holds: [1, 1.1],
+    chains: true,
   },
   {
     key: "ess",
-    title: "Effective draws (ESS)",
-    says: "How many independent draws the mean loss is worth.",
+    title: "Effective sample size (ESS)",
+    says: "Number of independent draws with the same error of the mean loss.",
     holds: [0],
+    chains: true,
   },
   {
     key: "score_agreement",
     title: "Score agreement",
-    says: "Rank correlation between the influence found by two halves of the draws. A bias agrees with itself.",
+    says: "Rank correlation of the effects found by two halves of the draws (of Subspace: of the examples behind its curvature). Both halves share any bias.",
     holds: [0, 1],
   },
   {
     key: "group_agreement",
     title: "Group agreement",
-    says: "Correlation of the same two: how far they agree on the sums over groups of train examples.",
+    says: "Correlation between the same halves: their agreement on sums over groups of train examples.",
     holds: [0, 1],
   },
   {
     key: "noise_ratio",
     title: "Noise ratio",
-    says: "Above 1, minibatches move the chains more than their own noise: too hot.",
+    says: "Above 1, minibatch noise exceeds the injected noise, and the chains are too hot.",
     holds: [0],
+    chains: true,
   },
   {
     key: "llc_ratio",
     title: "LLC ratio",
-    says: "1: the loss rises as its curvature says. Far above, the chains left the neighbourhood.",
+    says: "1: the loss rises as its curvature predicts. Far above 1, the draws left the neighbourhood.",
     holds: [0],
   },
   {
     key: "drift",
     title: "Drift",
-    says: "Second half against first half of the chains, in standard errors: beyond 3 they had not settled.",
+    says: "Mean loss of the second half of the draws minus the first, in standard errors. Beyond ±3, the chains had not converged.",
     holds: [0],
+    chains: true,
   },
   {
     key: "control_agreement",
     title: "Agreement with no data",
-    says: "Rank correlation with draws that saw no data: what the pull to the snapshot alone would give.",
+    says: "Rank correlation of the effects with those of draws from the localization prior, which use no data.",
     holds: [0, 1],
   },
   {
     key: "effective_dimension",
     title: "Effective dimension",
-    says: "How many directions of the weights the data decide.",
+    says: "Number of weight directions determined by the data.",
     holds: [0],
   },
   {
     key: "divergences",
     title: "Diverged chains",
-    says: "Chains that left the posterior; they are left out.",
+    says: "Number of chains that diverged; they are left out.",
     holds: [0],
+    chains: true,
   },
   { key: "snapshot_loss", title: "Train loss at the snapshot", says: "Mean over the train examples.", unit: "nat" },
   { key: "seconds", title: "Cost of the snapshot", says: "Wall time.", unit: "s", holds: [0] },
-  { key: "extra_bytes", title: "Extra memory", says: "Beyond the model.", unit: "MB", factor: 1e-6, holds: [0] },
+  { key: "extra_bytes", title: "Extra memory", says: "In addition to the model.", unit: "MB", factor: 1e-6, holds: [0] },
 ];
 
 /** The view of its own tab. */
@@ -112,14 +118,14 @@ export class TrustView {
         el(
           "div",
           { class: "panel-head" },
-          el("h2", { class: "panel-title" }, "Can it be trusted?"),
+          el("h2", { class: "panel-title" }, "Is it reliable?"),
           saveMenu(context, { name: "trust", image: () => this.#image(), table: () => ({ what: "trust" }) }),
         ),
         this.banner,
         el(
           "p",
           { class: "meaning" },
-          "Standard errors tell how far a value would move with other noise. Bias they do not see; these measures do. Dashed: the threshold of the verdict. Click a chart to go to that step.",
+          "Standard errors measure how much a value varies with the sampling noise, but not its bias. These measures detect bias. Dashed: the threshold of the verdict. Click a chart to go to that step.",
         ),
         this.grid,
       ),
@@ -139,13 +145,13 @@ export class TrustView {
     put(this.banner, verdictBanner(step) ?? goodBanner(step.verdict_text));
     void this.latest.take(
       this.context.api.json("trust", { run: run.run, token: tokenOfAll(run) }),
-      (trust) => this.#show(state, trust, step.step),
+      (trust) => this.#show(state, trust, step.step, isIndependent(run)),
       (error) => put(this.grid, el("p", { class: "error" }, error.message)),
     );
     void this.latestBehind.take(
       this.context.api.json("chains", { run: run.run, step: step.step, token: step.token }),
       (chains) => {
-        put(this.behind, behind(chains, step, this.context.dark));
+        put(this.behind, behind(chains, step, this.context.dark, isIndependent(run)));
         this.behind.dataset.of = String(step.step);
       },
       (error) => put(this.behind, el("p", { class: "error" }, error.message)),
@@ -156,8 +162,9 @@ export class TrustView {
    * @param {State} state
    * @param {Trust} trust
    * @param {number} step
+   * @param {boolean} independent draws
    */
-  #show(state, trust, step) {
+  #show(state, trust, step, independent) {
     const shown = trust.steps.indexOf(step);
     const metrics = Object.entries(trust.metrics ?? {}).map(([key, values]) => ({
       key: `metric ${key}`,
@@ -165,7 +172,10 @@ export class TrustView {
       says: "Logged by the training run.",
       values,
     }));
-    const measures = MEASURES.map((one) => ({ ...one, values: scaled(trust[one.key], one.factor) }));
+    const measures = MEASURES.filter(({ chains }) => !(chains && independent)).map((one) => ({
+      ...one,
+      values: scaled(trust[one.key], one.factor),
+    }));
     const known = [...measures, ...metrics].filter(({ values }) => values?.some(isKnown));
     this.pictured = [];
     const boxes = known.map((one) => this.#small(/** @type {any} */ (one), trust, state, shown));

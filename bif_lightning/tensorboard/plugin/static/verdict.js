@@ -7,18 +7,19 @@ import { icon } from "./icons.js";
 
 /**
  * @param {Step} step
+ * @param {string} [of] what it is on, where there are several
  * @returns {HTMLElement | null} null where the verdict is good
  */
-export function verdictBanner(step) {
+export function verdictBanner(step, of = "") {
   if (step.verdict === "good") return null;
   const [word, text] = step.verdict
     ? [step.verdict, step.verdict_text ?? ""]
-    : ["not judged", "The dump holds no verdict on its sampling, so nothing is known of its bias."];
+    : ["not judged", "The dump has no verdict on its sampling, so its bias is unknown."];
   return el(
     "div",
     { class: `banner ${step.verdict ? "bad" : "unknown"}`, role: "note" },
     icon("warn"),
-    el("p", {}, el("strong", {}, `Read with care: ${word}. `), sentence(word, text)),
+    el("p", {}, el("strong", {}, `${of}${of ? ": r" : "R"}ead with care: ${word}. `), sentence(word, text)),
   );
 }
 
@@ -27,7 +28,8 @@ export function verdictBanner(step) {
  * @param {string | null} text
  */
 export function goodBanner(text) {
-  return el("div", { class: "banner good" }, el("p", {}, el("strong", {}, "Good. "), sentence("good", text ?? "")));
+  return el("div", { class: "banner good" }, el("p", {}, el("strong", {}, "Good. "), sentence("good", text ?? "")
+));
 }
 
 /**
@@ -40,8 +42,22 @@ function sentence(word, text) {
   return !whole || /[.!?]$/.test(whole) ? whole : `${whole}.`;
 }
 
-/** @param {string | null} verdict */
-export function verdictClass(verdict) {
-  if (verdict === "good") return "good";
-  return verdict ? "bad" : "unknown";
+/**
+ * A mark whose shape tells what its colour does: a bar where all checks hold, a triangle where one fails, a ring where
+ * none was made.
+ * @param {string | null} verdict
+ * @param {Record<string, string>} [style]
+ */
+export function verdictMark(verdict, style = {}) {
+  const kind = verdict === "good" ? "good" : verdict ? "bad" : "unknown";
+  return el("span", { class: `verdict-mark ${kind}`, style, "aria-hidden": "true" });
+}
+
+/**
+ * The verdict in a few words, which say of what it is one.
+ * @param {string | null} verdict
+ */
+export function verdictWords(verdict) {
+  if (!verdict) return "estimate not checked";
+  return verdict === "good" ? "all checks passed" : `a check failed: ${verdict}`;
 }

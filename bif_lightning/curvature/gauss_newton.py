@@ -1,0 +1,276 @@
+"""The Gauss-Newton matrix of the mean training loss along a few directions, from random backward passes.
+
+For training example i, m vectors s with E[s·sᵀ] = G_i come from one forward and m backward passes
+(`curvature.outputs`). Along directions Q the matrix of a group of examples is the mean of (Q·s)(Q·s)ᵀ: no product with
+a Hessian is needed, and K numbers of each pass are kept. Where outputs are linear in the weights, G is the Hessian.
+
+The Hessian H is more than G where residuals are large and the network is curved. A few products with H tell by how
+much, in the directions where G is largest; above `MOST_ERROR` the Hessian itself takes its place there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bif_lightning.curvature.gradients import map_threads, time_call
+from bif_lightning.curvature.hessian import Hessian
+from bif_lightning.curvature.outputs import NoOutputsError, Output, outputs_of
+from bif_lightning.curvature.spectrum import random_direction
+from bif_lightning.curvature.subsample import EXAMPLES, GROUPS, hessians_along
+from bif_lightning.data.dataset import Batch, spread_rows
+from bif_lightning.distributed.ranks import Ranks
+from bif_lightning.distributed.threads import Progress, Steps
+from bif_lightning.losses.problem import Problem
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights
+from bif_lightning.rng import GLOBAL, seed_global, stream_seed
+
+MOST_ERROR = 0.15
+"""Relative error of the Gauss-Newton matrix, in its strongest directions, up to which it stands for the Hessian."""
+
+CHECKED = 32
+"""Directions in which it is compared with the Hessian, and in which the Hessian replaces it."""
+
+_PROBES = 4  # products with the Hessian for the comparison
+_COMPARED = 128  # most training examples of the comparison
+_TIMED = 4
+_PART = 16  # examples that a thread takes at a time
+_SKETCH = -4  # keys the random signs
+_BLOCK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """Vectors whose second moment is the Gauss-Newton matrix of the mean loss, along directions Q.
+
+    Attributes:
+        rows: positions of the training examples.
+        along: Q·s of the passes of each, float64, on the CPU.
+    """
+
+    rows: Int[Tensor, " example"]
+    along: Float[Tensor, "example probe direction"]
+
+    def of(self, examples: Tensor | slice) -> Float[Tensor, "direction direction"]:
+        """Q·G·Qᵀ, the mean over some of the examples."""
+        along = self.along[examples].flatten(0, 1)
+        return along.mT @ along / len(along)
+
+    @property
+    def curvature(self) -> Float[Tensor, " example"]:
+        """tr(Q·G_i·Qᵀ) of each example."""
+        return self.along.square().sum(2).mean(1)
+
+    def groups(self) -> Float[Tensor, "group direction direction"]:
+        """Q·G·Qᵀ of interleaved groups of the examples, weighted so that their mean is that of all."""
+        count = min(GROUPS, len(self.rows))
+        found = [self.of(slice(group, None, count)) for group in range(count)]
+        shares = [len(range(group, len(self.rows), count)) * count / len(self.rows) for group in range(count)]
+        return torch.stack([share * each for share, each in zip(shares, found, strict=True)])
+
+
+def gauss_newton_along(
+    problem: Problem,
+    backend: WeightBackend,
+    directions: Float[Tensor, "direction weight"],
+    probes: int,
+    workers: int,
+    ranks: Ranks,
+    progress: Progress | None = None,
+) -> GaussNewton:
+    """Compute the Gauss-Newton matrix of at most `EXAMPLES` training examples, evenly spaced. Collective.
+
+    Args:
+        directions: Q, rows of any length.
+        probes: m, backward passes for each example.
+        workers: threads; their number changes no bit.
+        ranks: the ranks, which divide the examples among them.
+        progress: called after each example of this rank.
+
+    Raises:
+        NoOutputsError: the loss has no Gauss-Newton matrix here.
+    """
+    rows = sketched_rows(problem)
+    parts = rows.split(_PART)
+    own = _own_parts(rows, ranks)
+    with ranks.collective("the curvature at the snapshot") as section:
+        steps = Steps(steps_of_gauss_newton(problem, ranks), section.watched(progress))
+
+        def of_part(weights: Weights, bound: BoundModule, part: int) -> Tensor:
+            return _along(problem, backend, weights, bound, parts[part], directions, probes, steps)
+
+        found: list[Tensor] | NoOutputsError
+        try:
+            found = map_threads(backend, of_part, own, workers, steps)
+        except NoOutputsError as error:
+            found = error
+    everyone = ranks.all_gather(found)
+    lists = list[list[Tensor]]()
+    for each in everyone:
+        if isinstance(each, NoOutputsError):
+            raise each
+        lists.append(each)
+    ordered = [lists[part % ranks.world_size][part // ranks.world_size] for part in range(len(parts))]
+    return GaussNewton(rows, torch.cat(ordered))
+
+
+def steps_of_gauss_newton(problem: Problem, ranks: Ranks) -> int:
+    """Examples of this rank, each a step of progress."""
+    rows = sketched_rows(problem)
+    parts = rows.split(_PART)
+    return sum(len(parts[part]) for part in _own_parts(rows, ranks))
+
+
+def _own_parts(rows: Tensor, ranks: Ranks) -> range:
+    return range(ranks.rank, -(-len(rows) // _PART), ranks.world_size)
+
+
+def seconds_for_gauss_newton(
+    problem: Problem, backend: WeightBackend, probes: int, directions: int, workers: int, num_ranks: int
+) -> float:
+    """Estimate how long `gauss_newton_along` takes, by timing a few examples.
+
+    Args:
+        probes, directions: m and K.
+        workers, num_ranks: threads of each rank, and ranks that divide the examples among them.
+
+    Raises:
+        NoOutputsError: the loss has no Gauss-Newton matrix here.
+    """
+    rows, weights = sketched_rows(problem), backend.weights()
+    bound = backend.bind(weights)
+    some = torch.stack([random_direction(backend, 0, probe) for probe in range(min(_TIMED, directions))])
+
+    def few() -> object:
+        return _along(problem, backend, weights, bound, rows[:_TIMED], some, probes, Steps())
+
+    with torch.enable_grad():
+        return time_call(few) / len(rows[:_TIMED]) * len(rows) / (workers * num_ranks)
+
+
+def sketched_rows(problem: Problem) -> Int[Tensor, " example"]:
+    """Positions of the training examples behind the Gauss-Newton matrix."""
+    return spread_rows(len(problem.training), EXAMPLES)
+
+
+def _along(
+    problem: Problem,
+    backend: WeightBackend,
+    weights: Weights,
+    bound: BoundModule,
+    rows: Tensor,
+    directions: Tensor,
+    probes: int,
+    steps: Steps,
+) -> Float[Tensor, "example probe direction"]:
+    """Q·s of the passes of these examples, float64, on the CPU."""
+    vectors = max(probes, min(len(rows) * probes, _BLOCK_BYTES // (directions.element_size() * backend.layout.size)))
+    found, block = list[Tensor](), list[Tensor]()
+    first = int(rows[0])
+    for row in rows.tolist():
+        batch = problem.minibatch(torch.tensor([row], device="cpu")).batch
+        check = row == first  # one of each part: it costs two passes
+        block.append(roots_of_example(problem, backend, weights, bound, batch, probes, key=row, check=check))
+        if (len(block) + 1) * probes > vectors:
+            found.append((torch.cat(block) @ directions.mT).double().cpu())
+            block.clear()
+        steps.tick()
+    if block:
+        found.append((torch.cat(block) @ directions.mT).double().cpu())
+    return torch.cat(found).unflatten(0, (-1, probes))
+
+
+def roots_of_example(
+    problem: Problem,
+    backend: WeightBackend,
+    weights: Weights,
+    bound: BoundModule,
+    batch: Batch,
+    probes: int,
+    key: int,
+    *,
+    check: bool = False,
+) -> Float[Tensor, "pass weight"]:
+    """`probes` vectors s with E[s·sᵀ] = G of a batch of one example.
+
+    Args:
+        key: of the random signs.
+        check: that the loss depends on the weights through its outputs alone.
+
+    Raises:
+        NoOutputsError: the loss has none.
+    """
+    out = torch.zeros(probes, backend.layout.size, dtype=backend.center.dtype, device=backend.device)
+    signs = torch.Generator().manual_seed(stream_seed(_SKETCH, key))
+
+    def roots(module: nn.Module) -> None:
+        outputs = outputs_of(problem.objective, module, batch, weights.leaves, check=check)
+        for row in out if outputs else ():
+            _pull_back(outputs, signs, weights, backend.layout.pieces(row), problem.loss_scale)
+
+    if problem.stochastic:
+        seed_global(backend.device, stream_seed(GLOBAL))
+    bound.call(roots)
+    if not bool(out.isfinite().all()):
+        raise NoOutputsError("its slopes are not finite")
+    return out
+
+
+def _pull_back(
+    outputs: Sequence[Output], signs: torch.Generator, weights: Weights, pieces: Sequence[Tensor], scale: float
+) -> None:
+    """s = Σ √c·Jᵀ·v, into the pieces."""
+    values, slopes = [each.values for each in outputs], [each.slopes(signs) * scale for each in outputs]
+    found = torch.autograd.grad(values, weights.leaves, slopes, retain_graph=True, materialize_grads=True)
+    for piece, each in zip(pieces, found, strict=True):
+        piece.copy_(each).div_(scale)
+
+
+def corrected(
+    problem: Problem,
+    backend: WeightBackend,
+    directions: Float[Tensor, "direction weight"],
+    span: float,
+    sketch: GaussNewton,
+    workers: int,
+    ranks: Ranks,
+    progress: Progress | None = None,
+) -> tuple[Float[Tensor, "group direction direction"], float]:
+    """The Hessian in the strongest directions of a Gauss-Newton matrix, where they differ. Collective.
+
+    Args:
+        directions, span: as in `hessians_along`.
+        progress: called after each Hessian-vector product of this rank, if there are any.
+
+    Returns:
+        Matrices of the groups, and the relative error of the Gauss-Newton matrix in its strongest directions.
+    """
+    groups = sketch.groups()
+    strongest = torch.linalg.eigh(groups.mean(0)).eigenvectors[:, -CHECKED:].flip(1)
+    top = strongest.mT.to(directions) @ directions
+    with ranks.collective("comparing the curvature with the Hessian"):
+        error = _error(problem, backend, top, span, sketch, strongest)
+    error = ranks.broadcast(error)
+    if not error > MOST_ERROR:
+        return groups, error
+    hessians = hessians_along(problem, backend, top, span, workers, ranks, progress).double().cpu()
+    mean = (hessians + hessians.mT).mean(0) / 2
+    within = strongest.mT @ groups.mean(0) @ strongest
+    # The groups keep the deviations of the sketch.
+    return groups + strongest @ (mean - within) @ strongest.mT, error
+
+
+def _error(
+    problem: Problem, backend: WeightBackend, top: Tensor, span: float, sketch: GaussNewton, strongest: Tensor
+) -> float:
+    """|Z·(H − G)|/|Z·G| of the same examples, for random combinations Z of the strongest directions."""
+    some = spread_rows(len(sketch.rows), _COMPARED)
+    generator = torch.Generator().manual_seed(stream_seed(_SKETCH))
+    mixed = torch.randn(_PROBES, len(top), generator=generator, device="cpu")
+    hessian = Hessian.of_training(problem, backend, rows=sketch.rows[some])
+    hessian.step = span
+    found = hessian.times(mixed.to(top) @ top, lambda products: products @ top.mT).double().cpu()
+    expected = mixed.double() @ (strongest.mT @ sketch.of(some) @ strongest)
+    return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))

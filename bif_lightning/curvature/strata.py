@@ -1,0 +1,56 @@
+"""Minibatches of examples that are unlike in curvature: drawn from strata of equal curvature, without bias.
+
+A gradient's minibatch noise comes from the examples that are most curved. With the examples sorted by their curvature
+c_i and cut into strata of equal Σ p_i, p_i = .1/n + .9·c_i/Σc, a minibatch takes equally many of each, and the mean of
+each stratum enters with its share of the examples: more of the curved ones, at the same expectation (stratified
+sampling; Cochran 1977, Sec. 5.5).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_STRATA = 4
+_UNIFORM = 0.1
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Examples that are drawn alike.
+
+    Attributes:
+        rows: their positions in the training data.
+        batch_size: how many of them are in a minibatch.
+        share: of all examples.
+    """
+
+    rows: Int[Tensor, " example"]
+    batch_size: int
+    share: float
+
+
+def strata_of(curvature: Float[Tensor, " example"], size: int, batch_size: int) -> list[Stratum]:
+    """Divide `size` examples into strata; a single one where the curvature of some is not known.
+
+    >>> [(len(each.rows), each.batch_size) for each in strata_of(torch.tensor([1.0, 1.0, 1.0, 9.0, 1.0, 1.0]), 6, 4)]
+    [(1, 1), (2, 1), (3, 2)]
+    """
+    rows = torch.arange(size, device="cpu")
+    if batch_size >= size or len(curvature) != size or batch_size < _STRATA or not float(curvature.sum()) > 0:
+        return [Stratum(rows, min(batch_size, size), 1.0)]
+    chance = _UNIFORM / size + (1 - _UNIFORM) * curvature / curvature.sum()
+    order = chance.argsort(descending=True, stable=True)
+    place = ((chance[order].double().cumsum(0) - chance[order] / 2) * _STRATA).long().clamp(max=_STRATA - 1)
+    parts = [order[place == stratum].sort().values for stratum in range(_STRATA)]
+    return _allotted([part for part in parts if len(part)], size, batch_size)
+
+
+def _allotted(parts: list[Tensor], size: int, batch_size: int) -> list[Stratum]:
+    """Equally many of each stratum; what small strata lack goes to the others."""
+    found, left = dict[int, int](), batch_size
+    for number, part in sorted(enumerate(parts), key=lambda each: len(each[1])):
+        found[number] = min(len(part), left // (len(parts) - len(found)))
+        left -= found[number]
+    return [Stratum(part, found[number], len(part) / size) for number, part in enumerate(parts)]

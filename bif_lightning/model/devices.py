@@ -1,0 +1,49 @@
+"""What an accelerator asks for: clocks that wait for it, memory that runs out, and modules on one device."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_CPU_WORDS = ("can't allocate memory", "not enough memory")  # of torch's allocator, which raises a plain RuntimeError
+
+
+def now() -> float:
+    """Seconds of a clock that has waited for the work queued on the accelerator, if there is one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, and nothing of what the model can do.
+
+    >>> is_out_of_memory(torch.OutOfMemoryError("3 GB")), is_out_of_memory(RuntimeError("no second derivative"))
+    (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
+
+
+def raise_out_of_memory(error: BaseException) -> None:
+    """Raise an error again that says that memory ran out: another way to compute would hide it."""
+    if is_out_of_memory(error):
+        raise error
+
+
+def check_one_device(parameters: Mapping[str, Tensor]) -> None:
+    """Check that all parameters are on one device.
+
+    Raises:
+        ValueError: they are not; the message names two of them.
+    """
+    first, *others = parameters.items()
+    for name, parameter in others:
+        if parameter.device != first[1].device:
+            raise ValueError(
+                f"the sampled weights are on several devices: {first[0]} on {first[1].device}, {name} on "
+                f"{parameter.device}. Chains need them on one: load the model without device_map and offloading, or "
+                "restrict params to the weights of one device"
+            )
