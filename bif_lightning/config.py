@@ -249,6 +249,8 @@ class ControlledSGLD:
         localization: γ; None as for `Subspace`.
         metric: M, as for `Subspace`.
         span: as for `Subspace`.
+        gradient_bytes: memory for gradients. Where those of all examples take more, sketches of them are kept, and the
+            most curved directions, as many of each as there is room for (`curvature.sketched`).
 
     Raises:
         ValueError: a value out of range.
@@ -266,11 +268,12 @@ class ControlledSGLD:
     localization: float | None = None
     metric: PullMetric = "kronecker"
     span: float = 0.005
+    gradient_bytes: int = 1 << 31
 
     paired: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_whole(self, 1, "num_directions", "num_probes", "num_corrected")
+        _check_whole(self, 1, "num_directions", "num_probes", "num_corrected", "gradient_bytes")
         _check_positive(self, "span")
         known = "kronecker", "euclidean"
         _check(self.metric in known, "metric", self.metric, " or ".join(map(repr, known)))

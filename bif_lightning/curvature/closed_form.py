@@ -28,6 +28,8 @@ from bif_lightning.statistics.influence import BatchCovariances
 class LinearizedPosterior:
     """Gradients of all losses and observables at the snapshot, and the posterior of the weights.
 
+    Vectors of weights are those of the flat vector, or sketches of them (`curvature.sketch`).
+
     Attributes:
         normal: the posterior.
         train: gradients of the train losses, whitened by its metric, nats per weight unit.
@@ -74,8 +76,8 @@ class LinearizedPosterior:
 
     def tensors(self) -> list[Tensor]:
         """The tensors that take most of the memory."""
-        factors = [side for each in self.normal.metric.factors for side in (each.left, each.right) if side is not None]
-        return [self.train, self.columns, self.normal.directions, *factors]
+        bases = [basis for each in self.normal.metric.factors for basis in each.bases if basis is not None]
+        return [self.train, self.columns, self.normal.directions, *bases]
 
     def products(self, rows: slice) -> BatchCovariances:
         """Covariances of some train rows with all columns under the Hessian of each group, to first order.

@@ -8,7 +8,7 @@ The Hessian H is more than G where residuals are large and the network is curved
 much, in the directions where G is largest; above `MOST_ERROR` the Hessian itself takes its place there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from bif_lightning.curvature.gradients import map_threads, time_call
 from bif_lightning.curvature.hessian import Hessian
 from bif_lightning.curvature.outputs import NoOutputsError, Output, outputs_of
-from bif_lightning.curvature.spectrum import random_direction
 from bif_lightning.curvature.subsample import EXAMPLES, GROUPS, hessians_along
 from bif_lightning.data.dataset import Batch, spread_rows
 from bif_lightning.distributed.ranks import Ranks
@@ -32,6 +31,9 @@ MOST_ERROR = 0.15
 
 CHECKED = 32
 """Directions in which it is compared with the Hessian, and in which the Hessian replaces it."""
+
+Projection = Callable[[Float[Tensor, "vector weight"]], Float[Tensor, "vector direction"]]
+"""Coordinates of vectors along directions Q. It may overwrite the vectors."""
 
 _PROBES = 4  # products with the Hessian for the comparison
 _COMPARED = 128  # most training examples of the comparison
@@ -74,7 +76,7 @@ class GaussNewton:
 def gauss_newton_along(
     problem: Problem,
     backend: WeightBackend,
-    directions: Float[Tensor, "direction weight"],
+    project: Projection,
     probes: int,
     workers: int,
     ranks: Ranks,
@@ -83,7 +85,7 @@ def gauss_newton_along(
     """Compute the Gauss-Newton matrix of at most `EXAMPLES` training examples, evenly spaced. Collective.
 
     Args:
-        directions: Q, rows of any length.
+        project: s to Q·s.
         probes: m, backward passes for each example.
         workers: threads; their number changes no bit.
         ranks: the ranks, which divide the examples among them.
@@ -92,14 +94,14 @@ def gauss_newton_along(
     Raises:
         NoOutputsError: the loss has no Gauss-Newton matrix here.
     """
-    rows = sketched_rows(problem)
+    rows = gauss_newton_rows(problem)
     parts = rows.split(_PART)
     own = _own_parts(rows, ranks)
     with ranks.collective("the curvature at the snapshot") as section:
         steps = Steps(steps_of_gauss_newton(problem, ranks), section.watched(progress))
 
         def of_part(weights: Weights, bound: BoundModule, part: int) -> Tensor:
-            return _along(problem, backend, weights, bound, parts[part], directions, probes, steps)
+            return _along(problem, backend, weights, bound, parts[part], project, probes, steps)
 
         found: list[Tensor] | NoOutputsError
         try:
@@ -118,7 +120,7 @@ def gauss_newton_along(
 
 def steps_of_gauss_newton(problem: Problem, ranks: Ranks) -> int:
     """Examples of this rank, each a step of progress."""
-    rows = sketched_rows(problem)
+    rows = gauss_newton_rows(problem)
     parts = rows.split(_PART)
     return sum(len(parts[part]) for part in _own_parts(rows, ranks))
 
@@ -128,29 +130,33 @@ def _own_parts(rows: Tensor, ranks: Ranks) -> range:
 
 
 def seconds_for_gauss_newton(
-    problem: Problem, backend: WeightBackend, probes: int, directions: int, workers: int, num_ranks: int
+    problem: Problem,
+    backend: WeightBackend,
+    project: Projection,
+    probes: int,
+    workers: int,
+    num_ranks: int,
 ) -> float:
     """Estimate how long `gauss_newton_along` takes, by timing a few examples.
 
     Args:
-        probes, directions: m and K.
+        project, probes: as there.
         workers, num_ranks: threads of each rank, and ranks that divide the examples among them.
 
     Raises:
         NoOutputsError: the loss has no Gauss-Newton matrix here.
     """
-    rows, weights = sketched_rows(problem), backend.weights()
+    rows, weights = gauss_newton_rows(problem), backend.weights()
     bound = backend.bind(weights)
-    some = torch.stack([random_direction(backend, 0, probe) for probe in range(min(_TIMED, directions))])
 
     def few() -> object:
-        return _along(problem, backend, weights, bound, rows[:_TIMED], some, probes, Steps())
+        return _along(problem, backend, weights, bound, rows[:_TIMED], project, probes, Steps())
 
     with torch.enable_grad():
         return time_call(few) / len(rows[:_TIMED]) * len(rows) / (workers * num_ranks)
 
 
-def sketched_rows(problem: Problem) -> Int[Tensor, " example"]:
+def gauss_newton_rows(problem: Problem) -> Int[Tensor, " example"]:
     """Positions of the training examples behind the Gauss-Newton matrix."""
     return spread_rows(len(problem.training), EXAMPLES)
 
@@ -161,12 +167,12 @@ def _along(
     weights: Weights,
     bound: BoundModule,
     rows: Tensor,
-    directions: Tensor,
+    project: Projection,
     probes: int,
     steps: Steps,
 ) -> Float[Tensor, "example probe direction"]:
     """Q·s of the passes of these examples, float64, on the CPU."""
-    vectors = max(probes, min(len(rows) * probes, _BLOCK_BYTES // (directions.element_size() * backend.layout.size)))
+    vectors = max(probes, min(len(rows) * probes, _BLOCK_BYTES // backend.center.nbytes))
     found, block = list[Tensor](), list[Tensor]()
     first = int(rows[0])
     for row in rows.tolist():
@@ -174,11 +180,11 @@ def _along(
         check = row == first  # one of each part: it costs two passes
         block.append(roots_of_example(problem, backend, weights, bound, batch, probes, key=row, check=check))
         if (len(block) + 1) * probes > vectors:
-            found.append((torch.cat(block) @ directions.mT).double().cpu())
+            found.append(project(torch.cat(block)).double().cpu())
             block.clear()
         steps.tick()
     if block:
-        found.append((torch.cat(block) @ directions.mT).double().cpu())
+        found.append(project(torch.cat(block)).double().cpu())
     return torch.cat(found).unflatten(0, (-1, probes))
 
 
@@ -228,12 +234,18 @@ def _pull_back(
         piece.copy_(each).div_(scale)
 
 
+def strongest_of(gauss_newton: GaussNewton) -> Float[Tensor, "direction checked"]:
+    """The directions in which the matrix is largest, the largest first, as columns in the basis Q."""
+    return torch.linalg.eigh(gauss_newton.groups().mean(0)).eigenvectors[:, -CHECKED:].flip(1)
+
+
 def corrected(
     problem: Problem,
     backend: WeightBackend,
-    directions: Float[Tensor, "direction weight"],
+    strongest: Float[Tensor, "direction checked"],
+    top: Float[Tensor, "checked weight"],
     span: float,
-    sketch: GaussNewton,
+    gauss_newton: GaussNewton,
     workers: int,
     ranks: Ranks,
     progress: Progress | None = None,
@@ -241,36 +253,63 @@ def corrected(
     """The Hessian in the strongest directions of a Gauss-Newton matrix, where they differ. Collective.
 
     Args:
-        directions, span: as in `hessians_along`.
+        strongest, top: these directions, in the basis Q and in weight space.
+        span: as in `hessians_along`.
         progress: called after each Hessian-vector product of this rank, if there are any.
 
     Returns:
         Matrices of the groups, and the relative error of the Gauss-Newton matrix in its strongest directions.
     """
-    groups = sketch.groups()
-    strongest = torch.linalg.eigh(groups.mean(0)).eigenvectors[:, -CHECKED:].flip(1)
-    top = strongest.mT.to(directions) @ directions
-    with ranks.collective("comparing the curvature with the Hessian"):
-        error = _error(problem, backend, top, span, sketch, strongest)
-    error = ranks.broadcast(error)
+    groups = gauss_newton.groups()
+    error = error_along(
+        problem, backend, strongest, lambda mixed: mixed.to(top) @ top, lambda vectors: vectors @ top.mT, span,
+        gauss_newton, ranks,
+    )  # fmt: skip
     if not error > MOST_ERROR:
         return groups, error
     hessians = hessians_along(problem, backend, top, span, workers, ranks, progress).double().cpu()
     mean = (hessians + hessians.mT).mean(0) / 2
     within = strongest.mT @ groups.mean(0) @ strongest
-    # The groups keep the deviations of the sketch.
+    # The groups keep the deviations of the Gauss-Newton matrix.
     return groups + strongest @ (mean - within) @ strongest.mT, error
 
 
-def _error(
-    problem: Problem, backend: WeightBackend, top: Tensor, span: float, sketch: GaussNewton, strongest: Tensor
+def error_along(
+    problem: Problem,
+    backend: WeightBackend,
+    strongest: Float[Tensor, "direction checked"],
+    combine: Callable[[Float[Tensor, "probe checked"]], Float[Tensor, "probe weight"]],
+    project: Projection,
+    span: float,
+    gauss_newton: GaussNewton,
+    ranks: Ranks,
 ) -> float:
-    """|Z·(H − G)|/|Z·G| of the same examples, for random combinations Z of the strongest directions."""
-    some = spread_rows(len(sketch.rows), _COMPARED)
+    """|Z·(H − G)|/|Z·G| of the same examples, for random combinations Z of the strongest directions. Collective.
+
+    Args:
+        strongest: these directions in the basis Q.
+        combine: sums of them in weight space.
+        project: coordinates of vectors in weight space along them.
+    """
+    with ranks.collective("comparing the curvature with the Hessian"):
+        error = _error(problem, backend, strongest, combine, project, span, gauss_newton)
+    return ranks.broadcast(error)
+
+
+def _error(
+    problem: Problem,
+    backend: WeightBackend,
+    strongest: Tensor,
+    combine: Callable[[Tensor], Tensor],
+    project: Projection,
+    span: float,
+    gauss_newton: GaussNewton,
+) -> float:
+    some = spread_rows(len(gauss_newton.rows), _COMPARED)
     generator = torch.Generator().manual_seed(stream_seed(_SKETCH))
-    mixed = torch.randn(_PROBES, len(top), generator=generator, device="cpu")
-    hessian = Hessian.of_training(problem, backend, rows=sketch.rows[some])
+    mixed = torch.randn(_PROBES, strongest.shape[1], generator=generator, device="cpu")
+    hessian = Hessian.of_training(problem, backend, rows=gauss_newton.rows[some])
     hessian.step = span
-    found = hessian.times(mixed.to(top) @ top, lambda products: products @ top.mT).double().cpu()
-    expected = mixed.double() @ (strongest.mT @ sketch.of(some) @ strongest)
+    found = hessian.times(combine(mixed), project).double().cpu()
+    expected = mixed.double() @ (strongest.mT @ gauss_newton.of(some) @ strongest)
     return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))

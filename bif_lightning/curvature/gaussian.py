@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bif_lightning.curvature.kronecker import KroneckerPreconditioner
@@ -18,6 +18,7 @@ from bif_lightning.distributed.threads import on_threads
 from bif_lightning.statistics.effective_dimension import effective_dimension
 
 _ROWS, _WEIGHTS = 128, 1 << 14  # block size of a matrix product
+_SOLVED = 1 << 20  # weights of a triangular system
 _FEW = 256  # rows whose products are in float64, which costs little
 
 
@@ -35,6 +36,13 @@ def strongest_directions(
     Raises:
         ValueError: all gradients are 0, or some are not finite.
     """
+    return orthonormal(strongest_combinations(gradients, count, workers).to(gradients) @ gradients, workers)
+
+
+def strongest_combinations(
+    gradients: Float[Tensor, "example weight"], count: int, workers: int = 1
+) -> Float64[Tensor, "direction example"]:
+    """What to combine the gradients with for `strongest_directions`, up to rounding."""
     gram = _gram(gradients, workers, wide=len(gradients) < _FEW)
     values, vectors = torch.linalg.eigh(gram)
     known = values > values[-1] * gram.shape[0] * torch.finfo(gradients.dtype).eps
@@ -44,10 +52,15 @@ def strongest_directions(
             "the gradient of every train example is 0 or not finite, so that no example has influence to first order; "
             "sample with SGLD, or check the losses"
         )
-    coefficients = vectors[:, -keep:].flip(1) / values[-keep:].flip(0).sqrt()
-    rough = coefficients.mT.to(gradients) @ gradients
-    lower = torch.linalg.cholesky(_gram(rough, workers))
-    return torch.linalg.solve_triangular(lower.to(rough), rough, upper=False)
+    return (vectors[:, -keep:].flip(1) / values[-keep:].flip(0).sqrt()).mT
+
+
+def orthonormal(rows: Float[Tensor, "row weight"], workers: int = 1) -> Float[Tensor, "row weight"]:
+    """The rows orthonormalized one after the other, in place, by a Cholesky factor of their Gram matrix."""
+    lower = torch.linalg.cholesky(_gram(rows, workers)).to(rows)
+    for narrow in rows.split(_SOLVED, dim=1):
+        narrow.copy_(torch.linalg.solve_triangular(lower, narrow, upper=False))
+    return rows
 
 
 def _gram(rows: Float[Tensor, "row weight"], workers: int, *, wide: bool = False) -> Float[Tensor, "row row"]:

@@ -28,18 +28,31 @@ T = TypeVar("T")
 
 def why_no_gradients(problem: Problem) -> str | None:
     """Explain why the per-example gradients cannot be held in memory; None if they can."""
-    if is_sharded(problem.module):
-        return "the module is sharded over ranks, where per-example gradients are not supported"
-    rows = problem.num_train + (0 if problem.query is problem.train else sum(problem.column_counts))
-    layout = layout_of(sampled_parameters(problem.module, problem.params))
-    needed = rows * layout.size * layout.dtype.itemsize
+    if why := why_no_single_gradients(problem):
+        return why
+    needed = gradient_bytes_of(problem)
     if needed > MOST_BYTES:
+        weights = layout_of(sampled_parameters(problem.module, problem.params)).num_weights
         return (
             f"the gradients of {problem.num_train} train and {len(problem.query)} query examples with respect to "
-            f"{layout.num_weights} weights take {needed / 1e9:.3g} GB, more than {MOST_BYTES / 1e9:.3g} GB; "
-            "restrict params to fewer weights, or take fewer examples"
+            f"{weights} weights take {needed / 1e9:.3g} GB, more than {MOST_BYTES / 1e9:.3g} GB; "
+            "restrict params to fewer weights, take fewer examples, or sample with ControlledSGLD, which sketches them"
         )
     return None
+
+
+def why_no_single_gradients(problem: Problem) -> str | None:
+    """Explain why gradients of single examples cannot be computed; None if they can."""
+    if is_sharded(problem.module):
+        return "the module is sharded over ranks, where per-example gradients are not supported"
+    return None
+
+
+def gradient_bytes_of(problem: Problem) -> int:
+    """Memory of the gradients of all train examples and columns together."""
+    rows = problem.num_train + (0 if problem.query is problem.train else sum(problem.column_counts))
+    layout = layout_of(sampled_parameters(problem.module, problem.params))
+    return rows * layout.size * layout.dtype.itemsize
 
 
 def train_gradients(
@@ -82,18 +95,38 @@ def column_gradients(
     if not problem.observables:
         return queries
     in_weights = metric.to_weight_space(directions)
+    slopes = observable_slopes(problem, backend, in_weights.__getitem__, len(in_weights), span, workers, steps)
+    return torch.cat([queries, slopes.to(queries) @ directions])
+
+
+def observable_slopes(
+    problem: Problem,
+    backend: WeightBackend,
+    direction: Callable[[int], Float[Tensor, " weight"]],
+    count: int,
+    span: float,
+    workers: int,
+    steps: Steps | None = None,
+) -> Float[Tensor, "column direction"]:
+    """Slopes (φ(w* + h·d_k) − φ(w* − h·d_k))/2h of the further observables along directions d_k in weight space.
+
+    Args:
+        direction, count: d_k, and how many there are.
+        span: h.
+        steps: counts one step for each direction.
+    """
+    steps = steps or Steps()
 
     def slope(weights: Weights, bound: BoundModule, k: int) -> Tensor:
-        ends = list[Tensor]()
+        ends, along = list[Tensor](), direction(k)
         for sign in (1.0, -1.0):
-            _set_weights(backend, weights, in_weights[k], sign * span)
+            _set_weights(backend, weights, along, sign * span)
             _key_global(problem, backend)
             ends.append(problem.measure_columns(bound)[problem.column_counts[0] :])
         steps.tick()
         return (ends[0] - ends[1]) / (2 * span)
 
-    slopes = torch.stack(map_threads(backend, slope, range(len(directions)), workers, steps))
-    return torch.cat([queries, slopes.mT.to(queries) @ directions])
+    return torch.stack(map_threads(backend, slope, range(count), workers, steps)).mT
 
 
 def _key_global(problem: Problem, backend: WeightBackend) -> None:
@@ -130,14 +163,17 @@ def _gradients(
     out = torch.empty(len(singles), backend.layout.size, dtype=backend.center.dtype, device=backend.device)
 
     def row(weights: Weights, bound: BoundModule, i: int) -> None:
-        out[i] = _gradient(problem, backend, weights, bound, singles[i])
+        out[i] = gradient_of(problem, backend, weights, bound, singles[i])
         steps.tick()
 
     map_threads(backend, row, range(len(singles)), workers, steps)
     return out
 
 
-def _gradient(problem: Problem, backend: WeightBackend, weights: Weights, bound: BoundModule, single: Batch) -> Tensor:
+def gradient_of(
+    problem: Problem, backend: WeightBackend, weights: Weights, bound: BoundModule, single: Batch
+) -> Float[Tensor, " weight"]:
+    """Gradient at w* of the loss of a batch of one example."""
     scale = problem.loss_scale
     while True:
         weights.gradient.zero_()

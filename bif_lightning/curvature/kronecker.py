@@ -1,7 +1,8 @@
 """The metric M of the pull γ/2·(w − w*)ᵀM(w − w*), a Kronecker-factored second moment of the train gradients.
 
-Each parameter is taken as a matrix a x b: further dimensions join b, and a vector has a = 1. With G_i the gradient of
-train example i with respect to it,
+Each parameter is taken as a matrix a x b: further dimensions join b, and a vector has a = 1. Where the b of a
+convolution is above `LONGEST_PATCH`, its channels and its kernel are sides by themselves, and there are three bases.
+With G_i the gradient of train example i with respect to a parameter,
 
     M ∝ (U ⊗ V)·diag(Λ + mean Λ)·(U ⊗ V)ᵀ,   Λ_kl = mean over i of (u_kᵀ G_i v_l)²,
 
@@ -14,12 +15,13 @@ In the coordinates u = M^½·w the pull is isotropic, γ/2·|u − u*|². Gradie
 is the direction M^(−½)·q in weight space.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bif_lightning.distributed.threads import on_threads
@@ -31,6 +33,9 @@ Places = Sequence[tuple[int, torch.Size]]
 LONGEST_SIDE = 2048
 """Longer sides of a parameter (such as a vocabulary) are not rotated: M is diagonal along them."""
 
+LONGEST_PATCH = 1024
+"""Longest side that joins the input channels and the kernel of a convolution; above it they are rotated one by one."""
+
 _ROWS, _NUMBERS = 64, 1 << 24  # largest chunk
 _FEW = 4
 _LEAST = 1e-6  # share of the mean curvature, for parameters where every train gradient is 0
@@ -38,29 +43,41 @@ _LEAST = 1e-6  # share of the mean curvature, for parameters where every train g
 
 @dataclass(frozen=True)
 class Factor:
-    """The eigenbases U and V of one parameter.
+    """The eigenbases of one parameter.
 
     Attributes:
         start: first element of the parameter in the flat vector.
-        rows, columns: shape of the parameter as a matrix.
-        left, right: U and V, as columns; None for a side that is not rotated.
+        sides: shape of the parameter as an array.
+        bases: U, V, ... as columns, one for each side; None for a side that is not rotated.
     """
 
     start: int
-    rows: int
-    columns: int
-    left: Float[Tensor, "row row"] | None
-    right: Float[Tensor, "column column"] | None
+    sides: tuple[int, ...]
+    bases: tuple[Float[Tensor, "side side"] | None, ...]
 
-    def of(self, vectors: Float[Tensor, "vector weight"]) -> Float[Tensor, "vector row column"]:
-        """View of the parameter's part of each vector."""
-        return vectors.narrow(1, self.start, self.rows * self.columns).unflatten(1, (self.rows, self.columns))
+    @property
+    def place(self) -> slice:
+        """Of the parameter in the flat vector."""
+        return slice(self.start, self.start + math.prod(self.sides))
 
     def rotate(self, vectors: Float[Tensor, "vector weight"], *, back: bool = False) -> None:
         """Rotate the parameter's part G of each vector in place: UᵀGV, or with `back` UGVᵀ."""
-        for some in _chunks(self.of(vectors)):
-            rotated = some if self.left is None else (self.left if back else self.left.mT) @ some
-            some.copy_(rotated if self.right is None else rotated @ (self.right.mT if back else self.right))
+        for some in _chunks(as_arrays(vectors, self.start, self.sides)):
+            rotated = some
+            for side, basis in enumerate(self.bases):
+                if basis is not None:
+                    rotated = _along(rotated, side, basis if back else basis.mT)
+            some.copy_(rotated)
+
+
+def _along(arrays: Tensor, side: int, matrix: Tensor) -> Tensor:
+    """The product of a matrix with one side of each array."""
+    if side == arrays.ndim - 2:
+        return (arrays.flatten(1, -2) @ matrix.mT).view(arrays.shape)
+    if side == 0:
+        return (matrix @ arrays.flatten(2)).view(arrays.shape)
+    moved = arrays.movedim(1 + side, -1)  # one large product, where a small one for each row would be slow
+    return (moved.reshape(-1, moved.shape[-1]) @ matrix.mT).view(moved.shape).movedim(-1, 1 + side)
 
 
 @dataclass(frozen=True)
@@ -93,16 +110,24 @@ class KroneckerPreconditioner:
         squares = gradients.new_zeros(gradients.shape[1], dtype=torch.float64)
         for some in _chunks(gradients):
             squares += some.square().sum(0, dtype=torch.float64) / len(gradients)
-        mean = float(squares.sum() / sum(shape.numel() for _, shape in places))
+        found = cls.of(factors, squares, gradients.dtype)
+        assert found.scale is not None
+        gradients *= found.scale
+        return found
+
+    @classmethod
+    def of(
+        cls, factors: tuple[Factor, ...], squares: Float64[Tensor, " weight"], dtype: torch.dtype
+    ) -> "KroneckerPreconditioner":
+        """The metric with these bases, from the mean squares Λ of the train gradients in them."""
+        mean = float(squares.sum() / sum(math.prod(factor.sides) for factor in factors))
         curvature = torch.ones_like(squares)
         for factor in factors:
-            own = slice(factor.start, factor.start + factor.rows * factor.columns)
-            curvature[own] = squares[own] + (max(float(squares[own].mean()), _LEAST * mean) or 1.0)
+            own = squares[factor.place]
+            curvature[factor.place] = own + (max(float(own.mean()), _LEAST * mean) or 1.0)
         if mean > 0:
             curvature *= float((squares / curvature).sum() / squares.sum())
-        scale = curvature.rsqrt().to(gradients)
-        gradients *= scale
-        return cls(factors, scale)
+        return cls(factors, curvature.rsqrt().to(dtype))
 
     def whiten(self, gradients: Float[Tensor, "example weight"]) -> None:
         """M^(−½)·g of further gradients, in place."""
@@ -119,6 +144,13 @@ class KroneckerPreconditioner:
         for factor in self.factors:
             factor.rotate(found, back=True)
         return found
+
+    def trace_of_inverse(self, places: Places) -> float:
+        """tr M⁻¹: the sum of the squared lengths, in weight space, of all unit vectors u."""
+        if self.scale is None:
+            return float(sum(shape.numel() for _, shape in places))
+        squares = self.scale.double().square()
+        return sum(float(squares[start : start + shape.numel()].sum()) for start, shape in places)
 
     def squared_length(self, displacement: Float[Tensor, " weight"]) -> float:
         """δᵀMδ of a displacement of the weights."""
@@ -150,7 +182,7 @@ def seconds_for_whitening(places: Places, like: Tensor, examples: int, workers: 
 
 def metric_bytes(places: Places, item: int) -> int:
     """Bytes that a metric takes, with `item` bytes a number."""
-    sides = [side for _, shape in places for side in _sides(shape) if 1 < side <= LONGEST_SIDE]
+    sides = [side for _, shape in places for side in sides_of(shape) if is_rotated(side)]
     return item * (sum(side**2 for side in sides) + sum(shape.numel() for _, shape in places))
 
 
@@ -158,29 +190,54 @@ def _chunks(vectors: Tensor) -> Sequence[Tensor]:
     return vectors.split(max(1, min(_ROWS, _NUMBERS // max(vectors[0].numel(), 1))))
 
 
-def _sides(shape: torch.Size) -> tuple[int, int]:
-    """Rows and columns of a parameter as a matrix."""
+def sides_of(shape: torch.Size) -> tuple[int, ...]:
+    """Sides of a parameter as an array.
+
+    >>> sides_of(torch.Size([10])), sides_of(torch.Size([64, 3, 3, 3])), sides_of(torch.Size([512, 256, 3, 3]))
+    ((1, 10), (64, 27), (512, 256, 9))
+    """
     rows = shape[0] if len(shape) > 1 else 1
-    return rows, shape.numel() // max(rows, 1)
+    columns = shape.numel() // max(rows, 1)
+    if len(shape) > 2 and columns > LONGEST_PATCH and columns > shape[1]:
+        return rows, shape[1], columns // shape[1]
+    return rows, columns
+
+
+def is_rotated(side: int) -> bool:
+    """Whether a side has a basis of eigenvectors."""
+    return 1 < side <= LONGEST_SIDE
+
+
+def as_arrays(vectors: Float[Tensor, "vector weight"], start: int, sides: tuple[int, ...]) -> Tensor:
+    """View of one parameter's part of each vector."""
+    return vectors.narrow(1, start, math.prod(sides)).unflatten(1, sides)
 
 
 def _factor(gradients: Tensor, place: tuple[int, torch.Size]) -> Factor:
     """Compute the factor of a parameter, and rotate the gradients into its bases."""
-    start, (rows, columns) = place[0], _sides(place[1])
-    own = Factor(start, rows, columns, None, None).of(gradients)
-    found = Factor(start, rows, columns, _basis(own), _basis(own.mT))
+    start, sides = place[0], sides_of(place[1])
+    own = as_arrays(gradients, start, sides)
+    found = Factor(start, sides, tuple(_basis(own, side) for side in range(len(sides))))
     found.rotate(gradients)
     return found
 
 
-def _basis(gradients: Float[Tensor, "example row column"]) -> Float[Tensor, "row row"] | None:
-    """Eigenvectors of Σ_i G_i·G_iᵀ, as columns; None for a side that is not rotated."""
-    side = gradients.shape[1]
-    if not 1 < side <= LONGEST_SIDE:
+def _basis(arrays: Float[Tensor, "example row ..."], side: int) -> Float[Tensor, "side side"] | None:
+    """Eigenvectors of one side of the gradients, as columns; None for a side that is not rotated."""
+    if not is_rotated(arrays.shape[1 + side]):
         return None
-    total = torch.zeros(side, side, dtype=torch.float64, device=gradients.device)
-    for some in _chunks(gradients):
-        wide = some.transpose(0, 1).flatten(1)
-        total += (wide @ wide.mT).double()
-    # `strongest_directions` refuses gradients that are not finite.
-    return torch.linalg.eigh(total).eigenvectors.to(gradients) if bool(total.isfinite().all()) else None
+    total = torch.zeros(arrays.shape[1 + side], arrays.shape[1 + side], dtype=torch.float64, device=arrays.device)
+    for some in _chunks(arrays):
+        total += gram(some, side)
+    return eigenbasis(total, arrays.dtype)
+
+
+def gram(arrays: Float[Tensor, "example row ..."], side: int) -> Float64[Tensor, "side side"]:
+    """Σ_i G_i·G_iᵀ, with one side of the arrays G_i as rows and all others as columns."""
+    wide = arrays.movedim(1 + side, 0).flatten(1)
+    return (wide @ wide.mT).double()
+
+
+def eigenbasis(total: Float64[Tensor, "side side"], dtype: torch.dtype) -> Float[Tensor, "side side"] | None:
+    """Eigenvectors as columns; None if the matrix is not finite, which `strongest_directions` refuses."""
+    return torch.linalg.eigh(total).eigenvectors.to(dtype) if bool(total.isfinite().all()) else None

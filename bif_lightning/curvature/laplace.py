@@ -1,7 +1,7 @@
 """The Laplace approximation at the snapshot: gradient directions, the curvature along them, and the default pull."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from jaxtyping import Float
@@ -82,6 +82,26 @@ def directions_of(
     return strongest_directions(train_gradients(problem, backend, workers, steps), count, workers)
 
 
+@dataclass(frozen=True)
+class SurrogatePosterior:
+    """The posterior whose chains run beside those of the true loss (`sampling.controlled`).
+
+    Attributes:
+        posterior: with the gradients of all that is measured, or sketches of them.
+        normal: the same posterior along directions in the whole space, the most curved ones last. Without sketches
+            these are all directions.
+        curvature: tr(Q·G_i·Qᵀ) of each training example; empty where it is not known.
+    """
+
+    posterior: LinearizedPosterior
+    normal: SubspaceGaussian
+    curvature: Float[Tensor, " example"]
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors that take most of the memory."""
+        return [*self.posterior.tensors(), self.normal.directions]
+
+
 class Curvature(Protocol):
     """Measures the curvature of the mean training loss along directions. Collective."""
 
@@ -141,7 +161,8 @@ def linearize(
         hessians = curvature(in_weights, span, during).to(in_weights.device)
     normal, eigenvectors = SubspaceGaussian.of(directions, hessians.mean(0), 1.0, 1.0, metric)
     squares = (eigenvectors.mT.to(in_weights) @ in_weights).square().sum(1)
-    normal = _tempered(normal, squares, sampler, problem.num_train, reach=_REACH * norm_of_snapshot(backend))
+    total = metric.trace_of_inverse(backend.layout.places) if isinstance(sampler, ControlledSGLD) else None
+    normal = tempered(normal, squares, sampler, problem.num_train, norm_of_snapshot(backend), total)
     return LinearizedPosterior.of(normal, rotate(hessians, eigenvectors), train, columns)
 
 
@@ -154,26 +175,33 @@ def linearized_bytes(problem: Problem, backend: WeightBackend, settings: Subspac
     return gradients + (metric_bytes(layout.places, item) if settings.metric == "kronecker" else 0)
 
 
-def _tempered(
+def tempered(
     normal: SubspaceGaussian,
     squares: Float[Tensor, " direction"],
     sampler: Subspace | ControlledSGLD,
     num_train: int,
-    reach: float,
+    norm: float,
+    total: float | None = None,
 ) -> SubspaceGaussian:
     """Set nβ and γ of the posterior, from the settings or by default rules.
 
     By rule γ = nβ·λ, with λ of `rule_ridge`, and nβ is large enough that the mean squared distance of the draws from
-    the snapshot, Σ_k v_k·|d_k|², is at most reach².
+    the snapshot is at most (0.02·‖w*‖)². It is Σ_k v_k·|d_k|² of draws along the directions; those of the whole space
+    have (tr M⁻¹ − Σ_k |d_k|²)/γ more.
 
     Args:
         squares: |d_k|², squared lengths of the directions in weight space.
+        norm: ‖w*‖.
+        total: tr M⁻¹; None if draws lie along the directions.
     """
     if sampler.localization is not None:
         nb = sampler.inverse_temperature or _LEAST_INVERSE_TEMPERATURE
         return replace(normal, inverse_temperature=nb, localization=sampler.localization)
     ridge = rule_ridge(normal.curvature, num_train, _OF_DIRECTIONS[sampler.metric])
-    local = float((squares / (normal.curvature + ridge)).sum()) / reach**2
+    distance = float((squares / (normal.curvature + ridge)).sum())
+    if total is not None:
+        distance += max(total - float(squares.sum()), 0.0) / ridge
+    local = distance / (_REACH * norm) ** 2
     nb = sampler.inverse_temperature or max(_LEAST_INVERSE_TEMPERATURE, local)
     return replace(normal, inverse_temperature=nb, localization=nb * ridge)
 

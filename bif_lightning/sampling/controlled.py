@@ -20,6 +20,7 @@ coordinates of chain and surrogate along the r most curved directions, a and b t
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,15 +28,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bif_lightning.config import Chains, ControlledSGLD
-from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.curvature.gauss_newton import (
     corrected,
     gauss_newton_along,
     seconds_for_gauss_newton,
     steps_of_gauss_newton,
+    strongest_of,
 )
-from bif_lightning.curvature.laplace import linearize, linearized_bytes, seconds_to_linearize, steps_to_linearize
+from bif_lightning.curvature.laplace import (
+    SurrogatePosterior,
+    linearize,
+    linearized_bytes,
+    seconds_to_linearize,
+    steps_to_linearize,
+)
 from bif_lightning.curvature.outputs import NoOutputsError
+from bif_lightning.curvature.sketched import (
+    is_sketched,
+    linearize_sketched,
+    seconds_for_sketched,
+    sketched_bytes,
+    steps_of_sketched,
+)
 from bif_lightning.curvature.strata import Stratum, strata_of
 from bif_lightning.curvature.subsample import hessians_along, seconds_for_hessians
 from bif_lightning.distributed.ranks import Ranks
@@ -72,15 +86,22 @@ class ControlledSampler:
         """Pull, temperature and step follow from the curvature, whatever it is."""
 
     def preparation(self, problem: Problem, ranks: Ranks) -> int:
+        if is_sketched(problem, self.settings):
+            return steps_of_sketched(problem, self.settings, ranks)
         gradients, _ = steps_to_linearize(problem, self.settings, ranks)
         return gradients + steps_of_gauss_newton(problem, ranks)
 
     def seconds(self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks) -> float:
-        directions, probes = min(self.settings.num_directions, problem.num_train), self.settings.num_probes
+        if is_sketched(problem, self.settings):
+            return seconds_for_sketched(problem, backend, self.settings, workers, ranks)
+        directions = min(self.settings.num_directions, problem.num_train)
+        some = backend.center.new_ones(directions, 1).expand(-1, backend.layout.size)
 
         def curvature() -> float:
             try:
-                return seconds_for_gauss_newton(problem, backend, probes, directions, workers, ranks.world_size)
+                return seconds_for_gauss_newton(
+                    problem, backend, partial(_project, some), self.settings.num_probes, workers, ranks.world_size
+                )
             except NoOutputsError:
                 return seconds_for_hessians(problem, backend, directions, workers, ranks.world_size)
 
@@ -90,6 +111,22 @@ class ControlledSampler:
         self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks, progress: Progress | None = None
     ) -> "PreparedControlled":
         """Gradients of all that is measured, the curvature along the strongest of them, the pull, and the step."""
+        if is_sketched(problem, self.settings):
+            found = linearize_sketched(problem, backend, self.settings, workers, ranks, progress)
+        else:
+            found = self._linearize(problem, backend, workers, ranks, progress)
+        normal = found.posterior.normal
+        settings = replace(
+            self.settings,
+            inverse_temperature=normal.inverse_temperature,
+            localization=normal.localization,
+            step_size=self._step_size(float(normal.variances.min())),
+        )
+        return PreparedControlled(ControlledSampler(settings), found)
+
+    def _linearize(
+        self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks, progress: Progress | None
+    ) -> SurrogatePosterior:
         found = list[Tensor]()
 
         def curvature(directions: Tensor, span: float, progress: Progress | None) -> Tensor:
@@ -99,14 +136,7 @@ class ControlledSampler:
 
         steps = steps_of_gauss_newton(problem, ranks)
         posterior = linearize(problem, backend, self.settings, workers, ranks, progress, curvature, steps)
-        normal = posterior.normal
-        settings = replace(
-            self.settings,
-            inverse_temperature=normal.inverse_temperature,
-            localization=normal.localization,
-            step_size=self._step_size(float(normal.variances.min())),
-        )
-        return PreparedControlled(ControlledSampler(settings), posterior, found[0])
+        return SurrogatePosterior(posterior, posterior.normal, found[0])
 
     def _step_size(self, least: float) -> float:
         """ε, by default the least variance of the posterior, 1/(nβ·h₁ + γ).
@@ -117,8 +147,9 @@ class ControlledSampler:
         given = self.settings.step_size
         if given is not None and not given < 4 * least:
             raise ValueError(
-                f"step_size {given:g} makes every chain diverge at this snapshot, where it must be below {4 * least:.2g}, "
-                f"4 times the least variance of the posterior; lower it, or leave it out, which takes {least:.2g}"
+                f"step_size {given:g} makes every chain diverge at this snapshot, where it must be below "
+                f"{4 * least:.2g}, 4 times the least variance of the posterior; lower it, or leave it out, which "
+                f"takes {least:.2g}"
             )
         return given or least
 
@@ -136,15 +167,19 @@ class ControlledSampler:
         steps, probes = steps_of_gauss_newton(problem, ranks), self.settings.num_probes
         after = still_progress(progress, steps, steps)
         try:
-            sketch = gauss_newton_along(problem, backend, directions, probes, workers, ranks, progress)
+            known = gauss_newton_along(
+                problem, backend, partial(_project, directions), probes, workers, ranks, progress
+            )
         except NoOutputsError as error:
             problem.remarks["curvature"] = f"the curvature is by products with the Hessian, since of the loss {error}"
             hessians = hessians_along(problem, backend, directions, span, workers, ranks, after)
             return hessians, torch.empty(0, device="cpu")
         if problem.tokens is not None:  # many outputs an example: few sequences would differ by chance alone
-            return sketch.groups(), sketch.curvature
-        hessians, _ = corrected(problem, backend, directions, span, sketch, workers, ranks, after)
-        return hessians, sketch.curvature
+            return known.groups(), known.curvature
+        strongest = strongest_of(known)
+        top = strongest.mT.to(directions) @ directions
+        hessians, _ = corrected(problem, backend, strongest, top, span, known, workers, ranks, after)
+        return hessians, known.curvature
 
     def unprepared(self) -> "UnpreparedControlled":
         return UnpreparedControlled(self)
@@ -157,23 +192,27 @@ class ControlledSampler:
         return f"raise localization (now {self.settings.localization:g})"
 
 
+def _project(
+    directions: Float[Tensor, "direction weight"], vectors: Float[Tensor, "vector weight"]
+) -> Float[Tensor, "vector direction"]:
+    return vectors @ directions.mT
+
+
 @dataclass(frozen=True)
 class PreparedControlled:
     """Controlled SGLD at one snapshot.
 
     Attributes:
-        posterior: of the surrogate, with the gradients of all that is measured.
-        curvature: tr(Q·G_i·Qᵀ) of each training example; empty where it is not known.
+        surrogate: the posterior of the surrogate.
     """
 
     sampler: ControlledSampler
-    posterior: LinearizedPosterior
-    curvature: Float[Tensor, " example"]
+    surrogate: SurrogatePosterior
     closed_form: bool = True
 
     @property
     def effective_dimension(self) -> float:
-        return self.posterior.normal.effective_dimension
+        return self.surrogate.posterior.normal.effective_dimension
 
     def start(self, context: ChainContext, chain: int) -> "CoupledState":
         return CoupledState(context, chain, self)
@@ -188,15 +227,15 @@ class PreparedControlled:
 
     def strata(self, context: ChainContext) -> list[Stratum]:
         """Parts of the training data that minibatches are drawn from."""
-        return strata_of(self.curvature, len(context.problem.training), context.chains.batch_size)
+        return strata_of(self.surrogate.curvature, len(context.problem.training), context.chains.batch_size)
 
     def covariances(self, traces: Sequence[ChainTrace], shape: tuple[int, int, int], chains: Chains) -> Covariances:
-        return ControlledCovariances.of(self.posterior, traces, chains, self.sampler.settings)
+        return ControlledCovariances.of(self.surrogate.posterior, traces, chains, self.sampler.settings)
 
     def tokens(
         self, context: ChainContext, traces: Sequence[ChainTrace], ranks: Ranks, everywhere: bool, scratch: Path | None
     ) -> Tokens | None:
-        return closed_form_tokens(context, self.posterior, self.sampler.settings.span, ranks)
+        return closed_form_tokens(context, self.surrogate.posterior, self.sampler.settings.span, ranks)
 
     def token_store(self, context: ChainContext, chains: Sequence[int], scratch: Path | None) -> TokenStore | None:
         return None
@@ -214,7 +253,7 @@ class PreparedControlled:
         return vector
 
     def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
-        return chain_bytes(backend, workers, vectors=6, bound=2) + nbytes_of(self.posterior.tensors())
+        return chain_bytes(backend, workers, vectors=6, bound=2) + nbytes_of(self.surrogate.tensors())
 
 
 @dataclass(frozen=True)
@@ -236,13 +275,17 @@ class UnpreparedControlled:
         return state.squared_distance()
 
     def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
-        return chain_bytes(backend, workers, vectors=6, bound=2) + linearized_bytes(
-            problem, backend, self.sampler.settings
-        )
+        settings, chains = self.sampler.settings, chain_bytes(backend, workers, vectors=6, bound=2)
+        held = sketched_bytes if is_sketched(problem, settings) else linearized_bytes
+        return chains + held(problem, backend, settings)
 
 
 class CoupledState(ChainState):
-    """A chain of the true loss and its surrogate: displacements from u*, in the coordinates of the metric."""
+    """A chain of the true loss, a displacement from u* in the coordinates of the metric, and its surrogate.
+
+    Curvature is diagonal along its directions, and the pull the same everywhere, so that the surrogate's coordinate
+    along each of them is a chain by itself: no others are needed.
+    """
 
     def __init__(self, context: ChainContext, chain: int, prepared: PreparedControlled | None) -> None:
         super().__init__(context, chain)
@@ -252,14 +295,17 @@ class CoupledState(ChainState):
         self.constant: Tensor | None = None  # ∇L(w*), where it is that of every step
         if prepared is None:
             return
-        self.normal, self.settings = prepared.posterior.normal, prepared.sampler.settings
+        self.normal, self.settings = prepared.surrogate.normal, prepared.sampler.settings
         self.strata = prepared.strata(context)
-        self.curved = self.normal.inverse_temperature * self.normal.curvature.to(context.backend.center)
-        self.standard = self._normal(0)
-        self.chain = self._first()
-        self.surrogate = self.chain.clone()
+        self.top = self.normal.directions[-self.settings.num_corrected :]
+        self.bent = self.normal.inverse_temperature * self.normal.curvature[-len(self.top) :].to(self.top)
         if context.chains.batch_size >= len(context.problem.training):
             self.load_gradient()
+        self.standard = self._normal(0)
+        self.standard_along = self.top @ self.standard
+        self.chain = self._first()
+        self.surrogate = self.top @ self.chain
+        self._move()
 
     def load_gradient(self) -> None:
         """Keep ∇L(w*) of all training examples."""
@@ -292,28 +338,30 @@ class CoupledState(ChainState):
 
     def step(self, index: int) -> None:
         """Move the chain and its surrogate by one step with the same noise."""
-        with torch.no_grad():
-            self.put(self.normal.metric.to_weight_space(self.chain[None])[0])
         self.load_difference(index)
         with torch.no_grad():
             step, normal, gradient = self._step_size(), self.normal, self.weights.gradient[None].clone()
             normal.metric.whiten(gradient)
             following = self._normal(index + 1)
-            noise = (self.standard + following).mul_(0.5 * math.sqrt(step))
-            self.standard = following
-            pull = 1 - 0.5 * step * normal.localization
-            bent = (self.curved * (normal.directions @ self.surrogate)) @ normal.directions
-            self.chain.mul_(pull).add_(gradient[0], alpha=-0.5 * step * normal.inverse_temperature).add_(noise)
-            self.surrogate.mul_(pull).add_(bent, alpha=-0.5 * step).add_(noise)
-            self.put(normal.metric.to_weight_space(self.chain[None])[0])
+            following_along = self.top @ following
+            pull, spread = 1 - 0.5 * step * normal.localization, 0.5 * math.sqrt(step)
+            self.chain.mul_(pull).add_(gradient[0], alpha=-0.5 * step * normal.inverse_temperature)
+            self.chain.add_(self.standard, alpha=spread).add_(following, alpha=spread)
+            self.surrogate = (pull - 0.5 * step * self.bent) * self.surrogate
+            self.surrogate += spread * (self.standard_along + following_along)
+            self.standard, self.standard_along = following, following_along
+            self._move()
+
+    def _move(self) -> None:
+        """Put the weights where the chain stands."""
+        with torch.no_grad():
+            self.put(self.normal.metric.to_weight_space(self.chain[None])[0])
 
     def coordinates(self) -> Float[Tensor, "2 direction"] | None:
         """Coordinates of the chain and of its surrogate along the most curved directions; None while there are none."""
         if self.prepared is None:
             return None
-        count = self.settings.num_corrected
-        top = self.normal.directions[-count:]
-        return torch.stack([top @ self.chain, top @ self.surrogate]).double().cpu()
+        return torch.stack([self.top @ self.chain, self.surrogate]).double().cpu()
 
     def load_difference(self, index: int) -> None:
         """Write ∇L(w) − ∇L(w*), of the same examples, into the gradient of the weights."""

@@ -26,16 +26,22 @@ def gradients(count: int, seed: int = 0) -> Tensor:
     return rows
 
 
-def dense(rows: Tensor, turned: bool = True) -> np.ndarray:
-    """M of these gradients, term by term as the equation has it; 1 on the padding, which no gradient reaches."""
+def dense(rows: Tensor, turned: bool = True, split: bool = False) -> np.ndarray:
+    """M of these gradients, term by term as the equation has it; 1 on the padding, which no gradient reaches.
+
+    Args:
+        split: channels and kernel of a convolution are sides by themselves.
+    """
     whole, kept = np.eye(LAYOUT.size), rows.numpy()
     for start, shape in zip(LAYOUT.starts, LAYOUT.shapes, strict=True):
         first = shape[0] if len(shape) > 1 else 1
         own = slice(start, start + shape.numel())
-        g = kept[:, own].reshape(len(kept), first, -1)
-        sides = sum(one @ one.T for one in g), sum(one.T @ one for one in g)
-        u, v = (np.linalg.eigh(side)[1] if turned else np.eye(len(side)) for side in sides)
-        basis = np.kron(u, v)
+        g = kept[:, own].reshape(len(kept), *(shape if split and len(shape) == 3 else (first, -1)))
+        basis = np.ones((1, 1))
+        for side in range(1, g.ndim):
+            unfolded = np.moveaxis(g, side, 1).reshape(len(g), g.shape[side], -1)
+            gram = sum(one @ one.T for one in unfolded)
+            basis = np.kron(basis, np.linalg.eigh(gram)[1] if turned else np.eye(len(gram)))
         moments = ((g.reshape(len(g), -1) @ basis) ** 2).mean(0)
         whole[own, own] = basis @ np.diag(moments + moments.mean()) @ basis.T
     inverse = np.linalg.inv(whole)
@@ -59,6 +65,20 @@ def test_whitened_gradients_have_the_inner_products_of_the_metric(
     found.whiten(other)
     np.testing.assert_allclose(own @ other.mT, inner(train, query, matrix), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(other @ other.mT, inner(query, query, matrix), rtol=1e-9, atol=1e-9)
+
+
+def test_a_convolution_of_many_channels_has_three_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kronecker, "LONGEST_PATCH", 5)
+    train, query = gradients(200), gradients(7, seed=1)
+    matrix = dense(train, split=True)
+    assert not np.allclose(matrix, dense(train))
+    own, other = train.clone(), query.clone()
+    found = KroneckerPreconditioner.whitening(own, LAYOUT.places)
+    found.whiten(other)
+    np.testing.assert_allclose(own @ other.mT, inner(train, query, matrix), rtol=1e-9, atol=1e-9)
+    slopes = query @ found.to_weight_space(train).mT
+    torch.testing.assert_close(slopes, other @ train.mT, rtol=1e-9, atol=1e-9)
+    assert found.squared_length(query[0]) == pytest.approx(float(query[0].numpy() @ matrix @ query[0].numpy()))
 
 
 def test_train_gradients_keep_their_mean_square_norm() -> None:

@@ -17,7 +17,10 @@ SGLD = bl.SGLD(step_size=1e-3, inverse_temperature=20.0, localization=10.0)
 RMSPROP = replace(SGLD, step_size=1e-4, preconditioner="rmsprop")
 PAIRS = bl.Pairs(scale=0.05)
 SUBSPACE = bl.Subspace(num_directions=4)
+CONTROLLED = bl.ControlledSGLD(num_directions=4)
+SKETCHED = bl.ControlledSGLD(num_directions=4, gradient_bytes=3_000)  # less than the gradients take
 CHAINS = bl.Chains(num_chains=2, num_draws=8, thinning=2, batch_size=5)
+CONTROLLED_CHAINS = bl.Chains(num_chains=2, num_draws=4, thinning=2, batch_size=8)
 IN_PAIRS = bl.Chains(num_chains=2, num_draws=8)
 LONG = bl.Chains(num_chains=4, num_draws=40, batch_size=5)
 """So long that a control without data is drawn, too."""
@@ -105,6 +108,7 @@ SAMPLERS: dict[str, Case] = {
     "SGLD with RMSprop": Case({"sampler": RMSPROP, "chains": CHAINS}),
     "Pairs": Case({"sampler": PAIRS, "chains": IN_PAIRS}),
     "Subspace": Case(BY_SUBSPACE),
+    "controlled": Case({"sampler": CONTROLLED, "chains": CONTROLLED_CHAINS}),
     "auto": Case({"sampler": "auto", "chains": CHAINS}),
 }
 CASES: dict[str, Case] = SAMPLERS | {
@@ -115,6 +119,8 @@ CASES: dict[str, Case] = SAMPLERS | {
     "SGLD, traces and a control": Case({"sampler": SGLD, "chains": LONG, "store_traces": True}),
     "Subspace, Euclidean": Case({"sampler": replace(SUBSPACE, metric="euclidean")}),
     "Subspace, a fused loss": Case(BY_SUBSPACE, loss=fused),
+    "controlled, sketched": Case({"sampler": SKETCHED, "chains": CONTROLLED_CHAINS, "observables": OBSERVABLES}),
+    "controlled convolutions, sketched": Case({"sampler": SKETCHED, "chains": CONTROLLED_CHAINS}, convolutional),
     "some parameters": Case(BY_SGLD | {"params": ["2.*"]}),
     "labels": Case(BY_SGLD | {"train_labels": [0, 1] * 6, "query_labels": GROUPS}),
     "observables": Case(BY_SGLD | {"observables": OBSERVABLES}),

@@ -66,6 +66,8 @@ KINDS: dict[str, Kind] = {
     "SGLD in directions": (wide, replace(SGLD, num_directions=4), WHOLE),
     "SGLD in bfloat16": (half, SGLD, WHOLE),
     "Pairs": (wide, bl.Pairs(), IN_PAIRS),
+    "controlled": (wide, bl.ControlledSGLD(num_directions=4), CHAINS),
+    "controlled, sketched": (wide, bl.ControlledSGLD(num_directions=4, gradient_bytes=20_000_000), CHAINS),
     "Subspace": (wide, bl.Subspace(num_directions=4), IN_PAIRS),
     "Subspace, Euclidean": (wide, bl.Subspace(num_directions=4, metric="euclidean"), IN_PAIRS),
 }

@@ -27,6 +27,10 @@ KINDS: dict[str, tuple[Sampler, Chains]] = {
     "Pairs": (Pairs(scale=0.05), Chains(num_chains=3, num_draws=8)),
     "Subspace": (Subspace(num_directions=7), Chains(num_chains=3, num_draws=4)),
     "controlled": (ControlledSGLD(num_directions=7), Chains(num_chains=3, num_draws=4, thinning=2, batch_size=8)),
+    "controlled, sketched": (
+        ControlledSGLD(num_directions=7, gradient_bytes=8_000),
+        Chains(num_chains=3, num_draws=4, thinning=2, batch_size=8),
+    ),
 }
 
 

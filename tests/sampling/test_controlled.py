@@ -46,7 +46,7 @@ def paths(sampler: ControlledSGLD, chains: Chains) -> tuple[np.ndarray, np.ndarr
             state = prepared.start(context, chain)
             path = [state.coordinates().numpy()]  # type: ignore[union-attr]
             found.append(path + [draw.coordinates.numpy() for draw in draws(state)])  # type: ignore[union-attr]
-    normal = prepared.posterior.normal  # type: ignore[attr-defined]
+    normal = prepared.surrogate.normal  # type: ignore[attr-defined]
     return np.array(found), normal.variances.numpy(), prepared.sampler.settings.step_size  # type: ignore[attr-defined]
 
 
