@@ -40,7 +40,8 @@ _COMPARED = 128  # most training examples of the comparison
 _TIMED = 4
 _PART = 16  # examples that a thread takes at a time
 _SKETCH = -4  # keys the random signs
-_BLOCK_BYTES = 1 << 26
+BLOCK_BYTES = 1 << 24
+"""Memory of the vectors of one thread that are projected together."""
 
 
 @dataclass(frozen=True)
@@ -172,19 +173,16 @@ def _along(
     steps: Steps,
 ) -> Float[Tensor, "example probe direction"]:
     """Q·s of the passes of these examples, float64, on the CPU."""
-    vectors = max(probes, min(len(rows) * probes, _BLOCK_BYTES // backend.center.nbytes))
-    found, block = list[Tensor](), list[Tensor]()
-    first = int(rows[0])
-    for row in rows.tolist():
-        batch = problem.minibatch(torch.tensor([row], device="cpu")).batch
-        check = row == first  # one of each part: it costs two passes
-        block.append(roots_of_example(problem, backend, weights, bound, batch, probes, key=row, check=check))
-        if (len(block) + 1) * probes > vectors:
-            found.append(project(torch.cat(block)).double().cpu())
-            block.clear()
-        steps.tick()
-    if block:
-        found.append(project(torch.cat(block)).double().cpu())
+    at_once = max(1, min(len(rows), BLOCK_BYTES // (probes * backend.center.nbytes)))
+    block = torch.empty(at_once * probes, backend.layout.size, dtype=backend.center.dtype, device=backend.device)
+    found, first = list[Tensor](), int(rows[0])
+    for some in rows.split(at_once):
+        for row, out in zip(some.tolist(), block.split(probes), strict=False):
+            batch = problem.minibatch(torch.tensor([row], device="cpu")).batch
+            check = row == first  # one of each part: it costs two passes
+            roots_of_example(problem, backend, weights, bound, batch, out.zero_(), key=row, check=check)
+            steps.tick()
+        found.append(project(block[: len(some) * probes]).double().cpu())
     return torch.cat(found).unflatten(0, (-1, probes))
 
 
@@ -194,12 +192,12 @@ def roots_of_example(
     weights: Weights,
     bound: BoundModule,
     batch: Batch,
-    probes: int,
+    out: Float[Tensor, "pass weight"],
     key: int,
     *,
     check: bool = False,
-) -> Float[Tensor, "pass weight"]:
-    """`probes` vectors s with E[s·sᵀ] = G of a batch of one example.
+) -> None:
+    """Vectors s with E[s·sᵀ] = G of a batch of one example, into rows of zeros.
 
     Args:
         key: of the random signs.
@@ -208,7 +206,6 @@ def roots_of_example(
     Raises:
         NoOutputsError: the loss has none.
     """
-    out = torch.zeros(probes, backend.layout.size, dtype=backend.center.dtype, device=backend.device)
     signs = torch.Generator().manual_seed(stream_seed(_SKETCH, key))
 
     def roots(module: nn.Module) -> None:
@@ -221,7 +218,6 @@ def roots_of_example(
     bound.call(roots)
     if not bool(out.isfinite().all()):
         raise NoOutputsError("its slopes are not finite")
-    return out
 
 
 def _pull_back(

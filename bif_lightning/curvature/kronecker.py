@@ -145,13 +145,6 @@ class KroneckerPreconditioner:
             factor.rotate(found, back=True)
         return found
 
-    def trace_of_inverse(self, places: Places) -> float:
-        """tr M⁻¹: the sum of the squared lengths, in weight space, of all unit vectors u."""
-        if self.scale is None:
-            return float(sum(shape.numel() for _, shape in places))
-        squares = self.scale.double().square()
-        return sum(float(squares[start : start + shape.numel()].sum()) for start, shape in places)
-
     def squared_length(self, displacement: Float[Tensor, " weight"]) -> float:
         """δᵀMδ of a displacement of the weights."""
         found = displacement[None].clone()

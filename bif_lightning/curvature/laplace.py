@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bif_lightning.config import ControlledSGLD, Subspace
@@ -22,7 +22,7 @@ from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, Steps, offset_progress
 from bif_lightning.losses.problem import Problem
 from bif_lightning.model.weights import WeightBackend, norm_of_snapshot, span_along
-from bif_lightning.statistics.effective_dimension import ridge_for
+from bif_lightning.statistics.effective_dimension import effective_dimension, ridge_for
 
 _LEAST_INVERSE_TEMPERATURE = 1e5
 _REACH = 0.02
@@ -88,18 +88,28 @@ class SurrogatePosterior:
 
     Attributes:
         posterior: with the gradients of all that is measured, or sketches of them.
-        normal: the same posterior along directions in the whole space, the most curved ones last. Without sketches
-            these are all directions.
+        directions: its most curved directions, in weight space; the last of `posterior.normal`.
         curvature: tr(Q·G_i·Qᵀ) of each training example; empty where it is not known.
     """
 
     posterior: LinearizedPosterior
-    normal: SubspaceGaussian
+    directions: Float[Tensor, "direction weight"]
     curvature: Float[Tensor, " example"]
+
+    @property
+    def along(self) -> Float64[Tensor, " direction"]:
+        """h, the curvature along the directions."""
+        return self.posterior.normal.curvature[-len(self.directions) :].double().cpu()
+
+    @property
+    def effective_dimension(self) -> float:
+        """Σ h/(h + γ/nβ) over the directions."""
+        normal = self.posterior.normal
+        return effective_dimension(self.along, normal.localization / normal.inverse_temperature)
 
     def tensors(self) -> list[Tensor]:
         """The tensors that take most of the memory."""
-        return [*self.posterior.tensors(), self.normal.directions]
+        return [*self.posterior.tensors(), self.directions]
 
 
 class Curvature(Protocol):
@@ -161,8 +171,7 @@ def linearize(
         hessians = curvature(in_weights, span, during).to(in_weights.device)
     normal, eigenvectors = SubspaceGaussian.of(directions, hessians.mean(0), 1.0, 1.0, metric)
     squares = (eigenvectors.mT.to(in_weights) @ in_weights).square().sum(1)
-    total = metric.trace_of_inverse(backend.layout.places) if isinstance(sampler, ControlledSGLD) else None
-    normal = tempered(normal, squares, sampler, problem.num_train, norm_of_snapshot(backend), total)
+    normal = tempered(normal, squares, sampler, problem.num_train, norm_of_snapshot(backend))
     return LinearizedPosterior.of(normal, rotate(hessians, eigenvectors), train, columns)
 
 
@@ -181,27 +190,21 @@ def tempered(
     sampler: Subspace | ControlledSGLD,
     num_train: int,
     norm: float,
-    total: float | None = None,
 ) -> SubspaceGaussian:
     """Set nβ and γ of the posterior, from the settings or by default rules.
 
     By rule γ = nβ·λ, with λ of `rule_ridge`, and nβ is large enough that the mean squared distance of the draws from
-    the snapshot is at most (0.02·‖w*‖)². It is Σ_k v_k·|d_k|² of draws along the directions; those of the whole space
-    have (tr M⁻¹ − Σ_k |d_k|²)/γ more.
+    the snapshot, Σ_k v_k·|d_k|², is at most (0.02·‖w*‖)².
 
     Args:
         squares: |d_k|², squared lengths of the directions in weight space.
         norm: ‖w*‖.
-        total: tr M⁻¹; None if draws lie along the directions.
     """
     if sampler.localization is not None:
         nb = sampler.inverse_temperature or _LEAST_INVERSE_TEMPERATURE
         return replace(normal, inverse_temperature=nb, localization=sampler.localization)
     ridge = rule_ridge(normal.curvature, num_train, _OF_DIRECTIONS[sampler.metric])
-    distance = float((squares / (normal.curvature + ridge)).sum())
-    if total is not None:
-        distance += max(total - float(squares.sum()), 0.0) / ridge
-    local = distance / (_REACH * norm) ** 2
+    local = float((squares / (normal.curvature + ridge)).sum()) / (_REACH * norm) ** 2
     nb = sampler.inverse_temperature or max(_LEAST_INVERSE_TEMPERATURE, local)
     return replace(normal, inverse_temperature=nb, localization=nb * ridge)
 

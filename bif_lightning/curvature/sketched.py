@@ -8,7 +8,7 @@ gradients that they are sums of.
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from bif_lightning.config import ControlledSGLD
 from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.curvature.count_sketch import CountSketch
 from bif_lightning.curvature.gauss_newton import (
+    BLOCK_BYTES,
     MOST_ERROR,
     GaussNewton,
     error_along,
@@ -33,10 +34,11 @@ from bif_lightning.curvature.gaussian import (
     strongest_combinations,
 )
 from bif_lightning.curvature.gradients import gradient_bytes_of, observable_slopes, why_no_single_gradients
-from bif_lightning.curvature.kronecker import KroneckerPreconditioner, metric_bytes
+from bif_lightning.curvature.kronecker import KroneckerPreconditioner, is_rotated, metric_bytes, sides_of
 from bif_lightning.curvature.laplace import SurrogatePosterior, tempered
 from bif_lightning.curvature.outputs import NoOutputsError
 from bif_lightning.curvature.streamed import (
+    BLOCK,
     combinations,
     metric_of_stream,
     seconds_to_stream,
@@ -171,16 +173,17 @@ def linearize_sketched(
     normal, eigenvectors = SubspaceGaussian.of(directions, hessians.mean(0), 1.0, 1.0, metric)
     if known is None:
         whole = eigenvectors.mT.to(whole) @ whole
-    of_all, total = squares.mean().expand(len(directions)), metric.trace_of_inverse(backend.layout.places)
-    normal = tempered(normal, of_all, settings, problem.num_train, norm_of_snapshot(backend), total)
+    of_all = squares.mean().expand(len(directions))
+    normal = tempered(normal, of_all, settings, problem.num_train, norm_of_snapshot(backend))
     posterior = LinearizedPosterior.of(normal, rotate(hessians, eigenvectors), train, columns)
-    chained = replace(normal, directions=whole, curvature=normal.curvature[-len(whole) :])
     problem.remarks["gradients"] = (
         f"the gradients of {rows_of(problem)} examples take more than gradient_bytes={settings.gradient_bytes:.3g}: "
         f"sketches of {size.numbers} numbers each stand for {backend.layout.num_weights} weights, and chains correct "
         f"{len(whole)} directions"
     )
-    return SurrogatePosterior(posterior, chained, known.curvature if known else torch.empty(0, device="cpu"))
+    for row in whole:
+        row.copy_(metric.to_weight_space(row[None])[0])
+    return SurrogatePosterior(posterior, whole, known.curvature if known else torch.empty(0, device="cpu"))
 
 
 def steps_of_sketched(problem: Problem, settings: ControlledSGLD, ranks: Ranks) -> int:
@@ -220,6 +223,16 @@ def sketched_bytes(problem: Problem, backend: WeightBackend, settings: Controlle
     rows = rows_of(problem) + sum(problem.column_counts[1:]) + settings.num_directions
     metric = metric_bytes(layout.places, item) if settings.metric == "kronecker" else 0
     return (rows * size.numbers + size.directions * layout.size) * item + metric
+
+
+def streaming_bytes(problem: Problem, backend: WeightBackend, settings: ControlledSGLD, workers: int) -> int:
+    """Bytes that `linearize_sketched` takes beside what stays: of the gradients under way, and their sums."""
+    item, layout = backend.center.element_size(), backend.layout
+    largest = max(shape.numel() for shape in layout.shapes)
+    block = max(BLOCK_BYTES, _probes(problem, settings) * layout.size * item)
+    sums = 8 * sum(side**2 for _, shape in layout.places for side in sides_of(shape) if is_rotated(side))
+    shared = max(BLOCK * layout.size * item, 16 * layout.size, 2 * sums)
+    return workers * (3 * (layout.size + largest) * item + 2 * block + sums) + shared
 
 
 @dataclass
