@@ -932,6 +932,12 @@ MUTANTS = [
         tests=("sampling/test_controlled.py",),
     ),
     mutant(
+        "draws alone with the closed form in them",
+        "sampling/covariances.py",
+        ("self.drawn.of_moments(found.moments))", "RowCovariances(found.moments, batches, found.chain_means))"),
+        tests=("sampling/test_influence_draws.py",),
+    ),
+    mutant(
         "agreement of a chain with itself",
         "statistics/correction.py",
         ("(whole - np.trace(products)) / (chains * (chains - 1))", "whole / chains**2"),

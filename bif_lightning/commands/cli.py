@@ -53,7 +53,7 @@ def top_examples(
     query: str,
     step: int | None = None,
     k: int = 10,
-    by: Literal["integrated", "influence", "correlation", "conditioned"] | None = None,
+    by: Literal["integrated", "influence", "correlation", "conditioned", "influence_draws"] | None = None,
     observable: str = "loss",
     json: bool = False,
 ) -> None:
@@ -66,7 +66,7 @@ def top_examples(
         k: how many of each kind.
         by: integrated is the influence over the whole training, taken of five snapshots or more. Of one snapshot:
             influence ranks better than correlation, which compares better over steps; conditioned ranks best where the
-            run has it.
+            run has it; influence_draws is that of the chains of ControlledSGLD alone.
         observable: loss, or the name of a further observable of the run, which --query then names a column of.
         json: one JSON document instead of a table.
     """

@@ -21,6 +21,7 @@ _SIGNS = {
     "influence": INFLUENCE_SIGN,
     "correlation": CORRELATION_SIGN,
     "conditioned": CONDITIONED_SIGN,
+    "influence_draws": INFLUENCE_SIGN,
 }
 _MOST_LABELS = 12  # a wider table wraps on a usual terminal
 _MOST_ERRORS = 5  # and so does one of values with their errors

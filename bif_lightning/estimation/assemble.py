@@ -94,6 +94,9 @@ def _further(context: ChainContext, matrices: Matrices) -> list[Influence]:
 
 
 def _influence(name: str, unit: str, columns: tuple[str, ...] | None, matrices: Matrices, part: slice) -> Influence:
+    def of(matrix: np.ndarray | None) -> np.ndarray | None:
+        return None if matrix is None else matrix[:, part]
+
     return Influence(
         name=name,
         unit=unit,
@@ -104,8 +107,10 @@ def _influence(name: str, unit: str, columns: tuple[str, ...] | None, matrices: 
         correlation_standard_error=matrices.correlation_error[:, part],
         mean=matrices.column_mean[part],
         std=matrices.column_std[part],
-        conditioned=None if matrices.conditioned is None else matrices.conditioned[:, part],
-        conditioned_standard_error=None if matrices.conditioned_error is None else matrices.conditioned_error[:, part],
+        conditioned=of(matrices.conditioned),
+        conditioned_standard_error=of(matrices.conditioned_error),
+        influence_draws=of(matrices.influence_draws),
+        influence_draws_standard_error=of(matrices.influence_draws_error),
     )
 
 

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float32, Float64
 
 from bif_lightning.sampling.covariances import Covariances, RowCovariances
-from bif_lightning.statistics.influence import correlation, influence
+from bif_lightning.statistics.influence import Estimates, correlation, correlation_values, influence
 from bif_lightning.statistics.label_means import LabelIndex, Labels, LabelSums
 from bif_lightning.statistics.moments import merge_means
-from bif_lightning.statistics.standard_errors import correlation_bias, correlation_error, influence_error
+from bif_lightning.statistics.standard_errors import ErrorScale, correlation_bias, correlation_error, influence_error
 
 _TILE_ENTRIES = 1 << 18  # float64 numbers of one tile for all batches: 2 MB, a few of which stay in cache
 _BLOCK_ENTRIES = 1 << 19  # of each matrix: 8 MB for four matrices, which ranks exchange together
@@ -33,6 +33,7 @@ class MatrixShape:
         batches: number of batches of draws, over all chains.
         cells: number of pairs of a train label and a query label.
         conditioned: whether there is a conditioned influence.
+        drawn_batches: number of batches behind the influence of the draws alone; 0 where there is none.
     """
 
     train: int
@@ -41,6 +42,7 @@ class MatrixShape:
     batches: int
     cells: int = 0
     conditioned: bool = False
+    drawn_batches: int = 0
 
     @property
     def scored(self) -> list[int]:
@@ -66,12 +68,12 @@ class MatrixShape:
 
     @property
     def matrices(self) -> int:
-        """Number of matrices: influence, correlation, conditioned influence if any, and their standard errors."""
-        return 6 if self.conditioned else 4
+        """Number of matrices: influence, correlation, those that not all estimates have, and their standard errors."""
+        return 2 * (2 + self.conditioned + (self.drawn_batches > 0))
 
     @property
     def _tile(self) -> int:
-        return max(1, _TILE_ENTRIES // (self.batches * self.columns))
+        return max(1, _TILE_ENTRIES // (max(self.batches, self.drawn_batches) * self.columns))
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Block:
 
     Attributes:
         rows: the train rows.
-        influence, correlation, conditioned: the matrices; `…_error` are their standard errors.
+        influence, correlation, conditioned, influence_draws: the matrices; `…_error` are their standard errors.
         early, late: influence on the scored queries by either half of the draws.
         train_mean, train_std: mean and standard deviation of the train losses.
         column_mean, column_std: mean and standard deviation of all columns, the same in every block.
@@ -101,14 +103,15 @@ class Block:
     sums: LabelSums | None
     conditioned: Float32[np.ndarray, "row column"] | None = None
     conditioned_error: Float32[np.ndarray, "row column"] | None = None
+    influence_draws: Float32[np.ndarray, "row column"] | None = None
+    influence_draws_error: Float32[np.ndarray, "row column"] | None = None
 
     @property
     def matrices(self) -> tuple[np.ndarray, ...]:
         """The matrices, each followed by its standard error."""
         always = self.influence, self.influence_error, self.correlation, self.correlation_error
-        if self.conditioned is None or self.conditioned_error is None:
-            return always
-        return *always, self.conditioned, self.conditioned_error
+        further = self.conditioned, self.conditioned_error, self.influence_draws, self.influence_draws_error
+        return *always, *(matrix for matrix in further if matrix is not None)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,9 @@ class BlockBuilder:
         grouping = None if labels is None else LabelIndex(labels)
         cells = grouping.cells if grouping else 0
         conditioned = covariances.conditioner is not None
-        return cls(covariances, MatrixShape(*shape, len(covariances.share), cells, conditioned), grouping)
+        drawn = 0 if covariances.drawn is None else len(covariances.drawn.share)
+        layout = MatrixShape(*shape, len(covariances.share), cells, conditioned, drawn)
+        return cls(covariances, layout, grouping)
 
     def block(self, rows: slice) -> Block:
         """Compute a block, tile by tile."""
@@ -161,6 +166,8 @@ class BlockBuilder:
             sums=self.grouping.zero(of.batches) if self.grouping else None,
             conditioned=matrix() if of.conditioned else None,
             conditioned_error=matrix() if of.conditioned else None,
+            influence_draws=matrix() if of.drawn_batches else None,
+            influence_draws_error=matrix() if of.drawn_batches else None,
         )
 
     def _fill(self, block: Block, tile: slice) -> None:
@@ -180,12 +187,23 @@ class BlockBuilder:
             entries = conditioner.rows(tile)
             block.conditioned[here] = entries.value
             block.conditioned_error[here] = entries.standard_error
+        drawn = self.covariances.drawn
+        if drawn and found.drawn and block.influence_draws is not None and block.influence_draws_error is not None:
+            entries = _influence_of(found.drawn, drawn.errors.influence)
+            block.influence_draws[here] = entries.value
+            block.influence_draws_error[here] = entries.standard_error
         _fill_margins(block, here, found)
         for scores, half in zip((block.early, block.late), self.covariances.halves, strict=True):
             with np.errstate(invalid="ignore"):  # a half without batches gives NaN scores
                 scores[here] = -draws.covariance[half][:, :, self.layout.scored].sum(0) / draws.share[half].sum()
         if self.grouping and block.sums:
             self.grouping.add_rows_(block.sums, tile, draws, moved, biases)
+
+
+def _influence_of(found: RowCovariances, scale: ErrorScale) -> Estimates:
+    """The influence alone, with the standard error that it has beside a correlation."""
+    plain, corr = influence(found.batches), correlation_values(found.batches.standardized())
+    return Estimates(plain.value, influence_error(plain.standard_error, corr, scale, found.chain_means.covariance))
 
 
 def _fill_margins(block: Block, here: slice, found: RowCovariances) -> None:

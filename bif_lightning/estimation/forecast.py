@@ -19,7 +19,7 @@ from bif_lightning.losses.problem import Problem
 from bif_lightning.model.devices import now
 from bif_lightning.sampling.choice import sampler_of
 from bif_lightning.sampling.context import engine_context, ranks_of
-from bif_lightning.sampling.covariances import DrawnCovariances
+from bif_lightning.sampling.covariances import DrawnCovariances, RowCovariances
 from bif_lightning.sampling.sampler import ChainContext
 from bif_lightning.sampling.trace import ChainTrace, batch_lengths
 from bif_lightning.storage.scratch import MATRIX_BYTES, check_room
@@ -138,8 +138,18 @@ def _random_builder(context: ChainContext, rows: int, lengths: list[int]) -> Blo
         trace.push(train, columns)
     trace.seal()
     shape, chains = (rows, layout.columns, layout.queries), replace(context.chains, ridge=None)
-    # Draws with a known linear part would need its rows; they take about as long as plain ones.
-    return BlockBuilder.of(DrawnCovariances.of([trace] * chains.num_chains, shape, chains), shape)
+    # Those in closed form would need gradients; from draws, they take about as long.
+    covariances = DrawnCovariances.of([trace] * chains.num_chains, shape, chains)
+    if layout.drawn_batches:
+        covariances = _BesideDraws(covariances.traces, covariances.centring, covariances.errors, drawn=covariances)
+    return BlockBuilder.of(covariances, shape)
+
+
+class _BesideDraws(DrawnCovariances):
+    """Stand in for a closed form that has the covariances of the draws beside it."""
+
+    def rows(self, rows: slice) -> RowCovariances:
+        return replace(super().rows(rows), drawn=super().rows(rows))
 
 
 def _seconds(call: Callable[[int], object], ranks: Ranks) -> float:

@@ -41,7 +41,9 @@ class Matrices:
         self._builder, self._storage = builder, ScratchArrays(specs(layout), matrix_bytes, scratch)
         *matrices, self._early, self._late = self._storage.arrays
         self.influence, self.influence_error, self.correlation, self.correlation_error = matrices[:4]
-        self.conditioned, self.conditioned_error = matrices[4:] if layout.conditioned else (None, None)
+        end = 6 if layout.conditioned else 4
+        self.conditioned, self.conditioned_error = matrices[4:end] or (None, None)
+        self.influence_draws, self.influence_draws_error = matrices[end:] or (None, None)
         self.train_mean, self.train_std = np.empty(layout.train), np.empty(layout.train)
         self.column_mean, self.column_std = np.empty(layout.columns), np.empty(layout.columns)
         self._sums = builder.grouping.zero(layout.batches) if builder.grouping else None

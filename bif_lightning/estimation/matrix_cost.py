@@ -1,8 +1,9 @@
 """Forecast of the seconds of an estimate's matrices: time small pieces on a few random draws, and add them up.
 
 The time of a tile is its time with few draws, plus one product of its losses with the columns for each further draw.
-The conditioned influence solves one system on every rank, of the size of the smaller of increments and train examples.
-Then it sweeps over the increments for every tile (`statistics.conditioned`). No array grows with the number of draws.
+It includes the influence of the draws alone, where there is one beside a closed form. The conditioned influence solves
+one system on every rank, of the size of the smaller of increments and train examples. Then it sweeps over the
+increments for every tile (`statistics.conditioned`). No array grows with the number of draws.
 """
 
 from collections.abc import Callable, Sequence

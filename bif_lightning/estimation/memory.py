@@ -41,8 +41,11 @@ def layout_of(context: ChainContext) -> MatrixShape:
     counts, chains = context.problem.column_counts, context.chains
     lengths = batch_lengths(chains, paired=context.settings.paired)
     conditioned = chains.ridge is not None and context.traces and not context.kernel.closed_form
+    batches = chains.num_chains * len(lengths)
+    # A closed form has beside it what its chains say alone; independent draws only check it.
+    drawn = batches if context.kernel.closed_form and not context.settings.paired else 0
     return MatrixShape(
-        context.problem.num_train, sum(counts), counts[0], chains.num_chains * len(lengths), conditioned=conditioned
+        context.problem.num_train, sum(counts), counts[0], batches, conditioned=conditioned, drawn_batches=drawn
     )
 
 

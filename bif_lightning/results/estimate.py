@@ -44,6 +44,9 @@ class Influence:
         conditioned: the conditioned influence (`statistics.conditioned`), in the unit of the influence; None if
             switched off, or if the draws do not allow it.
         conditioned_standard_error: Monte Carlo standard error of each entry, same unit.
+        influence_draws: −Cov(l_i, phi_j) over the draws of the chains alone, where `influence` contains a closed form
+            (`ControlledSGLD`), to compare with it; else None.
+        influence_draws_standard_error: Monte Carlo standard error of each entry, same unit.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Influence:
     std: Float[np.ndarray, " column"]
     conditioned: Float32[np.ndarray, "train column"] | None = None
     conditioned_standard_error: Float32[np.ndarray, "train column"] | None = None
+    influence_draws: Float32[np.ndarray, "train column"] | None = None
+    influence_draws_standard_error: Float32[np.ndarray, "train column"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +240,11 @@ class Estimate:
     def conditioned(self) -> Float32[np.ndarray, "train query"] | None:
         """The influence after a Kalman update of the draws on the train losses, nat²; negative = helps."""
         return self.losses.conditioned
+
+    @property
+    def influence_draws(self) -> Float32[np.ndarray, "train query"] | None:
+        """−Cov of train losses and query losses over the draws alone (`ControlledSGLD`), nat²; negative = helps."""
+        return self.losses.influence_draws
 
     @property
     def correlation(self) -> Float32[np.ndarray, "train query"]:

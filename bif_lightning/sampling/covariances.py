@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -39,11 +39,13 @@ class RowCovariances:
         moments: of their draws, [chain, batch].
         batches: their covariances with all columns, batch by batch.
         chain_means: what the spread of the chain means says of the bias of these.
+        drawn: those of the draws alone, where these contain a closed form; else None.
     """
 
     moments: Moments
     batches: BatchCovariances
     chain_means: ChainMeanCovariance
+    drawn: "RowCovariances | None" = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Covariances(Protocol):
         """How much the chains add to a closed form; None where there is none."""
         ...
 
+    @property
+    def drawn(self) -> "DrawnCovariances | None":
+        """Of the draws alone, beside a closed form with the chains' correction; None elsewhere."""
+        ...
+
     def rows(self, rows: slice) -> RowCovariances:
         """Of these train rows."""
         ...
@@ -106,15 +113,16 @@ class DrawnCovariances:
     errors: ErrorModel
     conditioner: KalmanUpdate | None = None
     correction: None = None
+    drawn: "DrawnCovariances | None" = None
 
     @classmethod
     def of(
-        cls, traces: Sequence[ChainTrace], shape: tuple[int, int, int], chains: Chains, *, paired: bool = False
+        cls, traces: Sequence[ChainTrace], shape: Sequence[int], chains: Chains, *, paired: bool = False
     ) -> "DrawnCovariances":
         """Fit the error model, and prepare the conditioned influence where draws are kept.
 
         Args:
-            shape: train rows, columns, and query losses (the first of the columns).
+            shape: train rows and columns, whatever follows.
             chains: centring, and the ridge of the conditioned influence.
             paired: draws are antithetic pairs.
         """
@@ -141,8 +149,12 @@ class DrawnCovariances:
 
     def rows(self, rows: slice) -> RowCovariances:
         """Of these train rows."""
-        moments = merge_batches(stack([trace.moments(rows) for trace in self.traces]), self.errors.parts)
-        return RowCovariances(moments, products(moments, self.centring), chain_mean_covariance(moments, self.centring))
+        return self.of_moments(stack([trace.moments(rows) for trace in self.traces]))
+
+    def of_moments(self, moments: Moments) -> RowCovariances:
+        """Of the train rows that have these moments, [chain, batch]."""
+        merged = merge_batches(moments, self.errors.parts)
+        return RowCovariances(merged, products(merged, self.centring), chain_mean_covariance(merged, self.centring))
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,7 @@ class ClosedFormCovariances:
     centring: Centring
     conditioner: None = None
     correction: None = None
+    drawn: None = None
 
     @property
     def errors(self) -> ErrorModel:
@@ -193,11 +206,13 @@ class ControlledCovariances:
         corrections: α·Δ that is added in each group of examples: their mean is that of the chains, and their spread
             makes the standard error of the mean over groups that of the chains too.
         correction: α, and by how much chains and surrogates part.
+        drawn: of the draws of the chains alone, for everybody to compare with.
     """
 
     closed: ClosedFormCovariances
     corrections: Float64[np.ndarray, "group direction direction"]
     correction: Correction
+    drawn: DrawnCovariances
     conditioner: None = None
 
     @classmethod
@@ -216,7 +231,9 @@ class ControlledCovariances:
             alpha = agreement(differences, train, columns) if share <= MOST_RESIDUAL else 0.0
         alpha = float(min(alpha, largest(differences.mean(0), posterior.variances[-count:].numpy())))
         spread = _spread(differences, posterior.groups)
-        return cls(closed, alpha * spread, Correction(alpha, share))
+        shape = len(posterior.train_along), len(posterior.columns_along)
+        drawn = DrawnCovariances.of(traces, shape, replace(chains, ridge=None))
+        return cls(closed, alpha * spread, Correction(alpha, share), drawn)
 
     @property
     def errors(self) -> ErrorModel:
@@ -245,7 +262,7 @@ class ControlledCovariances:
             of.train_variance + (along * train).sum(-1),
             of.column_variance + (across * columns).sum(-1),
         )
-        return RowCovariances(found.moments, batches, found.chain_means)
+        return RowCovariances(found.moments, batches, found.chain_means, self.drawn.of_moments(found.moments))
 
 
 def _spread(
@@ -274,7 +291,7 @@ def _conditioner(traces: Sequence[ChainTrace], chains: Chains, paired: bool) -> 
     return KalmanUpdate.of(train, columns, chains.ridge, paired=paired)
 
 
-def _error_model(traces: Sequence[ChainTrace], shape: tuple[int, int, int], centring: Centring) -> ErrorModel:
+def _error_model(traces: Sequence[ChainTrace], shape: Sequence[int], centring: Centring) -> ErrorModel:
     """From evenly spaced rows and columns."""
     batches = sum(len(trace.lengths) for trace in traces)
     rows = max(1, min(_SAMPLED, _SAMPLE_ENTRIES // (batches * shape[1])))

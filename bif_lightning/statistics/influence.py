@@ -120,7 +120,7 @@ def correlation(draws: BatchCovariances) -> tuple[Estimates, Float[np.ndarray, "
         R and its standard error; s_k·(R + ψ_k), whose sum over batches is R.
     """
     moved, share = draws.covariance, draws.share.astype(draws.covariance.dtype)
-    value = np.clip(moved.sum(0), -1, 1)
+    value = correlation_values(draws)
     change = np.empty_like(value)
     for each, part, train, column in zip(moved, share, draws.train_variance, draws.column_variance, strict=True):
         own = (part * (1 - 0.5 * train)).astype(value.dtype)
@@ -128,6 +128,11 @@ def correlation(draws: BatchCovariances) -> tuple[Estimates, Float[np.ndarray, "
         change *= value
         each += change
     return Estimates(value, weighted_sum(moved, draws.share).standard_error), moved
+
+
+def correlation_values(draws: BatchCovariances) -> Float[np.ndarray, "train column"]:
+    """Add up R of standardized covariances."""
+    return np.clip(draws.covariance.sum(0), -1, 1)
 
 
 def weighted_sum(terms: Float[np.ndarray, "batch row column"], share: Float[np.ndarray, " batch"]) -> Estimates:

@@ -59,7 +59,7 @@ def test_every_part_comes_back(tmp_path, rng):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["samples.h5", path.name]
     run = open_run(tmp_path)
     for prefix, influence in {"": estimate.losses, "accuracy_": estimate.observables["accuracy"]}.items():
-        for name in ("influence", "correlation", "conditioned"):
+        for name in ("influence", "correlation", "conditioned", "influence_draws"):
             for part in (name, f"{name}_standard_error"):
                 np.testing.assert_array_equal(run[prefix + part].sel(step=6000), getattr(influence, part))
     assert (run.ridge.item(), run.effective_dimension.item()) == (estimate.ridge, estimate.effective_dimension)
@@ -67,6 +67,8 @@ def test_every_part_comes_back(tmp_path, rng):
     assert run.verdict.item() == "diverged"
     assert run.verdict_reason.item() == str(judge(estimate))
     assert run.conditioned.attrs["sign"].startswith("conditioned influence = ")
+    assert run.influence_draws.attrs["sign"].startswith("influence = -Cov")
+    assert run.margin_influence_draws.attrs["units"] == "nat m"
     assert run.margin_influence.dims == ("step", "train", "query")
     assert run.accuracy_influence.sel(accuracy_column="dog").dims == ("step", "train")
     np.testing.assert_array_equal(run.accuracy_mean[0], estimate.observables["accuracy"].mean)
@@ -105,13 +107,15 @@ def test_the_kind_of_the_sampler_is_told(tmp_path, rng, sampler: Sampler):
     assert told == {"kind": type(sampler).__name__} | dataclasses.asdict(sampler)
 
 
-def test_steps_without_a_conditioned_influence_are_nan(tmp_path, rng):
+def test_steps_without_a_matrix_that_others_have_are_nan(tmp_path, rng):
     train, query = make_samples("train", 5), make_samples("query", 3)
-    for step, conditioned in enumerate((True, False)):
-        estimate = make_estimate(rng, 5, 3, conditioned=conditioned)
+    for step, there in enumerate((True, False)):
+        estimate = make_estimate(rng, 5, 3, conditioned=there, drawn=there)
         write_dump(tmp_path, estimate, step=step, epoch=0, train=train, query=query)
     run = open_run(tmp_path)
-    assert np.isfinite(run.conditioned.values).all(axis=(1, 2)).tolist() == [True, False]
+    for name in ("conditioned", "influence_draws", "influence_draws_standard_error"):
+        assert np.isfinite(run[name].values).all(axis=(1, 2)).tolist() == [True, False]
+    assert "influence_draws" not in open_run(tmp_path / "step=000000001.h5")
     np.testing.assert_array_equal(run.ridge, [0.125, np.nan])
     assert "effective_dimension" not in run
 

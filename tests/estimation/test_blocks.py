@@ -57,6 +57,12 @@ def test_every_rank_gets_the_bits_of_one(ranks: list[Results]) -> None:
         same(alone(), result["everywhere"])
 
 
+def test_the_draws_alone_have_the_bits_of_an_influence_of_draws() -> None:
+    found = alone()
+    for name in ("influence", "influence_error"):
+        np.testing.assert_array_equal(found[name.replace("influence", "influence_draws")], found[name])
+
+
 def test_rank_0_alone_gets_them_where_they_are_not_wanted_elsewhere(ranks: list[Results]) -> None:
     for when in ("first", "again"):
         same(alone(), ranks[0][when])
@@ -92,7 +98,13 @@ def test_threads_and_the_file_change_nothing(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize(
-    "layout", [MatrixShape(101, 13, 9, 24), MatrixShape(100_000, 1000, 1000, 24), MatrixShape(3, 10**6, 5, 6)]
+    "layout",
+    [
+        MatrixShape(101, 13, 9, 24),
+        MatrixShape(100_000, 1000, 1000, 24),
+        MatrixShape(3, 10**6, 5, 6),
+        MatrixShape(100_000, 1000, 1000, 8, drawn_batches=24),
+    ],
 )
 def test_rounds_hold_every_row_once_in_order(layout: MatrixShape, world: int) -> None:
     groups = rounds(layout, world)
@@ -110,4 +122,7 @@ def test_blocks_are_whole_tiles_of_bounded_size_and_many(monkeypatch: pytest.Mon
     assert layout.block_bytes < 1.1 * 4 * 4 * (1 << 19)
     assert len(layout.blocks()) >= 64
     assert [tile for each in layout.blocks() for tile in layout.tiles(each)] == layout.tiles(slice(0, 100_000))
+    assert MatrixShape(100_000, 1000, 1000, 8, drawn_batches=24).tiles(slice(0, 100_000)) == layout.tiles(
+        slice(0, 100_000)
+    )  # of whatever has more batches
     assert MatrixShape(10**6, 10, 10, 24, 10**6).block_bytes > 2 * 8 * 24 * 10**6  # sums over blocks of labels count

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import bif_lightning.estimation.forecast as forecast_module
-from bif_lightning.config import SGLD, Chains, ControlledSGLD
+from bif_lightning.config import SGLD, Chains, ControlledSGLD, Subspace
 from bif_lightning.data.dataset import Examples
 from bif_lightning.distributed.ranks import Ranks
-from bif_lightning.estimation.blocks import MatrixShape
+from bif_lightning.estimation.blocks import Block, BlockBuilder, MatrixShape
+from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.estimation.forecast import Forecast, forecast
 from bif_lightning.estimation.matrix_cost import PieceSeconds, matrix_seconds
 from bif_lightning.losses.observables import mean_of
@@ -116,8 +117,33 @@ def test_moments_are_never_chosen_where_traces_are_smaller() -> None:
     assert not keeps_traces(replace(chains, num_draws=10_000), 1000, 1)
 
 
-def test_a_snapshot_of_controlled_chains_is_forecast() -> None:
+def test_a_snapshot_of_controlled_chains_is_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a third matrix, of the draws alone, and its error: in what is timed, and in the file."""
+    timed = set[int]()
+
+    def block(self: BlockBuilder, rows: slice) -> Block:
+        found = made(self, rows)
+        timed.add(len(found.matrices))
+        return found
+
+    made = BlockBuilder.block
+    monkeypatch.setattr(BlockBuilder, "block", block)
     sampler, chains = ControlledSGLD(num_directions=4), Chains(num_chains=2, num_draws=4, thinning=2, batch_size=8)
-    found = forecast(problem(), sampler, chains, ranks=Ranks())
+    found = forecast(problem(), sampler, chains, ranks=Ranks(), matrix_bytes=1000, scratch=tmp_path)
     assert 0 < found.seconds < 60
     assert found.extra_bytes > 0
+    assert timed == {6}
+    stored = 6 * 4 * 50 * 20 + 2 * 8 * 20 * 50
+    assert found.file_bytes == stored
+    in_memory = forecast(problem(), sampler, chains, ranks=Ranks())
+    assert in_memory.extra_bytes - found.extra_bytes == stored
+    timed.clear()
+    done = estimate_problem(problem(), sampler, chains, ranks=Ranks())
+    assert done is not None
+    assert done.influence_draws is not None
+    assert timed == {6}
+    closed = forecast(
+        problem(), Subspace(num_directions=4), replace(chains, thinning=1), ranks=Ranks(), matrix_bytes=1000,
+        scratch=tmp_path,
+    )  # fmt: skip
+    assert closed.file_bytes == 4 * 4 * 50 * 20 + 2 * 8 * 20 * 50

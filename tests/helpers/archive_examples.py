@@ -58,7 +58,7 @@ def make_tokens(rng, n: int, q: int, chains: int, draws: int, *, closed_form=Fal
 
 
 def make_influence(
-    rng, train: int, width: int, *, name="loss", unit="nat", columns=None, conditioned=False
+    rng, train: int, width: int, *, name="loss", unit="nat", columns=None, conditioned=False, drawn=False
 ) -> Influence:
     """One observable's matrices; the correlation has an undefined entry."""
 
@@ -68,6 +68,8 @@ def make_influence(
     correlation = np.tanh(normal())
     correlation[-1, -1] = np.nan
     further = {"conditioned": normal(), "conditioned_standard_error": abs(normal())} if conditioned else {}
+    if drawn:
+        further |= {"influence_draws": normal(), "influence_draws_standard_error": abs(normal())}
     return Influence(
         name=name,
         unit=unit,
@@ -108,6 +110,7 @@ def make_estimate(
     traces=False,
     diverged=(),
     conditioned=False,
+    drawn=False,
 ) -> Estimate:
     """An estimate of n x q; `observables` are Influences, `diverged` are chain ids."""
     chains = len(chain_ids)
@@ -118,7 +121,7 @@ def make_estimate(
 
     return judged(
         Estimate(
-            losses=make_influence(rng, n, q, conditioned=conditioned),
+            losses=make_influence(rng, n, q, conditioned=conditioned, drawn=drawn),
             observables={each.name: each for each in observables},
             train_loss=rng.normal(size=n),
             train_std=abs(rng.normal(size=n)),
@@ -162,8 +165,8 @@ def make_full(rng, n: int = 7, q: int = 4):
     train = make_samples("train", n, classes=("cat", "dog", "ünit"), texts=True)
     query = make_samples("query", q, classes=("cat", "dog"), texts=True)
     observables = (
-        make_influence(rng, n, 2, name="accuracy", unit="1", columns=("cat", "dog"), conditioned=True),
-        make_influence(rng, n, q, name="margin", unit="m", conditioned=True),
+        make_influence(rng, n, 2, name="accuracy", unit="1", columns=("cat", "dog"), conditioned=True, drawn=True),
+        make_influence(rng, n, q, name="margin", unit="m", conditioned=True, drawn=True),
     )
     estimate = make_estimate(
         rng,
@@ -175,6 +178,7 @@ def make_full(rng, n: int = 7, q: int = 4):
         traces=True,
         diverged=(1,),
         conditioned=True,
+        drawn=True,
     )
     stability = np.where(np.arange(q) < 3, 0.5, np.nan)
     diagnostics = replace(estimate.diagnostics, noise_ratio=0.5, llc_ratio=1.25, control_agreement=0.25)

@@ -42,6 +42,8 @@ def main() -> None:
         "correlation_of_query_0": estimate.correlation[:, 0].tolist(),
         "conditioned": estimate.conditioned.tolist(),
         "accuracy_conditioned": estimate.observables["accuracy"].conditioned.tolist(),
+        "influence_draws": estimate.influence_draws.tolist(),
+        "accuracy_influence_draws": estimate.observables["accuracy"].influence_draws.tolist(),
         "top_stability": [value for value in estimate.top_stability.tolist() if value == value],
         "chains": {
             "ridge": estimate.ridge,

@@ -33,7 +33,7 @@ Found = dict[str, np.ndarray] | None
 
 
 def maker(record: type[ChainTrace] = ChainTrace) -> BlockBuilder:
-    """Of draws that are the same in every process."""
+    """Of draws that are the same in every process, with the influence of the draws alone once more beside them."""
     generator = torch.Generator().manual_seed(5)
     records = [record(chain, batch_lengths(CHAINS), True) for chain in range(CHAINS.num_chains)]
     for each in records:
@@ -42,7 +42,9 @@ def maker(record: type[ChainTrace] = ChainTrace) -> BlockBuilder:
         each.seal()
     labels = Labels(np.arange(TRAIN) % 4 - 1, np.arange(QUERIES) % 3)
     shape = TRAIN, COLUMNS, QUERIES
-    return BlockBuilder.of(DrawnCovariances.of(records, shape, replace(CHAINS, ridge=None)), shape, labels)
+    drawn = DrawnCovariances.of(records, shape, replace(CHAINS, ridge=None))
+    beside = forecast._BesideDraws(drawn.traces, drawn.centring, drawn.errors, drawn=drawn)
+    return BlockBuilder.of(beside, shape, labels)
 
 
 def contents(found: Matrices | None) -> Found:

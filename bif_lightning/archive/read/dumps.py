@@ -31,8 +31,8 @@ def open_run(directory: str | os.PathLike[str]) -> xr.Dataset:
     Returns:
         A dataset with dims step, train, query and
 
-        - `influence`, `correlation`, `conditioned` if computed, and their `_standard_error` (step, train, query); the
-          attribute `sign` gives the meaning of the sign;
+        - `influence`, `correlation`, `conditioned` if computed, `influence_draws` of `ControlledSGLD`, and their
+          `_standard_error` (step, train, query); the attribute `sign` gives the meaning of the sign;
         - `integrated` and `integrated_standard_error` (train, query): the influence over the whole training, if the
           folder has an up-to-date `integrated.h5`; the function `integrated` gives the same for all steps;
         - `train_loss`, `train_std`, `query_loss`, `query_std`: mean and standard deviation over the draws, nats;

@@ -6,7 +6,7 @@ import xarray as xr
 
 from bif_lightning.archive.schema import LOSS
 
-Quantity = Literal["influence", "correlation", "conditioned"]
+Quantity = Literal["influence", "correlation", "conditioned", "influence_draws"]
 
 
 def check_quantity(by: str) -> None:
@@ -16,7 +16,7 @@ def check_quantity(by: str) -> None:
         ValueError: it is unknown.
     """
     if by not in get_args(Quantity):
-        raise ValueError(f"by is {by!r}; it must be 'influence', 'correlation' or 'conditioned'")
+        raise ValueError(f"by is {by!r}; it must be 'influence', 'correlation', 'conditioned' or 'influence_draws'")
 
 
 def variable(run: xr.Dataset, by: str, observable: str) -> str:
@@ -32,6 +32,11 @@ def variable(run: xr.Dataset, by: str, observable: str) -> str:
             raise ValueError(
                 "the run has no conditioned influence: it is made of the draws of SGLD and Pairs, where "
                 "Chains(ridge=...) is not None and draws are kept; rank by influence"
+            )
+        if by == "influence_draws" and by not in run:
+            raise ValueError(
+                "the run has no influence_draws: only dumps of ControlledSGLD have it, since the influence of SGLD and "
+                "Pairs is that of the draws; rank by influence"
             )
         known = [str(each).removesuffix(f"_{by}") for each in run.data_vars if str(each).endswith(f"_{by}")]
         known = [LOSS, *(each for each in known if each != "label")]

@@ -172,8 +172,8 @@ def by_label(run: xr.Dataset, by: Quantity = "correlation") -> xr.Dataset:
     (('step', 'train_label', 'query_label'), ['cat', 'dog'])
     """
     check_quantity(by)
-    if by == "conditioned":
-        raise ValueError("label means exist for influence and correlation, not for the conditioned influence")
+    if by not in ("influence", "correlation"):
+        raise ValueError(f"label means exist for influence and correlation, not for {by}")
     name = f"label_{by}"
     if name not in run:
         raise ValueError(

@@ -62,6 +62,9 @@ def _matrices(prefix: str, influence: Influence, dims: tuple[str, ...], what: st
     if influence.conditioned is not None:
         words = f"-Cov(train loss, {what}) after a Kalman update of the draws on the train losses"
         quantities = (*quantities, ("conditioned", quantities[0][1], CONDITIONED_SIGN, words))
+    if influence.influence_draws is not None:
+        words = f"-Cov(train loss, {what}) over the draws of the chains alone"
+        quantities = (*quantities, ("influence_draws", quantities[0][1], INFLUENCE_SIGN, words))
     for name, units, sign, formula in quantities:
         words = formula if " " in formula else f"{formula}(train loss, {what}) over the draws"
         yield float32(f"{prefix}{name}", getattr(influence, name), units, words, dims, sign)

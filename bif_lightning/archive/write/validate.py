@@ -97,9 +97,9 @@ def _matrices(name: str, influence: Influence, train: int, width: int) -> Expect
     for part in ("influence", "correlation"):
         yield f"{name}.{part}", getattr(influence, part), (train, width)
         yield f"{name}.{part}_standard_error", getattr(influence, f"{part}_standard_error"), (train, width)
-    if influence.conditioned is not None:
-        yield f"{name}.conditioned", influence.conditioned, (train, width)
-    if influence.conditioned_standard_error is not None:
-        yield f"{name}.conditioned_standard_error", influence.conditioned_standard_error, (train, width)
+    for part in ("conditioned", "influence_draws"):
+        for matrix in (part, f"{part}_standard_error"):
+            if (values := getattr(influence, matrix)) is not None:
+                yield f"{name}.{matrix}", values, (train, width)
     yield f"{name}.mean", influence.mean, (width,)
     yield f"{name}.std", influence.std, (width,)

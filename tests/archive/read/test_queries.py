@@ -83,6 +83,25 @@ def test_top_by_the_conditioned_influence_reads_its_sign_as_that_of_influence(tm
         top(run, 0, by="conditioned", observable="margin")
 
 
+def test_top_by_the_draws_alone_reads_its_sign_as_that_of_influence(tmp_path, parts, rng):
+    train, query, estimate = parts
+    error = np.full_like(INFLUENCE, 0.5)
+    losses = dataclasses.replace(estimate.losses, influence_draws=INFLUENCE[::-1], influence_draws_standard_error=error)
+    further = make_influence(rng, 6, 2, name="accuracy", unit="1", columns=("cat", "dog"), drawn=True)
+    estimate = dataclasses.replace(estimate, losses=losses, observables={"accuracy": further})
+    write_dump(tmp_path, estimate, step=1, epoch=0, train=train, query=query)
+    run = open_run(tmp_path)
+    table = top(run, 0, by="influence_draws")
+    assert table.train.tolist() == [5, 2, 1, 4]
+    assert table.effect.tolist() == ["helps", "helps", "hurts", "hurts"]
+    assert table.standard_error.tolist() == [0.5] * 4
+    assert trajectory(run, 5, 0, by="influence_draws").value.tolist() == [-3]
+    least = further.influence_draws[:, 1].argmin()
+    assert top(run, "dog", k=1, by="influence_draws", observable="accuracy").train[0] == least
+    with pytest.raises(ValueError, match="no observable 'margin'; it has 'loss', 'accuracy'"):
+        top(run, 0, by="influence_draws", observable="margin")
+
+
 def test_top_of_an_observable_says_lowers_and_raises(folder, parts):
     matrix = parts[2].observables["accuracy"].influence
     table = top(open_run(folder), "dog", k=1, observable="accuracy")
@@ -118,8 +137,9 @@ def test_errors_list_what_is_near(folder):
         "no query has the number 7: there are 2, with the numbers 0 to 1": {"query": 7},
         "no query has the number -1": {"query": -1},
         "no step 120; the nearest are 100, 200": {"step": 120},
-        "by is 'bif'; it must be 'influence', 'correlation' or 'conditioned'": {"by": "bif"},
+        "by is 'bif'; it must be 'influence', 'correlation', 'conditioned' or 'influence_draws'": {"by": "bif"},
         "the run has no conditioned influence.*rank by influence": {"by": "conditioned"},
+        "the run has no influence_draws.*rank by influence": {"by": "influence_draws"},
         "no observable 'margin'; it has 'loss', 'accuracy', 'constant'": {"observable": "margin"},
         "k is 0": {"k": 0},
         "NaN for every train example at step 200": {"observable": "constant"},
@@ -157,8 +177,9 @@ def test_by_label(folder, parts):
     np.testing.assert_array_equal(
         by_label(open_run(folder), by="influence").standard_error[0], parts[2].label_means.influence_standard_error
     )
-    with pytest.raises(ValueError, match="exist for influence and correlation"):
-        by_label(open_run(folder), by="conditioned")
+    for by in ("conditioned", "influence_draws"):
+        with pytest.raises(ValueError, match="exist for influence and correlation"):
+            by_label(open_run(folder), by=by)
     chosen = means["mean"].sel(train_label=1, query_label=0, step=100)
     assert chosen.item() == parts[2].label_means.correlation[1, 0]
 
