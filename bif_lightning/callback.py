@@ -66,10 +66,10 @@ class BIFCallback(pl.Callback):
         at_end: a snapshot after the last one.
         budget: largest share of training time for the callback, such as 0.1. A snapshot that would exceed it is
             skipped, except at_start, at_steps and at_end. None for no limit.
-        chains: number and length of the chains, minibatch size, seed; None for those that "auto" finds, or the default.
+        chains: number and length of the chains, minibatch size, seed; None for the sampler's default.
         sampler: how to draw: `SGLD`, `ControlledSGLD`, `Pairs` or `Subspace`, with settings; "auto" is SGLD with
-            settings measured at the first snapshot and kept. None takes `Subspace`, which predicted retraining best,
-            where the gradients of all examples fit into memory and no chains are given; else "auto".
+            settings measured at the first snapshot and kept. None is `ControlledSGLD()`, or "auto" for single tokens
+            and sharded modules.
         observables: further quantities of the query set to measure beside its losses (see `Observable`).
         params: name patterns of the parameters to sample (weight-restricted influence); None for all.
         loss_fn: (module, batch) -> Tensor[batch], or [batch, token], or (losses, mask) of that shape with False for

@@ -145,6 +145,8 @@ def _traces(context: ChainContext, traces: Sequence[ChainTrace]) -> Traces:
 
 def _notes(context: ChainContext, divergences: Sequence[Divergence], correction: Correction | None) -> tuple[str, ...]:
     notes = [divergence.message for divergence in divergences]
+    if correction is not None and math.isnan(correction.residual_share):
+        notes.append("no chain is left: the influence is that of the quadratic approximation (alpha = 0)")
     if correction is not None and correction.alpha == 0 and correction.residual_share > MOST_RESIDUAL:
         notes.append(
             f"the chains part from their quadratic approximation by {correction.residual_share:.0%} of its variance, "

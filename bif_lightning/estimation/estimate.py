@@ -54,8 +54,7 @@ def estimate(
         train: the attribution set of n examples, the rows.
         query: the query set of q examples, the columns. None for train x train.
         sampler: `SGLD`, `ControlledSGLD`, `Pairs` or `Subspace`, with settings; "auto" is SGLD with measured settings
-            (`calibration.find`); None is `Subspace` if the gradients of all examples fit into memory and no chains are
-            given, else "auto".
+            (`calibration.find`); None is `ControlledSGLD`, or "auto" for single tokens and sharded modules.
         chains: number and length of chains, minibatch size, seed; None for the sampler's default.
         training_data: data for the gradient minibatches; None for `train`.
         observables: functions of the query set to measure in addition to the losses.
@@ -135,7 +134,7 @@ def resolve_sampler(
     """
     check_sampler(sampler)
     if sampler is None:
-        sampler = default_settings(problem, chains)
+        sampler = default_settings(problem)
     if sampler != "auto" and earlier is not None:
         return earlier
     ranks = ranks_of(problem.module)

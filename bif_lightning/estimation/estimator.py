@@ -24,6 +24,7 @@ from bif_lightning.model.weights import WeightBackend
 from bif_lightning.results.estimate import Cost, Divergence, Estimate
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 from bif_lightning.sampling.bias import measure_bias
+from bif_lightning.sampling.chain import trace_at_snapshot
 from bif_lightning.sampling.choice import judge, sampler_of
 from bif_lightning.sampling.context import engine_context, ranks_of
 from bif_lightning.sampling.run import run_chains
@@ -81,7 +82,7 @@ def estimate_problem(
             context = replace(context, tokens=prepared.token_store(context, mine, scratch))
             during = section.watched(offset_progress(progress, before=preparing))
             outcomes = run_chains(context, mine, workers, threads, during)
-        traces, divergences = _without_diverged(ranks.gather_chains(outcomes), chains)
+        traces, divergences = _without_diverged(context, ranks.gather_chains(outcomes))
 
         # Compute covariances of train losses and columns, and from them the matrices, block by block.
         counts = problem.column_counts
@@ -148,16 +149,18 @@ def at_snapshot(
 
 
 def _without_diverged(
-    outcomes: Sequence[ChainTrace | Divergence], chains: Chains
+    context: ChainContext, outcomes: Sequence[ChainTrace | Divergence]
 ) -> tuple[list[ChainTrace], list[Divergence]]:
     """Separate the traces of chains from the divergences.
 
     Raises:
-        ChainsDivergedError: fewer than two draws are left.
+        ChainsDivergedError: fewer than two draws are left, and there is no closed form that does without them.
     """
     traces = [outcome for outcome in outcomes if isinstance(outcome, ChainTrace)]
     divergences = [outcome for outcome in outcomes if isinstance(outcome, Divergence)]
-    if len(traces) * chains.num_draws < 2:
+    if not traces and context.kernel.closed_form:
+        return [trace_at_snapshot(context)], divergences
+    if len(traces) * context.chains.num_draws < 2:
         raise ChainsDivergedError(
             f"{len(divergences)} chains diverged, and too few draws are left for a matrix. The first divergence: "
             f"{divergences[0].message}"

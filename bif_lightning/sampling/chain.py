@@ -55,6 +55,19 @@ def run_chain(context: ChainContext, chain: int) -> ChainTrace | Divergence:
     return trace
 
 
+def trace_at_snapshot(context: ChainContext) -> ChainTrace:
+    """A trace whose draws are all w*, for a closed form of which no chain is left: it needs mean losses alone."""
+    chains = context.chains
+    trace = ChainTrace(0, batch_lengths(chains, paired=context.settings.paired), context.traces)
+    draw = ChainState(context, 0).measure(0, 0)
+    for _ in range(chains.num_draws):
+        trace.push(draw.train, draw.columns)
+        trace.loss.append(draw.loss)
+        trace.distance.append(0.0)
+    trace.seal()
+    return trace
+
+
 def _divergence(
     context: ChainContext, chain: int, draw: int, step: int, before: float, loss: float, why: str
 ) -> Divergence:

@@ -3,8 +3,8 @@
 from typing import Literal
 
 from bif_lightning import config
-from bif_lightning.config import SGLD, Chains, ControlledSGLD, Pairs, Subspace
-from bif_lightning.curvature.gradients import why_no_gradients
+from bif_lightning.config import SGLD, ControlledSGLD, Pairs, Subspace
+from bif_lightning.curvature.gradients import why_no_single_gradients
 from bif_lightning.losses.problem import Problem
 from bif_lightning.results.estimate import Estimate, Verdict
 from bif_lightning.results.verdict import first_of
@@ -28,15 +28,15 @@ def sampler_of(settings: config.Sampler) -> Sampler:
             return ControlledSampler(settings)
 
 
-def default_settings(problem: Problem, chains: Chains | None) -> Subspace | Literal["auto"]:
-    """`Subspace` where the gradients of all examples fit into memory and no chains are given; else "auto".
+def default_settings(problem: Problem) -> ControlledSGLD | Literal["auto"]:
+    """`ControlledSGLD`; "auto" where gradients of single examples cannot be had, and for single tokens.
 
-    On every network tried it predicted retraining better than draws of any kind, in less time (benchmarks/lds.py). The
-    closed form knows of single tokens only what lies within the span of its directions, so tokens take "auto".
+    Of all samplers whose draws follow the true loss it predicted retraining best, as well as the closed form
+    (benchmarks/lds.py). Of single tokens it knows only what lies within the span of its directions.
     """
-    if problem.tokens is not None or chains is not None or why_no_gradients(problem) is not None:
+    if problem.tokens is not None or why_no_single_gradients(problem) is not None:
         return "auto"
-    return Subspace()
+    return ControlledSGLD()
 
 
 def judge(estimate: Estimate) -> Verdict:

@@ -206,13 +206,13 @@ class ControlledCovariances:
         corrections: α·Δ that is added in each group of examples: their mean is that of the chains, and their spread
             makes the standard error of the mean over groups that of the chains too.
         correction: α, and by how much chains and surrogates part.
-        drawn: of the draws of the chains alone, for everybody to compare with.
+        drawn: of the draws of the chains alone, for everybody to compare with; None if all diverged.
     """
 
     closed: ClosedFormCovariances
     corrections: Float64[np.ndarray, "group direction direction"]
     correction: Correction
-    drawn: DrawnCovariances
+    drawn: DrawnCovariances | None
     conditioner: None = None
 
     @classmethod
@@ -221,6 +221,8 @@ class ControlledCovariances:
     ) -> "ControlledCovariances":
         """Weigh the correction that these chains measured."""
         closed = ClosedFormCovariances(posterior, traces, chains.centring)
+        if not traces[0].coordinates:  # no chain is left
+            return cls(closed, np.zeros((posterior.groups, 1, 1)), Correction(0.0, np.nan), None)
         coordinates = torch.stack([torch.stack(trace.coordinates) for trace in traces]).numpy()
         count = coordinates.shape[-1]
         train, columns = (along[:, -count:].numpy() for along in (posterior.train_along, posterior.columns_along))
@@ -262,7 +264,8 @@ class ControlledCovariances:
             of.train_variance + (along * train).sum(-1),
             of.column_variance + (across * columns).sum(-1),
         )
-        return RowCovariances(found.moments, batches, found.chain_means, self.drawn.of_moments(found.moments))
+        drawn = self.drawn.of_moments(found.moments) if self.drawn else None
+        return RowCovariances(found.moments, batches, found.chain_means, drawn)
 
 
 def _spread(

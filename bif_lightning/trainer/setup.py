@@ -122,7 +122,7 @@ def open_session(
     return Session(
         attribution=attribution,
         outputs=outputs,
-        sampler=_sampler(attribution, options, chains),
+        sampler=_sampler(attribution, options),
         chains=chains,
         store_traces=options.store_traces,
         verify=options.verify,
@@ -152,8 +152,8 @@ def _rows(data: Any) -> list[int] | None:
     return None if found is None else list(found.indices)
 
 
-def _sampler(attribution: Attribution, options: SnapshotOptions, chains: Chains | None) -> Sampler | Literal["auto"]:
-    return default_settings(attribution.problem, chains) if options.sampler is None else options.sampler
+def _sampler(attribution: Attribution, options: SnapshotOptions) -> Sampler | Literal["auto"]:
+    return default_settings(attribution.problem) if options.sampler is None else options.sampler
 
 
 def _tiny(chains: Chains) -> Chains:

@@ -71,6 +71,20 @@ class Bent(nn.Module):
         return self.head(Once.apply(self.lift(x)))
 
 
+class Edge(nn.Module):
+    """Has no value away from where it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+        self.register_buffer("made", self.body.weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = (self.body.weight.detach() - self.made).norm()
+        return self.body(x) + torch.where(moved > 0.3, torch.nan, 0.0)
+
+
+FAR = bl.ControlledSGLD(num_directions=4, inverse_temperature=1.0, localization=0.1)
 WAYS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "chains, no second tree": (models.BoundMethod, {}, NO_TWIN),
     "chains, shared state": (Kept, {}, SHARED),
@@ -78,6 +92,12 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "random numbers": (models.RandomInEvaluation, {}, "draws random numbers"),
     "curvature, wrong second derivatives": (models.weight_norm, {"sampler": bl.Subspace()}, DIFFERENCES),
     "curvature, no second derivatives": (Bent, {"sampler": bl.Subspace()}, ONCE_ONLY),
+    "gradients, sketched": (
+        models.mlp,
+        {"sampler": bl.ControlledSGLD(num_directions=4, gradient_bytes=3000)},
+        "sketches",
+    ),
+    "controlled chains, none left": (Edge, {"sampler": FAR}, "no chain is left"),
     "copies of written weights": (Long, {"params": "body.*"}, "writes into letter.weight"),
 }
 
@@ -111,4 +131,4 @@ def test_every_remark_of_the_package_is_in_a_table_of_ways() -> None:
     package = Path(bl.__file__).parent
     sources = (path.read_text() for path in package.rglob("*.py"))
     subjects = {name for text in sources for name in re.findall(r'remarks(?:\[|\.setdefault\()"(\w+)"', text)}
-    assert subjects == {"twins", "curvature", "training", "loss"}
+    assert subjects == {"twins", "curvature", "gradients", "training", "loss"}

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from bif_lightning.config import Chains, ControlledSGLD, Subspace
+from bif_lightning.config import SGLD, Chains, ControlledSGLD, Subspace
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.estimation.estimate import estimate
 from bif_lightning.estimation.estimator import at_snapshot
+from bif_lightning.exceptions import ChainsDivergedError
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.sampling.chain import draws
 from bif_lightning.sampling.choice import sampler_of
@@ -173,6 +174,41 @@ def test_chains_that_part_a_little_agree_on_their_correction() -> None:
 def test_a_single_chain_has_nothing_to_agree_with() -> None:
     found = run(chains=replace(CHAINS, num_chains=1))
     assert found.alpha == 0
+
+
+@pytest.mark.exact
+def test_where_no_chain_is_left_the_influence_is_the_closed_form() -> None:
+    """The loss has no value away from w*, as far as chains go."""
+
+    def edge(module: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        moved = (module.weight.detach() - TRAIN.model().weight.detach()).norm()  # type: ignore[operator, union-attr]
+        return squares(module, batch) + torch.where(moved > 0.05, torch.nan, 0.0)
+
+    found, exact = run(loss=edge), run(replace(WHOLE, alpha=0.0))
+    assert len(found.divergences) == CHAINS.num_chains
+    assert found.alpha == 0
+    assert np.isnan(found.residual_share)  # type: ignore[arg-type]
+    assert found.influence_draws is None
+    assert found.verdict is not None
+    assert found.verdict.word == "diverged"
+    assert "2 of 2 chains" in found.verdict.sentence
+    np.testing.assert_array_equal(found.influence, exact.influence)
+    with pytest.raises(ChainsDivergedError):
+        run(SGLD(step_size=1e-3, inverse_temperature=30.0, localization=2.0), loss=edge)  # type: ignore[arg-type]
+
+
+@pytest.mark.exact
+def test_a_loss_that_curves_down_is_not_local() -> None:
+    """Of the Hessian −1 along one weight the approximation keeps 0, and the pull is too weak to hold the chains."""
+
+    def saddle(module: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        return squares(module, batch) - 0.5 * (module.weight[0] - batch[0][:, 0]).square()  # type: ignore[index]
+
+    found = run(replace(WHOLE, inverse_temperature=1e4, localization=100.0, alpha="agreement"), loss=saddle)
+    assert found.verdict is not None
+    assert found.verdict.word in ("not local", "diverged")
+    assert found.alpha == 0
+    assert run().verdict.word != "not local"  # type: ignore[union-attr]
 
 
 @pytest.mark.exact
