@@ -11,10 +11,11 @@ Where the draws are stored, `statistics.aggregate` measures the error of the mea
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Aggregate:
         effect: E[i], the mean over the queries; NaN where no query has a value.
         standard_error: e[i], a bound for any dependence between the queries.
         share_hurt: share of the queries whose effect is below 0.
+        count: queries that have a value.
     """
 
     effect: Float[np.ndarray, " train"]
     standard_error: Float[np.ndarray, " train"]
     share_hurt: Float[np.ndarray, " train"]
+    count: Int[np.ndarray, " train"]
 
 
 def aggregate(effects: Float[np.ndarray, "train query"], errors: Float[np.ndarray, "train query"]) -> Aggregate:
@@ -44,11 +47,29 @@ def aggregate(effects: Float[np.ndarray, "train query"], errors: Float[np.ndarra
     ([-1.0, 2.0], [0.375, 0.5], [0.5, 0.0])
     """
     known = ~np.isnan(effects)
-    count = np.where(known.any(1), known.sum(1), np.nan)
+    count = known.sum(1)
+    of = np.where(count > 0, count, np.nan)
     total = np.where(known, effects, 0).sum(1, dtype=np.float64)
     error = np.where(known, errors, 0).sum(1, dtype=np.float64)
-    hurt = (effects < 0).sum(1)
-    return Aggregate(total / count, error / count, hurt / count)
+    return Aggregate(total / of, error / of, (effects < 0).sum(1) / of, count)
+
+
+def combine(parts: Sequence[Aggregate]) -> Aggregate:
+    """The aggregate over the queries of all parts.
+
+    >>> one, other = (aggregate(np.full((1, size), value), np.ones((1, size))) for size, value in ((3, 1.0), (1, -3.0)))
+    >>> found = combine([one, other])
+    >>> found.effect.tolist(), found.share_hurt.tolist()
+    ([0.0], [0.25])
+    """
+    count = np.sum([part.count for part in parts], 0)
+    total = np.where(count > 0, count, np.nan)
+
+    def mean(name: str) -> Float[np.ndarray, " train"]:
+        values = np.array([np.where(part.count > 0, getattr(part, name) * part.count, 0) for part in parts])
+        return values.sum(0) / total
+
+    return Aggregate(mean("effect"), mean("standard_error"), mean("share_hurt"), count)
 
 
 def q_values(effect: Float[np.ndarray, " train"], standard_error: Float[np.ndarray, " train"]) -> np.ndarray:

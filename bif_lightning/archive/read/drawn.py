@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bif_lightning.archive.read.traces import open_traces
-from bif_lightning.archive.read.untrusted import find, open_file, present
+from bif_lightning.archive.read.untrusted import find, open_file, present, require
 from bif_lightning.archive.schema import DUMP
 from bif_lightning.config import Chains
 from bif_lightning.exceptions import UnreadableFileError
@@ -22,6 +22,7 @@ def draws_behind(
     observable: str,
     train: Int[np.ndarray, " train"],
     columns: Int[np.ndarray, " column"],
+    most: int | None = None,
 ) -> Draws | None:
     """The draws behind some rows and columns of a matrix; None where the dump has none, or entries are not of them.
 
@@ -29,6 +30,7 @@ def draws_behind(
         path: the dump.
         observable: its name; "loss" for the losses of the queries.
         train, columns: positions.
+        most: bytes of all losses of train examples beyond which the draws are taken as not there; None for no limit.
 
     Raises:
         UnreadableFileError: the file is damaged, of another format, or of a later version.
@@ -36,7 +38,7 @@ def draws_behind(
     """
     with open_file(path, DUMP) as file:
         settings = find(file, "settings_json") if present(file, "traces/train_loss") else None
-        if settings is None:
+        if settings is None or (most is not None and require(file, "traces/train_loss").nbytes > most):
             return None
         values = json.loads(str(settings.asstr()[()]))
     kind = values.get("sampler", {}).get("kind")

@@ -1,7 +1,7 @@
 """The train examples of a run, ranked by their effect on many queries."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from bif_lightning.archive.read.quantities import Quantity, variable
 from bif_lightning.archive.read.queries import at_step, default_quantity, position, who
 from bif_lightning.archive.schema import LOSS
 from bif_lightning.results.integrated import COUNTED, IntegratedInfluence, deviations
-from bif_lightning.results.ranking import Aggregate, aggregate, q_values
+from bif_lightning.results.ranking import Aggregate, aggregate, combine, q_values
 from bif_lightning.statistics.aggregate import mean_error
 
 EFFECT_SIGN = "effect = what more weight on the train example does. Of a query's loss, positive = it falls = it helps."
@@ -174,7 +174,7 @@ def _at_step(run: xr.Dataset, name: str, by: str, at: int, observable: str) -> _
     total = aggregate(sign * last[name].values, last[f"{name}_standard_error"].values)
     measured = _drawn(run, name, by, at, observable)
     if measured is not None:
-        total = Aggregate(total.effect, measured, total.share_hurt)
+        total = replace(total, standard_error=measured)
     return _Found(total, np.stack([each.effect for each in effects], 1), BOUND if measured is None else DRAWN)
 
 
@@ -195,28 +195,19 @@ def _drawn(run: xr.Dataset, name: str, by: str, at: int, observable: str) -> Flo
 
 def _over_training(run: xr.Dataset, name: str) -> _Found:
     """Means over queries of the sums over snapshots, and what each snapshot adds."""
-    effects, errors, hurt = np.zeros((3, run.sizes["train"]))
-    count = 0
-    steps = run.sizes["step"]
-    over_steps = np.zeros((run.sizes["train"], steps))
-    times = np.zeros(steps, bool)
+    parts: list[Aggregate] = []
+    over_steps = np.zeros((run.sizes["train"], run.sizes["step"]))
+    times = np.zeros(run.sizes["step"], bool)
+    columns = 0
     for part, whole in summed(run, name):
         known = whole.counts > 0
-        one = aggregate(-whole.influence[:, known], whole.standard_error[:, known])
-        width = int(known.sum())
-        if not width:
-            continue
-        effects += width * one.effect
-        errors += width * one.standard_error
-        hurt += width * one.share_hurt
-        count += width
+        parts.append(aggregate(-whole.influence[:, known], whole.standard_error[:, known]))
+        columns += int(known.sum())
         for at, counted in _counted(part, whole):
             times[at] |= bool(counted.any())
             over_steps[:, at] += added(part[name].isel(step=at).values, counted)
-    count = count or np.nan
-    over_steps /= count
-    total = Aggregate(effects / count, errors / count, hurt / count)
-    return _Found(total, over_steps, f"{BOUND}, and between snapshots", scatter(over_steps[:, times]))
+    over_steps /= columns or np.nan
+    return _Found(combine(parts), over_steps, f"{BOUND}, and between snapshots", scatter(over_steps[:, times]))
 
 
 def _counted(run: xr.Dataset, whole: IntegratedInfluence) -> Iterable[tuple[int, Bool[np.ndarray, " query"]]]:

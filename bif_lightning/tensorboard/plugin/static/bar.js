@@ -1,4 +1,4 @@
-/** The bar at the top: run, quantity, the three views, the link and the help. */
+/** The bar at the top: run, quantity, the views, the link and the help. */
 
 import { button, choice, el, put, segments } from "./dom.js";
 import { copyLink } from "./export.js";
@@ -13,9 +13,10 @@ import { toLink } from "./state.js";
 /** @typedef {import("./api.js").Run} Run */
 
 const VIEWS = [
-  { value: "matrix", text: "Matrix", title: "Influence of train examples on queries (1)" },
-  { value: "trust", text: "Trust", title: "Whether the estimate is reliable (2)" },
-  { value: "compare", text: "Compare", title: "Two steps or two runs side by side (3)" },
+  { value: "ranking", text: "Ranking", title: "Train examples by their effect on all or chosen queries (1)" },
+  { value: "matrix", text: "Matrix", title: "Influence of train examples on queries (2)" },
+  { value: "trust", text: "Trust", title: "Whether the estimate is reliable (3)" },
+  { value: "compare", text: "Compare", title: "Two steps or two runs side by side (4)" },
 ];
 /** More runs than these are found by typing. */
 const FEW = 12;
@@ -29,6 +30,9 @@ const FRESH = {
   query: null,
   train: null,
   since: null,
+  rankQueries: "",
+  rankFilter: "",
+  rankPage: 0,
 };
 
 /** Header of the page. */

@@ -81,7 +81,7 @@ function ranges(rows) {
  * @param {string} word
  * @returns {number[] | null}
  */
-function rowsOf(word) {
+export function rowsOf(word) {
   /** @type {number[]} */
   const rows = [];
   for (const part of word.split(",")) {
