@@ -58,7 +58,7 @@ def test_it_opens_first_and_its_numbers_are_those_of_python(opened, tensorboard,
     assert [row[1] for row in shown] == [str(rank) for rank in range(1, 51)]
     for row, effect, share in zip(shown, expected.effect, expected.share_hurt, strict=False):
         assert number(row[4]) == pytest.approx(effect, abs=0.06)
-        assert number(row[6]) == pytest.approx(100 * share, abs=0.51)
+        assert number(row[7]) == pytest.approx(100 * share, abs=0.51)
     assert "Mean effect, sd" in tab.frame.locator(".ranking-table thead").inner_text()
     assert "over the whole training: the sum over 6 snapshots, steps 10 to 320" in tab.frame.inner_text(
         ".ranking-panel"

@@ -5,7 +5,7 @@ import { copyLink } from "./export.js";
 import { addressOf } from "./host.js";
 import { icon } from "./icons.js";
 import { Picker } from "./picker.js";
-import { purposeOf, quantityOf } from "./signs.js";
+import { partsOf, purposeOf, quantityOf } from "./signs.js";
 import { toLink } from "./state.js";
 
 /** @typedef {import("./page.js").Context} Context */
@@ -67,6 +67,7 @@ export class Bar {
     this.drawn = drawn;
     put(
       this.element,
+      el("h1", { class: "unseen" }, "Influence"),
       names.length ? this.#run(state, names) : null,
       run?.steps.length ? this.#quantity(state, run) : null,
       el("span", { class: "grow" }),
@@ -127,6 +128,7 @@ export class Bar {
         matrix,
         ...(quantityOf(matrix).observable === quantityOf(state.matrix).observable ? {} : columns),
       });
+    if (state.view === "ranking") return this.#observable(state, run, change);
     const all = matricesOf(run);
     if (all.length > 3) {
       const options = all.map((matrix) => ({ value: matrix, text: quantityOf(matrix).name }));
@@ -138,6 +140,24 @@ export class Bar {
       title: `${quantityOf(matrix).formula}. ${purposeOf(matrix)}`,
     }));
     return segments({ label: "Quantity", name: "matrix", options, value: state.matrix, change });
+  }
+
+  /**
+   * The ranking says itself which quantity it is by; it is on the losses of the queries, or on an observable.
+   * @param {State} state
+   * @param {Run} run
+   * @param {(matrix: string) => void} change
+   */
+  #observable(state, { observables }, change) {
+    if (!observables.length) return null;
+    const [observable, kind] = partsOf(state.matrix);
+    return choice({
+      label: "Effect on",
+      name: "observable",
+      options: [{ value: "", text: "loss" }, ...observables.map((name) => ({ value: name, text: name }))],
+      value: observable,
+      change: (name) => change(name ? `${name}:${kind}` : kind),
+    });
   }
 
   /** The step that is shown is named, also where the page follows the newest. */

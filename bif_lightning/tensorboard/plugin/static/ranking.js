@@ -6,13 +6,15 @@ import { tokenOfAll } from "./book.js";
 import { rankedBy, rankingOptions } from "./cards.js";
 import { button, el, put, segments } from "./dom.js";
 import { fileNameOf, saveButtons, saveText } from "./export.js";
-import { chosenBy, keysOf, maskOf } from "./filter.js";
-import { counted, isKnown } from "./format.js";
-import { icon } from "./icons.js";
+import { chosenBy, maskOf } from "./filter.js";
+import { counted } from "./format.js";
 import { csvOf, idsOf } from "./ranking_files.js";
+import { ranksOf, sorted } from "./ranking_order.js";
 import { drawCurves, tableOf } from "./ranking_table.js";
+import { doubtful, FALSE_SHARE, meaningOf, nothing, summaryOf } from "./ranking_words.js";
 import { OVER_TRAINING, partsOf, quantityOf } from "./signs.js";
 import { verdictBanner } from "./verdict.js";
+import { WordsField } from "./words_field.js";
 
 /** @typedef {import("./page.js").Context} Context */
 /** @typedef {import("./state.js").State} State */
@@ -36,9 +38,6 @@ import { verdictBanner } from "./verdict.js";
 const PAGE = 50;
 /** Of train examples, in one answer of the server. */
 const ROWS = 1 << 16;
-/** Benjamini-Hochberg: of those that are called significant, at most this share is false on average. */
-export const FALSE_SHARE = 0.05;
-const TYPING = 250;
 const POLL = 400;
 
 /** The view of its own tab. */
@@ -381,66 +380,6 @@ export class RankingView {
   }
 }
 
-/** A field of words that choose examples; what stands in it is taken as one stops to type. */
-class WordsField {
-  /**
-   * @param {string} label
-   * @param {string} name
-   * @param {(words: string) => void} change
-   */
-  constructor(label, name, change) {
-    const list = `words-${name}`;
-    this.suggestions = el("datalist", { id: list });
-    this.waiting = 0;
-    this.input = el("input", {
-      type: "text",
-      class: "picker-input words-input",
-      list,
-      autocomplete: "off",
-      spellcheck: "false",
-      "data-name": `words-${name}`,
-      on: {
-        input: () => {
-          clearTimeout(this.waiting);
-          this.waiting = window.setTimeout(() => change(this.input.value.trim()), TYPING);
-        },
-        change: () => {
-          clearTimeout(this.waiting);
-          change(this.input.value.trim());
-        },
-      },
-    });
-    this.element = el("label", { class: "choice words" }, el("span", { class: "choice-label" }, label), this.input, this.suggestions);
-    this.known = "";
-  }
-
-  /** @param {string} words */
-  show(words) {
-    if (document.activeElement !== this.input) this.input.value = words;
-  }
-
-  /**
-   * @param {import("./filter.js").Known} known
-   * @param {string} all what nothing in the field means
-   */
-  know(known, all) {
-    const { samples } = known;
-    const keys = keysOf(known);
-    const present = [...new Set(samples.label ?? [])].filter((label) => label >= 0).sort((a, b) => a - b);
-    const labels = present.slice(0, 100).map((label) => `label:${samples.label_names?.[label] ?? label}`);
-    const texts = [...labels, ...Object.keys(known.selections).map((name) => `is:${name}`)];
-    const drawn = JSON.stringify([keys, texts, all]);
-    if (drawn === this.known) return;
-    this.known = drawn;
-    this.input.placeholder = `${all}; a word, ${keys[0]}:…`;
-    this.input.title = `Words that choose examples. A word is looked for in id, label and text; further ${keys.join(", ")}, each with a colon, numbers also with < and >. -… leaves out.`;
-    put(
-      this.suggestions,
-      texts.map((value) => el("option", { value })),
-    );
-  }
-}
-
 /**
  * @param {State} _state
  * @param {"train" | "query"} _side
@@ -469,108 +408,4 @@ function matrixOf(state, run) {
  */
 function quantityShown(state, run, about) {
   return about.over === "training" ? OVER_TRAINING : quantityOf(matrixOf(state, run));
-}
-
-/**
- * @param {import("./signs.js").Quantity} quantity
- * @param {Record<string, any>} about
- * @param {number} step
- */
-function meaningOf({ name, good, bad, observable }, { over, steps, error, queries, of_queries: all }, step) {
-  const at = (/** @type {number} */ one) => one.toLocaleString("en");
-  const when =
-    over === "training"
-      ? `over the whole training: the sum over ${steps.length} snapshots, steps ${at(steps[0])} to ${at(steps[steps.length - 1])}, in standard deviations (sd) of each query's column`
-      : `at step ${at(step)}`;
-  const what = observable ? "columns" : "queries";
-  const of = queries === all ? `all ${counted(all)} ${what}` : `${counted(queries)} of ${counted(all)} ${what}`;
-  const quantity = over === "training" ? "effect" : name;
-  return `Mean ${quantity} on ${of}, ${when}. Above 0, more weight on the example ${good}; below 0 it ${bad}. ${error}; it holds noise of the estimate alone, not its bias.`;
-}
-
-/**
- * @param {Loaded} loaded
- * @param {import("./signs.js").Quantity} quantity
- */
-function summaryOf({ ranking, rows, train }, quantity) {
-  let [bad, good] = [0, 0];
-  ranking.q_value.forEach((q, row) => {
-    if (q <= FALSE_SHARE && ranking.effect[row] < 0) bad += 1;
-    else if (q <= FALSE_SHARE && ranking.effect[row] > 0) good += 1;
-  });
-  const all = counted(train.id.length);
-  const verbs = quantity.observable ? ["raise", "lower"] : ["hurt", "help"];
-  const shown = rows.length === train.id.length ? "" : ` Shown are ${counted(rows.length)}.`;
-  return `Of ${all} train examples ${counted(bad)} ${verbs[0]} and ${counted(good)} ${verbs[1]} significantly (q ≤ ${FALSE_SHARE}: at most ${100 * FALSE_SHARE} % of these are false on average).${shown}`;
-}
-
-/**
- * How many of the snapshots that are summed failed a check.
- * @param {import("./api.js").Run} run
- */
-function doubtful({ steps }) {
-  const failed = steps.filter(({ verdict }) => verdict && verdict !== "good");
-  if (!failed.length) return null;
-  const kinds = [...new Set(failed.map(({ verdict }) => verdict))].join(", ");
-  const words = `${failed.length} of ${steps.length} snapshots failed a check (${kinds}): Trust says why.`;
-  return el("div", { class: "banner bad", role: "note" }, icon("warn"), el("p", {}, el("strong", {}, "Read with care. "), words));
-}
-
-/** @param {Loaded} loaded */
-function nothing({ state }) {
-  const why = state.rankSure ? "No train example passes the filter and is significant." : "No train example passes the filter.";
-  return el("p", { class: "hint" }, why);
-}
-
-/**
- * @param {Float32Array} effect
- * @returns {Int32Array} 1 = the most harmful; unknown effects come last
- */
-function ranksOf(effect) {
-  const rows = Array.from(effect, (_, row) => row).sort((a, b) => order(effect[a], effect[b]) || a - b);
-  const ranks = new Int32Array(effect.length);
-  rows.forEach((row, place) => {
-    ranks[row] = place + 1;
-  });
-  return ranks;
-}
-
-/**
- * @param {number} a
- * @param {number} b
- */
-function order(a, b) {
-  if (isKnown(a) && isKnown(b)) return a - b;
-  return isKnown(a) ? -1 : isKnown(b) ? 1 : 0;
-}
-
-const COLLATOR = new Intl.Collator("en", { numeric: true });
-
-/**
- * @param {number[]} rows
- * @param {string} sort a column's key, with a minus for the largest first
- * @param {Ranking} ranking
- * @param {Samples} train
- */
-function sorted(rows, sort, ranking, train) {
-  const down = sort.startsWith("-");
-  const key = down ? sort.slice(1) : sort;
-  const own = key.startsWith("own:") ? train.columns?.[key.slice(4)] : undefined;
-  const label = train.label?.map((one) => (one < 0 ? NaN : one)) ?? [];
-  const columns = /** @type {Record<string, ArrayLike<any>>} */ ({
-    id: train.id,
-    label,
-    effect: ranking.effect,
-    q: ranking.q_value,
-    hurt: ranking.share_hurt,
-    loss: ranking.loss,
-  });
-  const values = own ?? columns[key] ?? ranking.effect;
-  const way = down ? -1 : 1;
-  const compare =
-    typeof values[0] === "string"
-      ? (/** @type {number} */ a, /** @type {number} */ b) => way * COLLATOR.compare(values[a], values[b])
-      : (/** @type {number} */ a, /** @type {number} */ b) =>
-          isKnown(values[a]) && isKnown(values[b]) ? way * (values[a] - values[b]) : order(values[a], values[b]);
-  return rows.sort((a, b) => compare(a, b) || a - b);
 }

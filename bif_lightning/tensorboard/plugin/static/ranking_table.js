@@ -76,20 +76,28 @@ export function tableOf(of) {
     {},
     el("th", { scope: "col", class: "check" }, check("Choose all of this page", all, (on) => of.pick(rows, on))),
     el("th", { scope: "col", class: "right", title: "1 = the most harmful of all train examples" }, "#"),
-    columns.map((column) => header(column, sort, of.sortBy, column.key === "effect" ? unitOf(grid.power, quantity.unit) : "")),
-    el("th", { scope: "col", title: "effect at each step, each on a scale of its own; the line is zero" }, "Over training"),
+    columns.flatMap((column) => {
+      if (column.key !== "effect") return [header(column, sort, of.sortBy, "")];
+      const title = "effect at each step, each row on a scale of its own; the line is zero";
+      return [
+        header(column, sort, of.sortBy, unitOf(grid.power, quantity.unit)),
+        el("th", { scope: "col", title }, "Over training"),
+      ];
+    }),
   );
   const body = rows.map((row) => {
     const curve = el("td", { class: "curve-cell" });
     curves.set(row, curve);
-    const cells = columns.map((column) => cellOf(column, row, of, grid, most));
+    const cells = columns.flatMap((column) => {
+      const one = cellOf(column, row, of, grid, most);
+      return column.key === "effect" ? [one, curve] : [one];
+    });
     return el(
       "tr",
       { "data-row": row, class: picked.has(row) ? "picked" : null },
       el("td", { class: "check" }, check(`Choose ${samples.id[row]}`, picked.has(row), (on) => of.pick([row], on), row)),
       el("td", { class: "right muted tabular" }, isKnown(ranking.effect[row]) ? String(of.ranks[row]) : ""),
       cells,
-      curve,
     );
   });
   const table = el("table", { class: "ranking-table" }, el("thead", {}, head), el("tbody", {}, body));
