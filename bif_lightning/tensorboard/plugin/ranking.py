@@ -41,7 +41,7 @@ def ranking(files: RunFiles, parameters: Parameters) -> Answer:
     """
     step, matrix = files.step(parameters), matrix_of(parameters)
     shape = shape_of(files, step, matrix)
-    queries = chosen_queries(parameters, shape[1])
+    queries = parameters.mask("queries", shape[1])
     whole = parameters.choice("over", ("step", "training"), "step") == "training"
     found, about = _over_training(files, matrix, queries) if whole else _at_step(files, step, matrix, queries)
     if len(found.effect) != shape[0]:
@@ -57,7 +57,7 @@ def ranking_at(files: RunFiles, parameters: Parameters) -> Answer:
     """The mean effect of every train example at one step; over the training, on the scale of each query there."""
     step, matrix = files.step(parameters), matrix_of(parameters)
     shape = shape_of(files, step, matrix)
-    queries = chosen_queries(parameters, shape[1])
+    queries = parameters.mask("queries", shape[1])
     whole = parameters.choice("over", ("step", "training"), "step") == "training"
     matrix = Matrix("influence") if whole else matrix
     parts: list[Aggregate] = []
@@ -70,26 +70,6 @@ def ranking_at(files: RunFiles, parameters: Parameters) -> Answer:
             parts.append(aggregate(matrix.effect(values), np.zeros_like(values)))
     effect = combine(parts).effect if parts else np.full(shape[0], np.nan)
     return as_numbers({}, effect.astype(np.float32))
-
-
-def chosen_queries(parameters: Parameters, size: int) -> Int[np.ndarray, " query"]:
-    """Positions in a mask of hexadecimal digits, four queries in each, the first query the highest bit; or all.
-
-    Raises:
-        RefusedError: 400, it is no such mask, or of no query.
-    """
-    if not parameters.has("queries"):
-        return np.arange(size)
-    mask = parameters.text("queries")
-    try:
-        if len(mask) != -(-size // 4) or not mask.isascii():
-            raise ValueError(mask)
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(mask + "0" * (len(mask) % 2)), np.uint8))[:size]
-    except ValueError:
-        raise RefusedError(400, f"queries must be a mask of {-(-size // 4)} hexadecimal digits.") from None
-    if not bits.any():
-        raise RefusedError(400, "No query is chosen; change the words that choose them.")
-    return np.flatnonzero(bits)
 
 
 def _bands(shape: tuple[int, int], queries: Int[np.ndarray, " query"]) -> Iterator[Int[np.ndarray, " query"] | None]:

@@ -13,7 +13,7 @@ from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.protocol import Question
 from bif_lightning.tensorboard.plugin.rankings import Rankings
 from bif_lightning.tensorboard.plugin.scan import Scan
-from plugin_runs import ask, files_of, refused, write_run
+from plugin_runs import ask, files_of, write_run
 
 pytestmark = pytest.mark.exact
 
@@ -84,7 +84,7 @@ def test_an_observable(run):
 @pytest.mark.parametrize(
     ("asked", "status", "words"),
     [
-        ({"queries": "000"}, 400, "No query is chosen"),
+        ({"queries": "000"}, 400, "No example is chosen by queries"),
         ({"queries": "ffff"}, 400, "a mask of 3 hexadecimal digits"),
         ({"queries": "zz0"}, 400, "a mask of 3 hexadecimal digits"),
         ({"queries": " f0"}, 400, "a mask of 3 hexadecimal digits"),
@@ -95,8 +95,25 @@ def test_an_observable(run):
 )
 def test_what_is_refused(run, asked, status, words):
     _, files = run
-    found = refused(files, "ranking", status, **({"step": 100, "matrix": "influence"} | asked))
-    assert words in found
+    answer = ask(files, "ranking", **({"step": 100, "matrix": "influence"} | asked))
+    assert answer.status == status
+    assert words in json.loads(answer.body)["error"]
+
+
+def test_a_matrix_of_chosen_rows_and_columns(run):
+    folder, files = run
+    values = open_run(folder).correlation.sel(step=100).values
+    size = {"step": 100, "matrix": "correlation", "height": 64, "width": 64}
+    answer = ask(files, "view", train_only="c" + "0" * 9, query_only=MASK, **size)
+    assert answer.headers["X-Shape"] == "2,3"
+    shown = np.frombuffer(answer.body, np.float32)[:6].reshape(2, 3)
+    np.testing.assert_array_equal(shown, values[:2, SOME])
+    by_label = ask(files, "view", train_only="c" + "0" * 9, train_by="label", **size)
+    labels = open_run(folder).train_label.values[:2]
+    order = np.lexsort((labels, labels < 0))
+    np.testing.assert_array_equal(np.frombuffer(by_label.body, np.float32)[: 2 * Q].reshape(2, Q), values[:2][order])
+    text = ask(files, "export_window", train_only="c" + "0" * 9, query_only=MASK, **size).body.decode()
+    assert len(text.splitlines()) == 1 + 2 * 3
 
 
 def test_words_are_found_in_whole_texts(run):

@@ -256,3 +256,73 @@ def test_a_narrow_page_scrolls_the_table_alone(table):
 def test_links_of_the_time_before_the_ranking_show_the_matrix(opened, tensorboard):
     tab = opened(tensorboard, "&view=run%3Ddigits%252Fbif%26window%3D0%252C9%252C0%252C9%26fresh%3Dview%3D")
     tab.shows(window="0,9,0,9")
+
+
+@pytest.mark.slow
+def test_selections_are_named_kept_in_the_link_and_used_again(table, opened, tensorboard):
+    tab = table("%26filter%3Dlabel%253A7")
+    shown = ids(tab)
+    tab.named("name-train").fill("sevens & co")
+    tab.named("keep-train").click()
+    write(tab, "filter", "")
+    settled(tab, rows="120")
+    tab.named("use-train-sevens & co").click()
+    tab.until(lambda: ids(tab) == shown)
+    assert tab.named("words-filter").input_value() == 'is:"sevens & co"'
+    write(tab, "filter", '-is:"sevens & co"')
+    settled(tab, rows=str(120 - len(shown)))
+    again = opened(tensorboard, tab.page.url.split("#influence")[1] + "%26view%3Dranking")
+    settled(again, rows=str(120 - len(shown)))
+    again.named("use-train-sevens & co").click()
+    again.until(lambda: ids(again) == shown)
+    again.named("forget-train-sevens & co").click()
+    settled(again, rows="120")
+    assert again.frame.locator("[data-name^=use-train]").count() == 0
+
+
+@pytest.mark.slow
+def test_the_matrix_and_a_curve_are_of_a_selection(table, logs):
+    tab = table("%26of%3Dlabel%253A3")
+    run = bl.open_run(logs / "digits/bif")
+    threes = np.flatnonzero(run.query_label.values == 3)
+    tab.named("name-query").fill("threes")
+    tab.named("name-query").press("Enter")
+    for place in (0, 1):
+        tab.frame.locator(".ranking-table tbody input").nth(place).check()
+    chosen = sorted(int(each.removeprefix("train-")) for each in ids(tab)[:2])
+    tab.named("name-train").fill("worst")
+    tab.named("keep-train").click()
+    tab.named("rank-curve").click()
+    tab.frame.wait_for_selector(".matrix-panel[data-step]")
+    tab.until(lambda: tab.curves())
+    expected = float(run.correlation[-1].values[np.ix_(chosen, threes)].mean())
+    tab.until(lambda: number(tab.frame.locator(".curve-value").first.inner_text()) == pytest.approx(expected, abs=0.01))
+    tab.named("only-train").select_option("worst")
+    tab.named("only-query").select_option("threes")
+    tab.shows(window=f"0,2,0,{len(threes)}")
+    tab.named("order-train").select_option("dataset")
+    tab.named("order-query").select_option("dataset")
+    text = tab.until(lambda: f"train-{chosen[1]}\n" in (said := tab.point(1, 1)) and said)
+    assert f"query-{1000 + threes[1]}\n" in text
+    value = text.split("±")[0].splitlines()[-1]
+    assert number(value) == pytest.approx(float(run.correlation[-1, chosen[1], threes[1]]), abs=6e-4)
+    found = list(csv.DictReader(io.StringIO(saved(tab, "csv-heatmap")[1])))
+    assert {int(row["train"]) for row in found} == set(chosen)
+    assert len(found) == 2 * len(threes)
+    tab.named("only-train").select_option("")
+    tab.shows(window=f"0,120,0,{len(threes)}")
+
+
+@pytest.mark.slow
+def test_a_selection_by_what_changes_is_kept_as_rows(table):
+    tab = table("%26filter%3Dhurt%253E0.9%26over%3Dcorrelation")
+    shown = ids(tab)
+    tab.named("name-train").fill("many")
+    tab.named("keep-train").click()
+    assert tab.named("use-train-many").get_attribute("title").startswith("many: rows:")
+    tab.named("use-train-many").click()
+    tab.segment("rank-over", "training")
+    settled(tab, over="training")
+    tab.until(lambda: set(ids(tab)) == set(shown))
+    tab.named("keep-train").click()
+    tab.until(lambda: "Give the selection a name." in tab.frame.inner_text(".ranking-panel"))

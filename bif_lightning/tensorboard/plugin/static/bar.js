@@ -33,6 +33,9 @@ const FRESH = {
   rankQueries: "",
   rankFilter: "",
   rankPage: 0,
+  selections: [],
+  onlyTrain: "",
+  onlyQuery: "",
 };
 
 /** Header of the page. */

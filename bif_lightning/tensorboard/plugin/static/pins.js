@@ -65,7 +65,7 @@ export function toParameters(pin) {
 }
 
 /** @param {number[]} rows */
-function ranges(rows) {
+export function ranges(rows) {
   const sorted = [...rows].sort((a, b) => a - b);
   /** @type {[number, number][]} */
   const found = [];

@@ -9,9 +9,11 @@ import { fileNameOf, saveButtons, saveText } from "./export.js";
 import { chosenBy, maskOf } from "./filter.js";
 import { counted } from "./format.js";
 import { csvOf, idsOf } from "./ranking_files.js";
+import { MOST_ROWS } from "./pins.js";
 import { ranksOf, sorted } from "./ranking_order.js";
 import { drawCurves, tableOf } from "./ranking_table.js";
 import { doubtful, FALSE_SHARE, meaningOf, nothing, summaryOf } from "./ranking_words.js";
+import { finder, lasting, SelectionsBar, selectionsOf } from "./selections.js";
 import { OVER_TRAINING, partsOf, quantityOf } from "./signs.js";
 import { verdictBanner } from "./verdict.js";
 import { WordsField } from "./words_field.js";
@@ -39,6 +41,8 @@ const PAGE = 50;
 /** Of train examples, in one answer of the server. */
 const ROWS = 1 << 16;
 const POLL = 400;
+/** What may stand in the filter and changes with the queries, the quantity or the step. */
+const PASSING = ["effect", "q", "hurt", "loss"];
 
 /** The view of its own tab. */
 export class RankingView {
@@ -49,6 +53,20 @@ export class RankingView {
     this.filter = new WordsField("Train examples", "filter", (words) =>
       this.context.store.set({ rankFilter: words, rankPage: 0 }),
     );
+    const use = (/** @type {keyof State} */ field) => (/** @type {string} */ words) =>
+      this.context.store.set({ [field]: words, rankPage: 0 });
+    this.kept = {
+      query: new SelectionsBar(context, "query", {
+        words: (state) => state.rankQueries,
+        use: use("rankQueries"),
+        lasting: () => this.#lastingQueries(),
+      }),
+      train: new SelectionsBar(context, "train", {
+        words: (state) => state.rankFilter,
+        use: use("rankFilter"),
+        lasting: () => this.#lastingRows(),
+      }),
+    };
     this.by = el("div", { class: "controls" });
     this.banner = el("div", { class: "banner-box" });
     this.words = el("p", { class: "meaning" });
@@ -74,8 +92,8 @@ export class RankingView {
           { name: "ids", text: "IDs", label: "Save the ids of these train examples, one a line", click: () => this.#saveIds() },
         ]),
       ),
-      el("div", { class: "controls" }, this.queries.element, this.by),
-      el("div", { class: "controls" }, this.filter.element, this.tools),
+      el("div", { class: "controls" }, this.queries.element, this.by, this.kept.query.element),
+      el("div", { class: "controls" }, this.filter.element, this.tools, this.kept.train.element),
       this.banner,
       this.words,
       this.summary,
@@ -120,7 +138,7 @@ export class RankingView {
     const { api, book } = this.context;
     const matrix = matrixOf(state, run);
     const [train, query] = await Promise.all([book.samples(run, "train"), book.samples(run, "query", matrix)]);
-    const known = { samples: query, numbers: {}, selections: selectionsOf(state, "query"), inTexts: this.#finder(run, "query") };
+    const known = { samples: query, numbers: {}, selections: selectionsOf(state, "query"), inTexts: finder(api, run, "query") };
     this.queries.know(known, query.own_columns ? "all values" : `all ${counted(query.id.length)}`);
     const chosen = await chosenBy(state.rankQueries, known);
     if (!chosen.includes(1)) throw new Error("No query is chosen; change the words that choose them.");
@@ -160,24 +178,13 @@ export class RankingView {
   }
 
   /**
-   * @param {import("./api.js").Run} run
-   * @param {"train" | "query"} side
-   */
-  #finder(run, side) {
-    return async (/** @type {string} */ word) => {
-      const { buffer } = await this.context.api.binary("found", { run: run.run, side, word, token: run.samples_token });
-      return new Int32Array(buffer);
-    };
-  }
-
-  /**
    * Those that pass the filter, sorted.
    * @param {Loaded} of
    * @returns {Promise<{rows: number[], trouble: string}>}
    */
   async #rows({ state, run, ranking, train }) {
     const numbers = { effect: ranking.effect, q: ranking.q_value, hurt: ranking.share_hurt, loss: ranking.loss };
-    const known = { samples: train, numbers, selections: selectionsOf(state, "train"), inTexts: this.#finder(run, "train") };
+    const known = { samples: train, numbers, selections: selectionsOf(state, "train"), inTexts: finder(this.context.api, run, "train") };
     this.filter.know(known, `all ${counted(train.id.length)}`);
     let chosen;
     try {
@@ -199,6 +206,8 @@ export class RankingView {
     const { store } = this.context;
     this.queries.show(state.rankQueries);
     this.filter.show(state.rankFilter);
+    this.kept.query.show(state);
+    this.kept.train.show(state);
     put(
       this.by,
       segments({
@@ -217,6 +226,12 @@ export class RankingView {
         name: "rank-sure",
         pressed: state.rankSure,
         click: () => store.set({ rankSure: !state.rankSure, rankPage: 0 }),
+      }),
+      button({
+        label: "Mean over these train examples and queries over training, in the matrix view",
+        text: "Curve of these",
+        name: "rank-curve",
+        click: () => void this.#curve(),
       }),
     );
   }
@@ -335,6 +350,36 @@ export class RankingView {
     return sorted([...picked], loaded.state.rankSort, loaded.ranking, loaded.train);
   }
 
+  #lastingQueries() {
+    const { rankQueries } = this.context.store.state;
+    if (!rankQueries || !this.loaded) throw new Error("Choose some queries first.");
+    return rankQueries;
+  }
+
+  #lastingRows() {
+    const { loaded, picked } = this;
+    if (!loaded || loaded.trouble || (!loaded.state.rankFilter && !loaded.state.rankSure && !picked.size))
+      throw new Error("Choose some train examples first.");
+    return lasting(loaded.state.rankFilter, PASSING, this.#toSave(), loaded.state.rankSure || picked.size > 0);
+  }
+
+  /** The mean over the train examples that are shown, or chosen, and over the queries, as a curve over training. */
+  async #curve() {
+    const { loaded } = this;
+    const rows = this.#toSave();
+    if (!loaded || !rows.length) return;
+    const { state, run, query } = loaded;
+    const known = { samples: query, numbers: {}, selections: selectionsOf(state, "query"), inTexts: finder(this.context.api, run, "query") };
+    const chosen = await chosenBy(state.rankQueries, known);
+    const queries = query.id.map((_, row) => row).filter((row) => chosen[row]);
+    if (rows.length > MOST_ROWS || queries.length > MOST_ROWS) {
+      announce(`A curve is of at most ${counted(MOST_ROWS)} train examples and queries; choose fewer.`, true);
+      return;
+    }
+    const train = [...rows].sort((a, b) => a - b);
+    this.context.store.set({ view: "matrix", grouped: false, chosen: { train, query: queries } });
+  }
+
   #saveCsv() {
     const rows = this.#toSave();
     const { loaded } = this;
@@ -378,15 +423,6 @@ export class RankingView {
       announce(`Nothing was saved: ${/** @type {Error} */ (error).message}.`, true);
     }
   }
-}
-
-/**
- * @param {State} _state
- * @param {"train" | "query"} _side
- * @returns {Record<string, string>}
- */
-function selectionsOf(_state, _side) {
-  return {};
 }
 
 /**

@@ -15,11 +15,14 @@
  * @property {(pin: Pin) => Cell | null} cellOf where a pair or a block of classes lies, null where it has no cell
  * @property {{train: string, query: string}} titles of the axes
  * @property {boolean} classes
+ * @property {Record<string, string | undefined>} only masks of the rows and columns that are shown; empty for all
  * @property {boolean} own whether each column has a scale of its own, so that pictures hold no values
  */
 
 import { isPair, pair } from "./pins.js";
 import { labelName } from "./axes.js";
+import { maskOf } from "./filter.js";
+import { onlyOf } from "./selections.js";
 import { hasOwnColumns, orderOf, orderParameters } from "./book.js";
 import { quantityOf } from "./signs.js";
 
@@ -42,16 +45,23 @@ export function sourceOf(api, book, state, shown) {
  * @returns {Promise<Source>}
  */
 async function matrixSource(api, book, state, { run, step }) {
-  const [trainSamples, querySamples, trainOrder, queryOrder] = await Promise.all([
+  const [trainSamples, querySamples, wholeTrain, wholeQuery] = await Promise.all([
     book.samples(run, "train"),
     book.samples(run, "query", state.matrix),
     book.order(run, state, "train"),
     book.order(run, state, "query"),
   ]);
+  const [train, query] = await Promise.all([
+    onlyOf({ api }, state, run, "train", trainSamples),
+    onlyOf({ api }, state, run, "query", querySamples),
+  ]);
+  const [trainOrder, queryOrder] = [within(wholeTrain, train), within(wholeQuery, query)];
+  const only = { train_only: train ? maskOf(train) || undefined : undefined, query_only: query ? maskOf(query) || undefined : undefined };
   return {
     train: { order: trainOrder, samples: trainSamples, by: orderOf(run, state, "train").by },
     query: { order: queryOrder, samples: querySamples, by: orderOf(run, state, "query").by },
-    picture: (window, room) => api.picture("view", viewParameters(state, { run, step }, window, room)),
+    picture: (window, room) => api.picture("view", { ...viewParameters(state, { run, step }, window, room), ...only }),
+    only,
     pinOf: (cell) => pair(trainOrder[cell.train], queryOrder[cell.query]),
     cellOf(pin) {
       if (!isPair(pin)) return null;
@@ -59,12 +69,20 @@ async function matrixSource(api, book, state, { run, step }) {
       return train < 0 || query < 0 ? null : { train, query };
     },
     titles: {
-      train: "train examples",
-      query: querySamples.own_columns ? `values of ${quantityOf(state.matrix).observable}` : "query examples",
+      train: train ? `train examples in ${state.onlyTrain}` : "train examples",
+      query: query ? `query examples in ${state.onlyQuery}` : querySamples.own_columns ? `values of ${quantityOf(state.matrix).observable}` : "query examples",
     },
     classes: false,
     own: state.scaling === "column",
   };
+}
+
+/**
+ * @param {Int32Array} order
+ * @param {Uint8Array | null} chosen
+ */
+function within(order, chosen) {
+  return chosen ? order.filter((row) => chosen[row]) : order;
 }
 
 /**
@@ -88,7 +106,7 @@ function viewParameters(state, { run, step }, [r0, r1, c0, c1], room) {
  */
 export function askEarly(api, state, shown, room) {
   const { run } = shown;
-  if (state.grouped || hasOwnColumns(run, state.matrix)) return;
+  if (state.grouped || state.onlyTrain || state.onlyQuery || hasOwnColumns(run, state.matrix)) return;
   api.picture("view", viewParameters(state, shown, [0, run.num_train, 0, run.num_query], room)).catch(() => undefined);
 }
 
@@ -125,6 +143,7 @@ async function classSource(api, state, { run, step }) {
     },
     titles: { train: "train classes", query: "query classes" },
     classes: true,
+    only: {},
     own: false,
   };
 }

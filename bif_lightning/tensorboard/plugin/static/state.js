@@ -33,10 +33,14 @@
  * @property {string} rankSort its order: key of a column, with a minus for the largest first
  * @property {boolean} rankSure whether only significant effects are shown
  * @property {number} rankPage from 0
+ * @property {import("./selections.js").Selection[]} selections
+ * @property {string} onlyTrain selection to which the rows of the matrix are restricted; "" for all
+ * @property {string} onlyQuery that of its columns
  * @property {string} spacing of the steps in charts: "even" or "scale"; "" where the page decides
  */
 
 import { fromWord, toWord } from "./pins.js";
+import { fromWords, toWords } from "./selections.js";
 
 /**
  * @template T
@@ -102,6 +106,9 @@ const FIELDS = {
   rankSort: text("sort", "effect"),
   rankSure: flag("significant"),
   rankPage: { ...whole("page"), start: 0 },
+  selections: { key: "selections", start: [], read: fromWords, write: toWords },
+  onlyTrain: text("only_rows", ""),
+  onlyQuery: text("only_columns", ""),
   spacing: oneOf("spacing", ["", "even", "scale"]),
 };
 
