@@ -23,6 +23,7 @@ FALSE_SHARE = 0.05
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _MOST_POINTS = 24  # of a curve in the terminal
 _WIDTH = 110
+_NONE = "None has an effect, as where what the queries measure is the same at every draw."
 _IN_DOUBT = "?"
 
 
@@ -163,7 +164,7 @@ def ranked_text(answer: Mapping[str, Any]) -> str:
         ]
         for row in rows
     ]
-    parts = [title, table(head, body, left=["", "id", "over training", *optional]) if rows else "None has an effect."]
+    parts = [title, table(head, body, left=["", "id", "over training", *optional]) if rows else _NONE]
     if any(row[4] for row in body):
         parts.append(f"{_IN_DOUBT} = within 1.96 standard errors of 0: the sign is not known")
     least = answer["false_share"]

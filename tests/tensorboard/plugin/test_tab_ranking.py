@@ -326,3 +326,9 @@ def test_a_selection_by_what_changes_is_kept_as_rows(table):
     tab.until(lambda: set(ids(tab)) == set(shown))
     tab.named("keep-train").click()
     tab.until(lambda: "Give the selection a name." in tab.frame.inner_text(".ranking-panel"))
+
+
+@pytest.mark.slow
+def test_an_observable_that_does_not_vary_says_so(table):
+    tab = table("%26run%3Dwords%252Fbif%26matrix%3Dhits%253Ainfluence")
+    tab.until(lambda: summary(tab).startswith("Undefined: hits is the same at every draw"))

@@ -1,7 +1,7 @@
 /** What a ranking says of itself in sentences. */
 
 import { el } from "./dom.js";
-import { counted } from "./format.js";
+import { counted, isKnown } from "./format.js";
 import { icon } from "./icons.js";
 
 /** @typedef {import("./ranking.js").Loaded} Loaded */
@@ -36,6 +36,10 @@ export function summaryOf({ ranking, rows, train }, quantity) {
     if (q <= FALSE_SHARE && ranking.effect[row] < 0) bad += 1;
     else if (q <= FALSE_SHARE && ranking.effect[row] > 0) good += 1;
   });
+  if (!ranking.effect.some((effect) => isKnown(effect) && effect !== 0)) {
+    const what = quantity.observable || "the loss of each of these queries";
+    return `Undefined: ${what} is the same at every draw, so no train example has an effect.`;
+  }
   const all = counted(train.id.length);
   const verbs = quantity.observable ? ["raise", "lower"] : ["hurt", "help"];
   const shown = rows.length === train.id.length ? "" : ` Shown are ${counted(rows.length)}.`;
