@@ -79,6 +79,7 @@ export class RankingView {
       "aria-label": "Train examples by their effect",
       "data-name": "ranking",
     });
+    this.progress = el("p", { class: "hint", "data-name": "progress" });
     this.pages = el("div", { class: "controls", "data-name": "pages" });
     this.element = el(
       "section",
@@ -97,6 +98,7 @@ export class RankingView {
       this.banner,
       this.words,
       this.summary,
+      this.progress,
       this.box,
       this.pages,
     );
@@ -267,6 +269,7 @@ export class RankingView {
     this.element.dataset.over = about.over;
     this.element.dataset.rows = String(rows.length);
     this.drawn += 1;
+    this.progress.textContent = "";
     if (run.steps.length > 1 && shown.length) void this.#curves(loaded, shown, curves, this.drawn);
   }
 
@@ -289,7 +292,9 @@ export class RankingView {
       }
       if (drawn !== this.drawn) return;
       drawCurves(cells, rows, answer, step.step);
-      this.box.dataset.missing = String(answer.missing);
+      this.progress.textContent = answer.missing
+        ? `Effects over training: ${counted(answer.missing)} of ${counted(run.steps.length)} snapshots are still to be read.`
+        : "";
       if (!answer.missing || !ranking.effect.length || !run.steps.length) return;
       await new Promise((resolve) => setTimeout(resolve, POLL));
       if (drawn !== this.drawn) return;
