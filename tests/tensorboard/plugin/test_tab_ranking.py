@@ -332,3 +332,14 @@ def test_a_selection_by_what_changes_is_kept_as_rows(table):
 def test_an_observable_that_does_not_vary_says_so(table):
     tab = table("%26run%3Dwords%252Fbif%26matrix%3Dhits%253Ainfluence")
     tab.until(lambda: summary(tab).startswith("Undefined: hits is the same at every draw"))
+
+
+@pytest.mark.slow
+def test_two_steps_are_compared_for_a_selection_only(opened, tensorboard, logs):
+    words = "selections%3Dtrain%252Cfew%252Crows%25253A4-6%26only_rows%3Dfew%26rows%3Ddataset%26columns%3Ddataset"
+    tab = opened(tensorboard, f"&view=view%3Dcompare%26run%3Ddigits%252Fbif%26{words}%26other_step%3D10")
+    asked: list[str] = []
+    tab.page.on("request", lambda request: asked.append(request.url) if "/compare?" in request.url else None)
+    tab.frame.wait_for_selector("[data-name=maps][data-of]")
+    tab.named("slider").fill("3")
+    tab.until(lambda: any("train_only=0e" in each and "r1=3&" in each for each in asked))

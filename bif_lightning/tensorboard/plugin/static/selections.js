@@ -6,7 +6,7 @@
  */
 
 import { button, el, put } from "./dom.js";
-import { chosenBy, quoted, termsOf } from "./filter.js";
+import { chosenBy, maskOf, quoted, termsOf } from "./filter.js";
 import { shortened } from "./format.js";
 import { MOST_ROWS, ranges } from "./pins.js";
 
@@ -66,13 +66,38 @@ export function lasting(words, passing, rows, asRows) {
  * @param {import("./api.js").Samples} samples
  * @returns {Promise<Uint8Array | null>} null where it shows all
  */
-export async function onlyOf({ api }, state, run, side, samples) {
+async function onlyOf({ api }, state, run, side, samples) {
   const name = side === "train" ? state.onlyTrain : state.onlyQuery;
   if (!name || samples.own_columns) return null;
   const known = { samples, numbers: {}, selections: selectionsOf(state, side), inTexts: finder(api, run, side) };
   const chosen = await chosenBy(`is:${quoted(name)}`, known);
   if (!chosen.includes(1)) throw new Error(`The selection ${name} has no ${side === "train" ? "train example" : "query"} of this run.`);
   return chosen;
+}
+
+/**
+ * What a view is restricted to: masks of both sides, and the parameters that tell the server.
+ * @param {{api: import("./api.js").Api}} context
+ * @param {import("./state.js").State} state
+ * @param {import("./api.js").Run} run
+ * @param {{train: import("./api.js").Samples, query: import("./api.js").Samples}} samples
+ * @returns {Promise<{train: Uint8Array | null, query: Uint8Array | null, only: Record<string, string | undefined>}>}
+ */
+export async function restrictionsOf(context, state, run, samples) {
+  const [train, query] = await Promise.all([
+    onlyOf(context, state, run, "train", samples.train),
+    onlyOf(context, state, run, "query", samples.query),
+  ]);
+  const word = (/** @type {Uint8Array | null} */ mask) => (mask ? maskOf(mask) || undefined : undefined);
+  return { train, query, only: { train_only: word(train), query_only: word(query) } };
+}
+
+/**
+ * @param {Int32Array} order
+ * @param {Uint8Array | null} chosen
+ */
+export function within(order, chosen) {
+  return chosen ? order.filter((row) => chosen[row]) : order;
 }
 
 /**

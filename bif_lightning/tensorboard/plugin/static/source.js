@@ -21,8 +21,7 @@
 
 import { isPair, pair } from "./pins.js";
 import { labelName } from "./axes.js";
-import { maskOf } from "./filter.js";
-import { onlyOf } from "./selections.js";
+import { restrictionsOf, within } from "./selections.js";
 import { hasOwnColumns, orderOf, orderParameters } from "./book.js";
 import { quantityOf } from "./signs.js";
 
@@ -51,12 +50,9 @@ async function matrixSource(api, book, state, { run, step }) {
     book.order(run, state, "train"),
     book.order(run, state, "query"),
   ]);
-  const [train, query] = await Promise.all([
-    onlyOf({ api }, state, run, "train", trainSamples),
-    onlyOf({ api }, state, run, "query", querySamples),
-  ]);
+  const samples = { train: trainSamples, query: querySamples };
+  const { train, query, only } = await restrictionsOf({ api }, state, run, samples);
   const [trainOrder, queryOrder] = [within(wholeTrain, train), within(wholeQuery, query)];
-  const only = { train_only: train ? maskOf(train) || undefined : undefined, query_only: query ? maskOf(query) || undefined : undefined };
   return {
     train: { order: trainOrder, samples: trainSamples, by: orderOf(run, state, "train").by },
     query: { order: queryOrder, samples: querySamples, by: orderOf(run, state, "query").by },
@@ -75,14 +71,6 @@ async function matrixSource(api, book, state, { run, step }) {
     classes: false,
     own: state.scaling === "column",
   };
-}
-
-/**
- * @param {Int32Array} order
- * @param {Uint8Array | null} chosen
- */
-function within(order, chosen) {
-  return chosen ? order.filter((row) => chosen[row]) : order;
 }
 
 /**
