@@ -26,8 +26,13 @@ _MOST_LATER = 100  # dumps that were written since the scan, which is some secon
 _STAMP_BYTES = 500
 
 
-def columns_over_training(files: RunFiles, queries: Int[np.ndarray, " query"]) -> IntegratedInfluence:
+def columns_over_training(files: RunFiles, queries: Int[np.ndarray, " query"], total: int = 0) -> IntegratedInfluence:
     """The sum over all dumps of a run, of some queries.
+
+    Args:
+        files: the run.
+        queries: positions.
+        total: number of queries of all parts, where these are one part of what is read for an answer.
 
     Raises:
         RefusedError: 404, the run has fewer than five snapshots; 503, too much would have to be read.
@@ -44,7 +49,7 @@ def columns_over_training(files: RunFiles, queries: Int[np.ndarray, " query"]) -
     found = None if known is None else _beginning(known, queries)
     found = found or IntegratedInfluence.zeros(shape[0], len(queries))
     missing = dumps[len(found.steps) :]
-    if len(missing) * shape[0] * max(len(queries), chunk_shape(shape)[1]) > MOST_CELLS:
+    if len(missing) * shape[0] * max(len(queries), total, chunk_shape(shape)[1]) > MOST_CELLS:
         raise RefusedError(
             503,
             f"{INTEGRATED_FILE} lacks {len(missing)} of {len(dumps)} snapshots, which are too large to be summed here: "

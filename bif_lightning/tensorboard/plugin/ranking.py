@@ -43,7 +43,7 @@ def ranking(files: RunFiles, parameters: Parameters) -> Answer:
     shape = shape_of(files, step, matrix)
     queries = parameters.mask("queries", shape[1])
     whole = parameters.choice("over", ("step", "training"), "step") == "training"
-    found, about = _over_training(files, matrix, queries) if whole else _at_step(files, step, matrix, queries)
+    found, about = _ranked(files, step, matrix, queries, whole=whole)
     if len(found.effect) != shape[0]:
         raise RefusedError(404, f"The dump of step {step} has other train examples than the last one.")
     loss = read_parts(files.dump(step), DUMP, names=("train_loss",)).values.get("train_loss", np.full(shape[0], np.nan))
@@ -51,6 +51,21 @@ def ranking(files: RunFiles, parameters: Parameters) -> Answer:
     columns = (found.effect, found.standard_error, q, found.share_hurt, np.asarray(loss))
     about |= {"queries": len(queries), "of_queries": shape[1]}
     return as_numbers({"X-About": json.dumps(about)}, *(each.astype(np.float32) for each in columns))
+
+
+def _ranked(
+    files: RunFiles, step: int, matrix: Matrix, queries: Int[np.ndarray, " query"], *, whole: bool
+) -> tuple[Aggregate, dict[str, Any]]:
+    """Over the training, or at the step; also at the step where the sums would take too long, with the reason."""
+    if not whole:
+        return _at_step(files, step, matrix, queries)
+    try:
+        return _over_training(files, matrix, queries)
+    except RefusedError as refusal:
+        if refusal.status != 503:
+            raise
+        found, about = _at_step(files, step, Matrix("influence"), queries)
+        return found, about | {"why": str(refusal)}
 
 
 def ranking_at(files: RunFiles, parameters: Parameters) -> Answer:
@@ -110,7 +125,7 @@ def _over_training(
     train = shape_of(files, files.steps[-1], Matrix("influence"))[0]
     width = max(1, _BAND_CELLS // max(train, 1))
     for start in range(0, len(queries), width):
-        whole = columns_over_training(files, queries[start : start + width])
+        whole = columns_over_training(files, queries[start : start + width], len(queries))
         steps, known = whole.steps, whole.counts > 0
         if known.any():
             parts.append(aggregate(-whole.influence[:, known], whole.standard_error[:, known]))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bif_lightning import open_run, ranking, write_integrated
+from bif_lightning.tensorboard.plugin import over_training, rankings
 from bif_lightning.tensorboard.plugin import ranking as answers
-from bif_lightning.tensorboard.plugin import rankings
 from bif_lightning.tensorboard.plugin.dispatch import read
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.protocol import Question
@@ -72,6 +72,21 @@ def test_the_whole_training_is_that_of_python(run, file, mask, queries, monkeypa
     for at, step in enumerate(STEPS):
         there = np.frombuffer(ask(files, "ranking_at", **(asked | {"step": step})).body, np.float32)
         np.testing.assert_allclose(there, [row[at] for row in table.over_steps], rtol=1e-4, atol=1e-6)
+
+
+def test_sums_that_take_too_long_leave_the_step_alone_and_say_why(run, monkeypatch):
+    folder, files = run
+    monkeypatch.setattr(over_training, "MOST_CELLS", len(STEPS) * N * Q - 1)
+    monkeypatch.setattr(answers, "_BAND_CELLS", N)  # one query at a time, which would be few cells each
+    answer = ask(files, "ranking", step=200, matrix="influence", over="training")
+    of, _ = expected(folder, step=200)
+    np.testing.assert_allclose(columns(answer)["effect"], of["effect"], rtol=1e-5, atol=1e-6)
+    about = json.loads(answer.headers["X-About"])
+    assert about["over"] == "step"
+    assert "call bif_lightning.write_integrated" in about["why"]
+    write_integrated(folder)
+    whole = json.loads(ask(files, "ranking", step=200, matrix="influence", over="training").headers["X-About"])
+    assert whole["over"] == "training"
 
 
 def test_an_observable(run):

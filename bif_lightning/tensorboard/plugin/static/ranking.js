@@ -150,7 +150,9 @@ export class RankingView {
     const asked = { run: run.run, matrix, over, queries: queries || undefined };
     const { ranking, about } = await this.#columns({ ...asked, step: step.step, token });
     const ranks = ranksOf(ranking.effect);
-    const loaded = { state, run, step, ranking, about, ranks, train, query, rows: [], trouble: "", asked };
+    // Where the sums cannot be had, the step alone ranks.
+    const shown = { ...asked, over: about.over };
+    const loaded = { state, run, step, ranking, about, ranks, train, query, rows: [], trouble: "", asked: shown };
     return { ...loaded, ...(await this.#rows(loaded)) };
   }
 

@@ -14,7 +14,7 @@ export const FALSE_SHARE = 0.05;
  * @param {Record<string, any>} about
  * @param {number} step
  */
-export function meaningOf({ name, good, bad, observable }, { over, steps, error, queries, of_queries: all }, step) {
+export function meaningOf({ name, good, bad, observable }, { over, steps, error, why, queries, of_queries: all }, step) {
   const at = (/** @type {number} */ one) => one.toLocaleString("en");
   const when =
     over === "training"
@@ -23,7 +23,7 @@ export function meaningOf({ name, good, bad, observable }, { over, steps, error,
   const what = observable ? "columns" : "queries";
   const of = queries === all ? `all ${counted(all)} ${what}` : `${counted(queries)} of ${counted(all)} ${what}`;
   const quantity = over === "training" ? "effect" : name;
-  return `Mean ${quantity} on ${of}, ${when}. Above 0, more weight on the example ${good}; below 0 it ${bad}. ${error}; it holds noise of the estimate alone, not its bias.`;
+  return `${why ? `${why.replace(/\.$/, "")}. ` : ""}Mean ${quantity} on ${of}, ${when}. Above 0, more weight on the example ${good}; below 0 it ${bad}. ${error}; it holds noise of the estimate alone, not its bias.`;
 }
 
 /**
