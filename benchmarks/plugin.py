@@ -115,6 +115,9 @@ def requests(port: int, repeats: int) -> Iterator[tuple[str, list[float]]]:
     pairs = [(rng.randrange(run["num_train"]), rng.randrange(run["num_query"])) for _ in range(max(repeats // 3, 1))]
     curve = {"run": run["run"], "matrix": "correlation"}
     yield "trajectory of a cell", [_get(port, f"{root}/trajectory", train=i, query=j, **curve)[0] for i, j in pairs]
+    ranked = {"run": run["run"], "matrix": "influence", "step": steps[-1]}
+    yield "ranking of the train examples at a step, the first", [_get(port, f"{root}/ranking", **ranked)[0]]
+    yield "the same, once computed", [_get(port, f"{root}/ranking", **ranked)[0] for _ in range(repeats)]
     yield "order by clustering", [_get(port, f"{root}/order", side="train", by="cluster", **asked)[0]]
     yield "diagnostics of all steps", [_get(port, f"{root}/trust", run=run["run"])[0]]
 
@@ -149,7 +152,7 @@ def first_pictures(logdir: Path, starts: int) -> Iterator[tuple[str, list[float]
 def _picture(browser: Any, port: int) -> float:
     """Open the tab alone, as TensorBoard's iframe does; milliseconds until the heatmap is painted."""
     with _fresh(browser) as page:
-        page.goto(f"http://{HOST}:{port}/data/plugin_entry.html?name=influence#influence")
+        page.goto(f"http://{HOST}:{port}/data/plugin_entry.html?name=influence#influence&view=view%3Dmatrix")
         page.wait_for_function("window.painted", polling=20)
         return page.evaluate("window.painted")
 
@@ -157,7 +160,7 @@ def _picture(browser: Any, port: int) -> float:
 def _before_the_tab(browser: Any, port: int) -> float:
     """Open TensorBoard; milliseconds until it opens the tab's iframe."""
     with _fresh(browser) as page:
-        page.goto(f"http://{HOST}:{port}/#influence")
+        page.goto(f"http://{HOST}:{port}/#influence&view=view%3Dmatrix")
         frame = page.wait_for_selector("iframe[src*=plugin_entry]", state="attached").content_frame()
         frame.wait_for_function("window.painted", polling=20)
         return frame.evaluate("performance.timeOrigin") - page.evaluate("performance.timeOrigin")
@@ -177,7 +180,7 @@ def _fresh(browser: Any) -> Iterator[Any]:
 def browser(port: int, repeats: int) -> Iterator[tuple[str, list[float]]]:
     """What a person waits for who uses the tab."""
     with chromium() as started, _fresh(started) as page:
-        page.goto(f"http://{HOST}:{port}/data/plugin_entry.html?name=influence#influence")
+        page.goto(f"http://{HOST}:{port}/data/plugin_entry.html?name=influence#influence&view=view%3Dmatrix")
         page.wait_for_function("window.painted", polling=20)
         count = int(page.locator("[data-name=slider]").get_attribute("max") or 0)
         time.sleep(1)

@@ -6,6 +6,7 @@ from .archive.read import open_run as open_run
 from .archive.read import open_samples as open_samples
 from .archive.read import open_tokens as open_tokens
 from .archive.read import open_traces as open_traces
+from .archive.read import ranking as ranking
 from .archive.read import top as top
 from .archive.read import trajectory as trajectory
 from .archive.write import write_dump as write_dump

@@ -715,6 +715,54 @@ MUTANTS = [
         tests=("tensorboard/plugin/test_over_training.py",),
     ),
     mutant(
+        "errors of a mean over queries as if they were independent",
+        "results/ranking.py",
+        (
+            "error = np.where(known, errors, 0).sum(1, dtype=np.float64)",
+            "error = np.sqrt(np.where(known, errors, 0).astype(np.float64).__pow__(2).sum(1))",
+        ),
+        tests=("results/test_ranking.py",),
+    ),
+    mutant(
+        "q-values that do not grow with p",
+        "results/ranking.py",
+        ("np.minimum.accumulate(np.minimum(p[order] * len(p) / rank, 1))", "np.minimum(p[order] * len(p) / rank, 1)"),
+        tests=("results/test_ranking.py",),
+    ),
+    mutant(
+        "the error of a mean over queries that of its first query",
+        "statistics/aggregate.py",
+        ("draws.columns.mean(2, keepdims=True, dtype=np.float64)", "draws.columns[:, :, :1].astype(np.float64)"),
+        tests=("archive/read/test_ranking.py",),
+    ),
+    mutant(
+        "draws of a closed form taken for its errors",
+        "archive/read/drawn.py",
+        ("if kind not in _DRAWN or found is None:", "if found is None:"),
+        tests=("archive/read/test_ranking.py",),
+    ),
+    mutant(
+        "the most helpful first",
+        "archive/read/ranking.py",
+        (
+            'order = np.argsort(found.total.effect, kind="stable")',
+            'order = np.argsort(-found.total.effect, kind="stable")',
+        ),
+        tests=("archive/read/test_ranking.py",),
+    ),
+    mutant(
+        "the tab ranks by a sum that lacks a new dump",
+        "tensorboard/plugin/rankings.py",
+        ("tokens = [dump.token for dump in run.dumps.values()] if whole else []", "tokens: list[str] = []"),
+        tests=("tensorboard/plugin/test_ranking.py",),
+    ),
+    mutant(
+        "a matrix of chosen rows in the order of the dataset",
+        "tensorboard/plugin/views.py",
+        ("return ordered[chosen[ordered]]", "return np.flatnonzero(chosen)"),
+        tests=("tensorboard/plugin/test_ranking.py",),
+    ),
+    mutant(
         "each rank takes a folder of its own",
         "callback.py",
         (

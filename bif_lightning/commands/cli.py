@@ -17,6 +17,7 @@ A run is the folder that BIFCallback fills, beside the logger's files: one dump 
 
   bif-lightning show lightning_logs/version_0/bif              what is in a run, and can it be trusted?
   bif-lightning top lightning_logs/version_0/bif --query 3     which train examples help or hurt query 3?
+  bif-lightning ranking lightning_logs/version_0/bif           which train examples hurt my queries, which help them?
   bif-lightning calibrate last.ckpt --config run.yaml          which sampler settings suit this model?
   bif-lightning attribute checkpoints --config run.yaml --train 0:1000 --query 1000:1100
                                                                influence at saved checkpoints, as such a run
@@ -75,6 +76,48 @@ def top_examples(
 
     answer = report.extremes(open_run(run), query, k=k, step=step, by=by, observable=observable)
     print(as_json(answer) if json else report.extremes_text(answer))
+
+
+def rank_examples(
+    run: str,
+    *,
+    queries: str | None = None,
+    step: int | None = None,
+    k: int = 10,
+    by: Literal["integrated", "influence", "correlation", "conditioned"] | None = None,
+    observable: str = "loss",
+    csv: str | None = None,
+    ids: str | None = None,
+    json: bool = False,
+) -> None:
+    """Print the train examples that hurt all or chosen queries most, then those that help them most.
+
+    Args:
+        run: folder of the dumps, or a single dump.
+        queries: which, separated by commas: row numbers or ids, FIRST:LAST (LAST not included), label:NAME; all if not
+            given.
+        step: global training step of one dump; if not given all of them, or the last where --by is of one snapshot.
+        k: how many of each kind.
+        by: integrated is the influence over the whole training, taken of five snapshots or more; the others are of one
+            snapshot.
+        observable: loss, or the name of a further observable of the run, which --queries then names columns of.
+        csv: write the whole table, all train examples, to this file.
+        ids: write the ids of those that hurt to this file, one a line, without those that may be false (q above 0.05).
+        json: one JSON document instead of a table.
+    """
+    from pathlib import Path
+
+    from bif_lightning.archive.read import open_run
+    from bif_lightning.commands import ranking
+
+    answer, found = ranking.ranked(open_run(run), queries, k=k, step=step, by=by, observable=observable)
+    if csv is not None:
+        ranking.write_csv(Path(csv), answer, found)
+    if ids is not None:
+        answer["ids_written"] = ranking.write_ids(Path(ids), found)
+    print(as_json(answer) if json else ranking.ranked_text(answer))
+    for path in (each for each in (csv, ids) if each is not None and not json):
+        print(f"\nWritten: {path}")
 
 
 def calibrate_run(
@@ -225,6 +268,7 @@ class IncompleteError(Exception):
 _COMMANDS: Mapping[str, Callable[..., None]] = {
     "show": show_run,
     "top": top_examples,
+    "ranking": rank_examples,
     "calibrate": calibrate_run,
     "attribute": attribute_run,
     "watch": watch_run,

@@ -286,10 +286,17 @@ def extremes_text(answer: Mapping[str, Any]) -> str:
         ]
         for row in examples
     ]
-    parts = [title, table(head, rows, left=["", "id", *optional]) if rows else "No train example acts on it."]
+    parts = [title, table(head, rows, left=["", "id", *optional]) if rows else _nothing(answer)]
     if any(row[4] for row in rows):
         parts.append(f"{_IN_DOUBT} = within 1.96 standard errors of 0: the sign is not known")
     return "\n\n".join([*parts, *_trust(answer), fill(answer["sign"], _WIDTH)])
+
+
+def _nothing(answer: Mapping[str, Any]) -> str:
+    """Why a table has no row: each value is 0."""
+    what = "the loss of this query" if answer["observable"] == "loss" else answer["observable"]
+    at = "at every draw of each snapshot" if answer["by"] == "integrated" else "at every draw of this snapshot"
+    return f"None: no train example has an effect, as where {what} is the same {at}."
 
 
 def _trust(answer: Mapping[str, Any]) -> Iterator[str]:

@@ -107,7 +107,7 @@ class IntegratedInfluence:
         digest = _digests(influence)
         new = ~(self.digests == digest).all(2).any(0)
         values = np.asarray(influence, np.float64)
-        scale = _deviations(values)
+        scale = deviations(values)
         added = new & np.isfinite(scale) & (scale > 0)
         z = values[:, added] / scale[added]
         sums = [self.total, self.every_second] if len(self.steps) % 2 else [self.total]
@@ -162,7 +162,7 @@ class IntegratedInfluence:
         return top_overlap(*self.halves)
 
 
-def _deviations(values: Float[np.ndarray, "train query"]) -> Float[np.ndarray, " query"]:
+def deviations(values: Float[np.ndarray, "train query"]) -> Float[np.ndarray, " query"]:
     """Standard deviation of each column over its known entries; NaN if there are none, or one is infinite."""
     # NumPy adds contiguous rows in an order that does not depend on their number. Therefore a single query has the same
     # bits as among others.

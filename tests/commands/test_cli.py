@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -352,3 +353,11 @@ def test_the_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[
         return
     assert end.value.code == 0
     assert all(word in printed.out for word in ("show", "attribute", "--dry-run"))
+
+
+def test_what_does_not_vary_says_so(own_run: Path, capsys: Capture) -> None:
+    with h5py.File(own_run / "step=000000200.h5", "r+") as file:
+        file["margin_influence"][...] = 0.0
+    for command in (["top", "--query", "easy"], ["ranking"]):
+        assert main([command[0], str(own_run), *command[1:], "--observable", "margin"]) == 0
+        assert "is the same at every draw" in capsys.readouterr().out

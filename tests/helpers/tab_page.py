@@ -8,6 +8,7 @@ from playwright.sync_api import BrowserContext, Frame, Locator, Page
 
 MINUS = "\N{MINUS SIGN}"
 # Of TensorBoard itself, or of reading pixels here; not of the tab.
+MATRIX = "view%3Dmatrix"
 FOREIGN = ("Three.js", "favicon", "font-roboto", "willReadFrequently")
 
 
@@ -17,7 +18,7 @@ class Tab:
     Args:
         context: of the browser; the page is closed with it.
         address: of the TensorBoard, without a fragment.
-        link: fragment after `#influence`.
+        link: fragment after `#influence`; the matrix, unless it names a view.
         whole: within TensorBoard's own page; else the tab's page alone, from the same route, which opens sooner.
         before: called with the page before it loads.
     """
@@ -36,6 +37,8 @@ class Tab:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         before(self.page)
         path = "" if whole else "data/plugin_entry.html?name=influence"
+        if "view%3D" not in link:
+            link = f"{link}%26{MATRIX}" if link else f"&view={MATRIX}"
         self.page.goto(f"{address}/{path}#influence{link}")
         self.frame = self._frame() if whole else self.page.main_frame
 
@@ -52,10 +55,11 @@ class Tab:
         assert frame is not None
         return frame
 
-    def reset(self) -> None:
-        """Everything as the page opens: a link that says nothing."""
+    def reset(self, view: str = "matrix") -> None:
+        """Everything as the page opens, but for the view: a link that says nothing else."""
         self.page.mouse.move(2, 2)
-        self.frame.evaluate("location.hash = `#influence&view=fresh%3D${performance.now()}`; scrollTo(0, 0)")
+        link = f"#influence&view=view%3D{view}%26fresh%3D"
+        self.frame.evaluate(f"location.hash = `{link}${{performance.now()}}`; scrollTo(0, 0)")
         self.wait("!location.hash.includes('fresh')")
 
     def named(self, name: str) -> Locator:

@@ -7,5 +7,6 @@ from .queries import by_label as by_label
 from .queries import changes as changes
 from .queries import top as top
 from .queries import trajectory as trajectory
+from .ranking import ranking as ranking
 from .tokens import open_tokens as open_tokens
 from .traces import open_traces as open_traces

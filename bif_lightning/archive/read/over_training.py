@@ -82,13 +82,8 @@ def integrated(
     if len(dims) != 3:
         raise ValueError(f"{name} of the run has the axes {', '.join(map(str, dims))}; select with lists: query=[3]")
     chosen = _chosen(run, steps, since, before, epochs)
-    axis, (train, query) = str(dims[2]), run[name].shape[1:]
-    width = max(_CELLS // max(train, 1), 1)
-    known = _beginning(run, name, chosen)
-    parts = [
-        _sum(run.isel({axis: slice(start, start + width)}), name, chosen, known)
-        for start in range(0, max(query, 1), width)
-    ]
+    axis = str(dims[2])
+    parts = [part for _, part in summed(run, name, chosen)]
     attrs = {
         "steps": run["step"].values[chosen].tolist(),
         "by": by,
@@ -99,6 +94,25 @@ def integrated(
     sign = CORRELATION_SIGN if by == "correlation" else INTEGRATED_SIGN
     axes = {dim: run[dim] for dim in dims[1:]} | {n: c for n, c in run.coords.items() if set(c.dims) <= set(dims[1:])}
     return xr.Dataset(_variables(parts, dims[1:], sign), axes, attrs)
+
+
+def summed(
+    run: xr.Dataset, name: str, chosen: Sequence[int] | None = None
+) -> Iterator[tuple[xr.Dataset, IntegratedInfluence]]:
+    """The sum over snapshots, a few columns of large matrices at a time, each beside the part of the run it is of.
+
+    Args:
+        run: the run.
+        name: of the matrix.
+        chosen: positions of the snapshots, in the order of their steps; None for all.
+    """
+    chosen = _chosen(run, None, None, None, None) if chosen is None else chosen
+    axis, (train, query) = str(run[name].dims[2]), run[name].shape[1:]
+    width = max(_CELLS // max(train, 1), 1)
+    known = _beginning(run, name, chosen)
+    for start in range(0, max(query, 1), width):
+        part = run.isel({axis: slice(start, start + width)})
+        yield part, _sum(part, name, chosen, known)
 
 
 def _chosen(

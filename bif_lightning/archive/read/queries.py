@@ -68,7 +68,7 @@ def top(
     by = by or default_quantity(run, step)
     name = variable(run, "influence" if by == "integrated" else by, observable)
     at, axis = at_step(run, step), str(run[name].dims[-1])
-    place = _position(run, axis, query)
+    place = position(run, axis, query)
     last = run.isel(step=at)[[name, f"{name}_standard_error"]].isel({axis: place})
     columns = {"value": last[name].values, "standard_error": last[f"{name}_standard_error"].values}
     where = f"at step {int(run.step[at])}"
@@ -86,7 +86,7 @@ def top(
     words = ("helps", "hurts") if observable == LOSS else ("lowers", "raises")
     table = pd.DataFrame(
         {"rank": ranks, "effect": np.where(lowers, *words)}
-        | _who(run, rows)
+        | who(run, rows)
         | {each: column[rows] for each, column in columns.items()}
     )
     table.insert(list(table).index("standard_error") + 1, "quantity", by)
@@ -134,7 +134,7 @@ def trajectory(run: xr.Dataset, train: int | str, query: int | str, by: Quantity
     ([100, 200], True)
     """
     name = variable(run, by, LOSS)
-    pair = {"train": _position(run, "train", train), "query": _position(run, "query", query)}
+    pair = {"train": position(run, "train", train), "query": position(run, "query", query)}
     chosen = run[[name, f"{name}_standard_error"]].isel(pair)
     value, error = chosen[name].values, chosen[f"{name}_standard_error"].values
     wide = simultaneous(int(np.isfinite(error).sum()))
@@ -201,7 +201,12 @@ def at_step(run: xr.Dataset, step: int | None) -> int:
     return steps.index(step)
 
 
-def _position(run: xr.Dataset, axis: str, key: int | str) -> int:
+def position(run: xr.Dataset, axis: str, key: int | str) -> int:
+    """Position of an example by its row number or id, or of a column by its number or name.
+
+    Raises:
+        ValueError: there is none; the message lists the nearest ones.
+    """
     if isinstance(key, str):
         names: list[str] = run[f"{axis}_id" if axis in ("train", "query") else axis].values.tolist()
         if key in names:
@@ -219,7 +224,8 @@ def _position(run: xr.Dataset, axis: str, key: int | str) -> int:
     raise ValueError(f"no {axis} has the number {key}; the nearest are {', '.join(map(str, near_rows))}")
 
 
-def _who(run: xr.Dataset, rows: np.ndarray) -> dict[str, Any]:
+def who(run: xr.Dataset, rows: np.ndarray) -> dict[str, Any]:
+    """Columns that say who these train examples are: train, id, label, and text where there are texts."""
     numbers: list[int] = run["train"].values[rows].tolist()
     samples = _train_samples(run)
     names = None if samples is None else samples.label_names

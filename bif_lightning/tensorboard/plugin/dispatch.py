@@ -6,10 +6,11 @@ from bif_lightning.exceptions import UnreadableFileError
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
 from bif_lightning.tensorboard.plugin.compare import common, compare, compare_ranks
 from bif_lightning.tensorboard.plugin.entries import cell
-from bif_lightning.tensorboard.plugin.examples import samples, text, thumbnail
+from bif_lightning.tensorboard.plugin.examples import found, samples, text, thumbnail
 from bif_lightning.tensorboard.plugin.exports import export_classes, export_compare_ranks, export_top, export_window
 from bif_lightning.tensorboard.plugin.orders import order
 from bif_lightning.tensorboard.plugin.parameters import Parameters
+from bif_lightning.tensorboard.plugin.ranking import ranking, ranking_at
 from bif_lightning.tensorboard.plugin.run_files import RunFiles
 from bif_lightning.tensorboard.plugin.runs import description, dump_lines
 from bif_lightning.tensorboard.plugin.tokens import tokens
@@ -27,7 +28,10 @@ OF_ONE: Mapping[str, Callable[[RunFiles, Parameters], Answer]] = {
     "export_classes": export_classes,
     "export_top": export_top,
     "export_window": export_window,
+    "found": found,
     "order": order,
+    "ranking": ranking,
+    "ranking_at": ranking_at,
     "samples": samples,
     "text": text,
     "thumbnail": thumbnail,

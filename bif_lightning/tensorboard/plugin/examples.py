@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bif_lightning.archive.read.examples import read_samples, read_thumbnail
 from bif_lightning.archive.read.parts import read_parts
 from bif_lightning.archive.schema import DUMP, class_name
 from bif_lightning.results.examples import Samples
-from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
+from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json, as_numbers
 from bif_lightning.tensorboard.plugin.matrix import matrix_of
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.run_files import RunFiles, remembered, token
@@ -111,6 +113,14 @@ def text(files: RunFiles, parameters: Parameters) -> Answer:
     if of.texts is None:
         raise RefusedError(404, "These examples have no texts.")
     return as_json({"text": of.texts[row]})
+
+
+def found(files: RunFiles, parameters: Parameters) -> Answer:
+    """Rows of one side whose whole text has a word in it, in any case, int32; none where there are no texts."""
+    of = examples_of(files).side(parameters.choice("side", SIDES))
+    word = parameters.text("word").casefold()
+    rows = [row for row, text in enumerate(of.texts or ()) if word in text.casefold()]
+    return as_numbers({}, np.array(rows, np.int32))
 
 
 def thumbnail(files: RunFiles, parameters: Parameters) -> Answer:

@@ -3,12 +3,11 @@
 Values have the names and signs of the dump: influence below 0 helps.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bif_lightning.results.examples import Samples
+from bif_lightning.storage.spreadsheet import csv_text
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError
 from bif_lightning.tensorboard.plugin.compare import pair_of, rank_agreement
 from bif_lightning.tensorboard.plugin.examples import SIDES, examples_of, label_word
@@ -19,23 +18,13 @@ from bif_lightning.tensorboard.plugin.tops import stored, top_lists
 from bif_lightning.tensorboard.plugin.views import class_means, ordered, window_of
 
 _MOST_CELLS = 1 << 18
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def as_csv(head: Sequence[str], rows: Iterable[Sequence[Any]], name: str) -> Answer:
-    """A table to download. A text that a spreadsheet would take for a formula begins with an apostrophe."""
-    out = io.StringIO()
-    table = csv.writer(out)
-    table.writerow([_cell(each) for each in head])
-    table.writerows([_cell(each) for each in row] for row in rows)
+    """A table to download (`storage.spreadsheet`)."""
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Answer(out.getvalue().encode("utf-8", "replace"), kind="text/csv; charset=utf-8", headers=headers)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return f"'{value}" if value.lstrip(" \n").startswith(_FORMULA) or value.startswith("\n") else value
-    return "" if value is None or value != value else value
+    body = csv_text(head, rows).encode("utf-8", "replace")
+    return Answer(body, kind="text/csv; charset=utf-8", headers=headers)
 
 
 def export_top(files: RunFiles, parameters: Parameters) -> Answer:

@@ -1,4 +1,4 @@
-"""The influence of all train examples on one query over the whole training.
+"""The influence of all train examples on queries over the whole training.
 
 It comes from integrated.h5, and from the dumps that the file does not hold yet. Without the file, few and small dumps
 are summed here.
@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from bif_lightning.archive.read.integrated_file import IntegratedFile, Stamp, open_integrated, read_stamp, read_sum
 from bif_lightning.archive.schema import INTEGRATED_FILE, chunk_shape, dump_name
@@ -25,8 +26,13 @@ _MOST_LATER = 100  # dumps that were written since the scan, which is some secon
 _STAMP_BYTES = 500
 
 
-def column_over_training(files: RunFiles, query: int) -> IntegratedInfluence:
-    """The sum over all dumps of a run, of one query.
+def columns_over_training(files: RunFiles, queries: Int[np.ndarray, " query"], total: int = 0) -> IntegratedInfluence:
+    """The sum over all dumps of a run, of some queries.
+
+    Args:
+        files: the run.
+        queries: positions.
+        total: number of queries of all parts, where these are one part of what is read for an answer.
 
     Raises:
         RefusedError: 404, the run has fewer than five snapshots; 503, too much would have to be read.
@@ -40,17 +46,17 @@ def column_over_training(files: RunFiles, query: int) -> IntegratedInfluence:
             404, f"The run has {len(dumps)} snapshots; a ranking over the training is of {LEAST_SNAPSHOTS} or more."
         )
     shape = shape_of(files, dumps[-1].step, _INFLUENCE) if known is None else known.shape
-    found = None if known is None else _beginning(known, query)
-    found = found or IntegratedInfluence.zeros(shape[0], 1)
+    found = None if known is None else _beginning(known, queries)
+    found = found or IntegratedInfluence.zeros(shape[0], len(queries))
     missing = dumps[len(found.steps) :]
-    if len(missing) * shape[0] * chunk_shape(shape)[1] > MOST_CELLS:
+    if len(missing) * shape[0] * max(len(queries), total, chunk_shape(shape)[1]) > MOST_CELLS:
         raise RefusedError(
             503,
             f"{INTEGRATED_FILE} lacks {len(missing)} of {len(dumps)} snapshots, which are too large to be summed here: "
             "call bif_lightning.write_integrated with the folder of the run",
         )
     for dump in missing:
-        _push(found, files, dump, query)
+        _push(found, files, dump, queries)
     return found
 
 
@@ -83,17 +89,17 @@ def _stamp(files: RunFiles, name: str, step: int) -> Stamp | None:
     return stamp if stamp.step == step else None
 
 
-def _beginning(known: IntegratedFile, query: int) -> IntegratedInfluence | None:
+def _beginning(known: IntegratedFile, queries: Int[np.ndarray, " query"]) -> IntegratedInfluence | None:
     try:
-        return read_sum(known, np.array([query]))
+        return read_sum(known, queries)
     except (OSError, UnreadableFileError):
         return None
 
 
-def _push(found: IntegratedInfluence, files: RunFiles, dump: Stamp, query: int) -> None:
+def _push(found: IntegratedInfluence, files: RunFiles, dump: Stamp, queries: Int[np.ndarray, " query"]) -> None:
     names: Sequence[str] = (_INFLUENCE.name, _INFLUENCE.error)
     try:
-        values, errors = cells_of(files, dump.step, names, None, np.array([query]))
+        values, errors = cells_of(files, dump.step, names, None, queries)
         if values.shape == errors.shape == found.total.shape:
             found.push(dump.step, values, errors)
     except (OSError, UnreadableFileError):  # the list of runs names it

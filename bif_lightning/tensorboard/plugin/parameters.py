@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import hexdigits
 
 import numpy as np
 
@@ -58,6 +59,18 @@ class Parameters:
                 400, f"{name} is {self.values[name][:80]!r}; it must be row numbers from 0 to {size - 1}."
             )
         return rows
+
+    def mask(self, name: str, size: int) -> np.ndarray:
+        """Positions below `size` of which the bits are set in hexadecimal digits, the first the highest; or all."""
+        if not self.has(name):
+            return np.arange(size)
+        digits, wanted = self.text(name), -(-size // 4)
+        if len(digits) != wanted or any(digit not in hexdigits for digit in digits):
+            raise RefusedError(400, f"{name} must be a mask of {wanted} hexadecimal digits.")
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits + "0" * (wanted % 2)), np.uint8))[:size]
+        if not bits.any():
+            raise RefusedError(400, f"No example is chosen by {name}; change the words that choose them.")
+        return np.flatnonzero(bits)
 
     def but(self, **others: str) -> "Parameters":
         """The same with other values of some."""

@@ -24,13 +24,14 @@ from bif_lightning.tensorboard.plugin.page import joined
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.prefetch import Prefetcher
 from bif_lightning.tensorboard.plugin.protocol import Question
+from bif_lightning.tensorboard.plugin.rankings import Rankings
 from bif_lightning.tensorboard.plugin.readers import Readers
 from bif_lightning.tensorboard.plugin.scan import Run, Scan
 
 NAME = "influence"
 _STATIC = Path(__file__).parent / "static"
 _DAY = 86400
-_PLAIN = ("samples", "text", "thumbnail", "order", "classes", "cell", "top", "chains", "tokens")
+_PLAIN = ("samples", "found", "text", "thumbnail", "order", "classes", "cell", "top", "chains", "tokens")
 _OF_TWO = ("common", "compare", "compare_ranks")
 
 Route = Callable[[Parameters], Answer]
@@ -54,6 +55,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
         self._readers = Readers()
         self._catalogue = Catalogue(self._readers)
         self._ahead = Prefetcher(self._readers)
+        self._rankings = Rankings(self._readers)
         self._bound_to = _bound_to(flags)
         self._allowed = {name.strip().lower() for name in str(getattr(flags, "influence_hosts", "")).split(",")} - {""}
 
@@ -62,6 +64,7 @@ class InfluencePlugin(base_plugin.TBPlugin):
         routes: dict[str, Route] = {name: self._plain(name) for name in _PLAIN}
         routes |= {name: self._of_two(name) for name in _OF_TWO}
         routes["view"] = self._view
+        routes |= {"ranking": self._ranking, "ranking_steps": self._ranking_steps}
         routes |= {"runs": self._runs, "trajectory": self._trajectory, "trust": self._trust, "export": self._export}
         apps = {f"/{name}": self._guarded(route) for name, route in routes.items()}
         # Explicit types: a machine that guesses another type for .js keeps the browser from running it.
@@ -150,6 +153,14 @@ class InfluencePlugin(base_plugin.TBPlugin):
         if step not in run.dumps:
             raise RefusedError(404, f"This run has no dump of step {step}; reload the list of runs.")
         return self._ahead.view(run, step, parameters)
+
+    def _ranking(self, parameters: Parameters) -> Answer:
+        return self._rankings.rows(self._readable(parameters), parameters)
+
+    def _ranking_steps(self, parameters: Parameters) -> Answer:
+        run = self._run(parameters)
+        steps = [step for step in run.dumps if self._catalogue.trouble(run, step) is None]
+        return self._rankings.over_steps(run, steps, parameters)
 
     def _of_two(self, name: str) -> Route:
         def route(parameters: Parameters) -> Answer:

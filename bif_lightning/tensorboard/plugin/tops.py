@@ -15,7 +15,7 @@ from bif_lightning.archive.schema import DUMP
 from bif_lightning.results.bands import is_clear
 from bif_lightning.tensorboard.plugin.answers import Answer, RefusedError, as_json
 from bif_lightning.tensorboard.plugin.matrix import Matrix, cells, matrix_of, shape_of
-from bif_lightning.tensorboard.plugin.over_training import column_over_training
+from bif_lightning.tensorboard.plugin.over_training import columns_over_training
 from bif_lightning.tensorboard.plugin.parameters import Parameters
 from bif_lightning.tensorboard.plugin.run_files import RunFiles, head
 
@@ -81,7 +81,7 @@ def _over_training(files: RunFiles, step: int, matrix: Matrix, parameters: Param
         raise RefusedError(404, "A ranking over the whole training is of a query's loss.")
     here = ranked(files, step, matrix, parameters)
     shape = shape_of(files, step, matrix)
-    found = column_over_training(files, int(parameters.rows("query", shape[1])[0]))
+    found = columns_over_training(files, parameters.rows("query", shape[1])[:1])
     effect = -found.influence[:, 0]
     if len(effect) != len(here.effect):
         raise RefusedError(404, f"The dump of step {step} has other train examples than the last one.")

@@ -51,11 +51,21 @@ def _span(parameters: Parameters, axis: str, size: int) -> tuple[int, int]:
 
 
 def ordered(files: RunFiles, matrix: Matrix, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns in the orders that a request asks for."""
+    """Rows and columns in the orders that a request asks for; of chosen ones only, where it has masks of them."""
     sides = ("train", "query")
     orders = [order_of(files, _order_parameters(parameters, side)) for side in sides]
-    rows, columns = (positions(files, matrix, side, by) for side, by in zip(sides, orders, strict=True))
+    rows, columns = (
+        _only(positions(files, matrix, side, by), parameters, side) for side, by in zip(sides, orders, strict=True)
+    )
     return rows, columns
+
+
+def _only(ordered: np.ndarray, parameters: Parameters, side: str) -> np.ndarray:
+    if not parameters.has(f"{side}_only"):
+        return ordered
+    chosen = np.zeros(len(ordered), bool)
+    chosen[parameters.mask(f"{side}_only", len(ordered))] = True
+    return ordered[chosen[ordered]]
 
 
 def _order_parameters(parameters: Parameters, side: str) -> Parameters:
@@ -68,7 +78,8 @@ def view(files: RunFiles, parameters: Parameters) -> Answer:
     step, matrix = files.step(parameters), matrix_of(parameters)
     shape = shape_of(files, step, matrix)
     rows, columns = ordered(files, matrix, parameters)
-    if (len(rows), len(columns)) != shape:
+    at = order_of(files, _order_parameters(parameters, "train")).at
+    if shape_of(files, at, matrix) != shape:
         raise RefusedError(
             400, f"The dump of step {step} has other columns than that of the step that orders; choose another."
         )

@@ -220,7 +220,7 @@ def test_dumps_of_every_version_are_answered_for(folder):
     for name, parameters in {
         "samples": {"side": "train"}, "text": {"side": "query", "row": 1}, "view": {"train_by": "cluster"},
         "cell": {"train": 1, "query": 1}, "top": {"query": 1}, "trajectory_points": {"train": 1, "query": 1},
-        "classes": {}, "chains": {}, "trust_points": {}, "export_window": {},
+        "classes": {}, "chains": {}, "trust_points": {}, "export_window": {}, "ranking": {}, "ranking_at": {}
     }.items():  # fmt: skip
         answer = ask(files, name, **one | parameters)
         assert answer.status == 200, (name, answer.body)

@@ -28,6 +28,7 @@ QUESTIONS = {
     "cell": ONE | {"train": "3", "query": "2"},
     "top": ONE | {"query": "1"}, "trajectory_points": ONE | {"train": "3", "query": "2"}, "trust_points": {},
     "chains": ONE, "classes": ONE, "samples": {"side": "train"}, "export_window": ONE | {"r1": "4"},
+    "ranking": ONE,
 }  # fmt: skip
 NUMBERS = ("view", "cell", "trajectory_points", "classes", "export_window")
 """Questions whose numbers all come from arrays with a checksum."""

@@ -20,6 +20,7 @@ PAIR = {"train": 1, "query": 1}
 QUESTIONS = {
     "description": {}, "dump_lines": {}, "view": {}, "cell": PAIR, "top": {"query": 1}, "trajectory_points": PAIR,
     "order": {"side": "train", "by": "strength"}, "trust_points": {}, "chains": {}, "export_window": {},
+    "ranking": {}, "ranking_at": {},
 }  # fmt: skip
 PICTURES = (
     b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", b"<html>", b"GIF89a", PNG[1:], PNG[:5],
@@ -45,7 +46,7 @@ def test_a_hostile_matrix_is_neither_read_nor_the_end_of_anything(tmp_path, read
         assert answer.status in (200, 400, 404, 422), (name, answer.body)
         assert str(SECRET).encode() not in answer.body
         assert np.float32(SECRET).tobytes() not in answer.body
-        if name in ("view", "cell", "top", "export_window"):
+        if name in ("view", "cell", "top", "export_window", "ranking", "ranking_at"):
             assert answer.status != 200, name
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 

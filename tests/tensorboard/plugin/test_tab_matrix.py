@@ -120,7 +120,7 @@ def test_what_the_pointer_is_on_is_told_anew_at_another_step(tab, run):
     tab.shows(matrix="influence")
     value = -float(run.influence.sel(step=80)[tab_runs.FLIPS])
     tab.until(lambda: hovered(tab) == pytest.approx(value, abs=6e-4), 5)
-    tab.page.keyboard.press("2")
+    tab.page.keyboard.press("3")
     assert not tab.named("hover").is_visible()
 
 

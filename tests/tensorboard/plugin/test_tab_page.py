@@ -50,7 +50,7 @@ def test_leaving_the_tab_and_coming_back_keeps_the_view(opened, tensorboard):
 def test_an_address_typed_by_hand_is_followed(opened, tensorboard):
     tab = opened(tensorboard)
     tab.shows(step="320")
-    tab.frame.evaluate("location.hash = '#influence&view=run%3Ddigits%252Fbif%26step%3D80'")
+    tab.frame.evaluate("location.hash = '#influence&view=view%3Dmatrix%26run%3Ddigits%252Fbif%26step%3D80'")
     tab.shows(step="80")
 
 
@@ -224,9 +224,11 @@ def test_keys_move_play_zoom_and_help(tab):
     keys.press("Escape")
     tab.until(lambda: tab.frame.locator("dialog[open]").count() == 0)
     tab.shows(step="320")
-    keys.press("2")
+    keys.press("3")
     tab.frame.wait_for_selector("[data-name=measures] canvas")
     keys.press("1")
+    tab.frame.wait_for_selector("[data-name=ranking] table")
+    keys.press("2")
     keys.press("Space")
     tab.until(lambda: tab.named("play").get_attribute("aria-pressed") == "true")
     keys.press("Space")

@@ -1,11 +1,11 @@
-/** The bar at the top: run, quantity, the three views, the link and the help. */
+/** The bar at the top: run, quantity, the views, the link and the help. */
 
 import { button, choice, el, put, segments } from "./dom.js";
 import { copyLink } from "./export.js";
 import { addressOf } from "./host.js";
 import { icon } from "./icons.js";
 import { Picker } from "./picker.js";
-import { purposeOf, quantityOf } from "./signs.js";
+import { partsOf, purposeOf, quantityOf } from "./signs.js";
 import { toLink } from "./state.js";
 
 /** @typedef {import("./page.js").Context} Context */
@@ -13,9 +13,10 @@ import { toLink } from "./state.js";
 /** @typedef {import("./api.js").Run} Run */
 
 const VIEWS = [
-  { value: "matrix", text: "Matrix", title: "Influence of train examples on queries (1)" },
-  { value: "trust", text: "Trust", title: "Whether the estimate is reliable (2)" },
-  { value: "compare", text: "Compare", title: "Two steps or two runs side by side (3)" },
+  { value: "ranking", text: "Ranking", title: "Train examples by their effect on all or chosen queries (1)" },
+  { value: "matrix", text: "Matrix", title: "Influence of train examples on queries (2)" },
+  { value: "trust", text: "Trust", title: "Whether the estimate is reliable (3)" },
+  { value: "compare", text: "Compare", title: "Two steps or two runs side by side (4)" },
 ];
 /** More runs than these are found by typing. */
 const FEW = 12;
@@ -29,6 +30,12 @@ const FRESH = {
   query: null,
   train: null,
   since: null,
+  rankQueries: "",
+  rankFilter: "",
+  rankPage: 0,
+  selections: [],
+  onlyTrain: "",
+  onlyQuery: "",
 };
 
 /** Header of the page. */
@@ -63,6 +70,7 @@ export class Bar {
     this.drawn = drawn;
     put(
       this.element,
+      el("h1", { class: "unseen" }, "Influence"),
       names.length ? this.#run(state, names) : null,
       run?.steps.length ? this.#quantity(state, run) : null,
       el("span", { class: "grow" }),
@@ -123,6 +131,7 @@ export class Bar {
         matrix,
         ...(quantityOf(matrix).observable === quantityOf(state.matrix).observable ? {} : columns),
       });
+    if (state.view === "ranking") return this.#observable(state, run, change);
     const all = matricesOf(run);
     if (all.length > 3) {
       const options = all.map((matrix) => ({ value: matrix, text: quantityOf(matrix).name }));
@@ -134,6 +143,24 @@ export class Bar {
       title: `${quantityOf(matrix).formula}. ${purposeOf(matrix)}`,
     }));
     return segments({ label: "Quantity", name: "matrix", options, value: state.matrix, change });
+  }
+
+  /**
+   * The ranking says itself which quantity it is by; it is on the losses of the queries, or on an observable.
+   * @param {State} state
+   * @param {Run} run
+   * @param {(matrix: string) => void} change
+   */
+  #observable(state, { observables }, change) {
+    if (!observables.length) return null;
+    const [observable, kind] = partsOf(state.matrix);
+    return choice({
+      label: "Effect on",
+      name: "observable",
+      options: [{ value: "", text: "loss" }, ...observables.map((name) => ({ value: name, text: name }))],
+      value: observable,
+      change: (name) => change(name ? `${name}:${kind}` : kind),
+    });
   }
 
   /** The step that is shown is named, also where the page follows the newest. */

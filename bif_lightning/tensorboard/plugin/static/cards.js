@@ -124,16 +124,7 @@ export class CardsView {
       segments({
         label: "Ranked by",
         name: "over",
-        options: [
-          canBeOverTraining(state, run)
-            ? { value: "training", text: "Whole training", title: "By the effect summed over all snapshots (w)" }
-            : null,
-          ...kindsOf(run).map((kind) => ({
-            value: kind,
-            text: capital(quantityOf(kind).name),
-            title: `By the ${quantityOf(kind).name} at the step that is shown${kind === "influence" ? " (w)" : ""}`,
-          })),
-        ].filter((one) => one !== null),
+        options: rankingOptions(state, run),
         value: rankedBy(state, run),
         change: (over) => store.set({ over }),
       }),
@@ -250,8 +241,9 @@ export class CardsView {
   turn() {
     const { book, store } = this.context;
     const run = book.run(store.state.run);
-    if (run && canBeOverTraining(store.state, run))
-      store.set({ over: rankedBy(store.state, run) === "training" ? "influence" : "training" });
+    const side = store.state.view === "ranking" ? "query" : store.state.side;
+    if (run && canBeOverTraining(store.state, run, side))
+      store.set({ over: rankedBy(store.state, run, side) === "training" ? "influence" : "training" });
   }
 
   #csv() {
@@ -262,6 +254,22 @@ export class CardsView {
     const by = run ? rankingOf(state, run) : {};
     return { what: "top", [side]: (side === "query" ? state.query : state.train) ?? 0, k: 50, ...by };
   }
+}
+
+/**
+ * What a ranking can be by.
+ * @param {State} state
+ * @param {import("./api.js").Run} run
+ * @param {string} [side] of what it is
+ */
+export function rankingOptions(state, run, side = state.side) {
+  const whole = { value: "training", text: "Whole training", title: "By the effect summed over all snapshots (w)" };
+  const kinds = kindsOf(run).map((kind) => ({
+    value: kind,
+    text: capital(quantityOf(kind).name),
+    title: `By the ${quantityOf(kind).name} at the step that is shown${kind === "influence" ? " (w)" : ""}`,
+  }));
+  return canBeOverTraining(state, run, side) ? [whole, ...kinds] : kinds;
 }
 
 /**
@@ -277,9 +285,10 @@ function sinceOf(state, run) {
  * Whether a ranking over the whole training can be asked for: it is of the loss of a query.
  * @param {State} state
  * @param {import("./api.js").Run} run
+ * @param {string} side
  */
-function canBeOverTraining(state, run) {
-  return state.side === "query" && !state.matrix.includes(":") && run.steps.length >= LEAST_SNAPSHOTS;
+function canBeOverTraining(state, run, side) {
+  return side === "query" && !state.matrix.includes(":") && run.steps.length >= LEAST_SNAPSHOTS;
 }
 
 /**
@@ -295,12 +304,13 @@ function kindsOf({ matrices }) {
  * What ranks: as asked, else what `bif_lightning.top` takes by default, whatever matrix is shown.
  * @param {State} state
  * @param {import("./api.js").Run} run
+ * @param {string} [side] of what the ranking is
  * @returns {string} "training", or a quantity
  */
-function rankedBy(state, run) {
+export function rankedBy(state, run, side = state.side) {
   const kinds = kindsOf(run);
   if (kinds.includes(state.over)) return state.over;
-  return canBeOverTraining(state, run) ? "training" : kinds[0];
+  return canBeOverTraining(state, run, side) ? "training" : kinds[0];
 }
 
 /**

@@ -3,6 +3,7 @@
 import { announce } from "./a11y.js";
 import { Latest } from "./api.js";
 import { orderOf, orderParameters, placeOf, tokenOfAll } from "./book.js";
+import { restrictionsOf, within } from "./selections.js";
 import { button, choice, el, put } from "./dom.js";
 import { measure, roundUp } from "./format.js";
 import { Heatmap } from "./heatmap.js";
@@ -136,14 +137,23 @@ export class CompareView {
     const { api } = this.context;
     const asked = { ...parameters, token: `${tokenOfAll(shown.run)} ${tokenOfAll(other.run)}` };
     const common = shown.run === other.run ? null : await api.json("common", asked);
-    const axes = {
+    const both = {
       train: await this.#common(state, shown, common, "train"),
       query: await this.#common(state, shown, common, "query"),
     };
+    const samples = { train: both.train.samples, query: both.query.samples };
+    const { train, query, only } = await restrictionsOf(this.context, state, shown.run, samples);
+    const axes = {
+      train: { ...both.train, order: within(both.train.order, train) },
+      query: { ...both.query, order: within(both.query.order, query) },
+    };
+    if (!axes.train.order.length || !axes.query.order.length) {
+      throw new Error("The two have no example of the selection in common; show all rows and columns in the matrix view.");
+    }
     const { height, width } = this.maps[0].heatmap.room;
     const [r0, r1, c0, c1] = windowWithin(state.window, axes);
     const window = { r0, r1, c0, c1, height, width };
-    const pictures = await Promise.all(PARTS.map((part) => api.picture("compare", { ...parameters, ...window, part })));
+    const pictures = await Promise.all(PARTS.map((part) => api.picture("compare", { ...parameters, ...only, ...window, part })));
     return { axes, pictures, leftOut: common?.left_out ?? { train: 0, query: 0 } };
   }
 

@@ -44,6 +44,35 @@ export function saveMenu(context, { name, image, table }) {
 }
 
 /**
+ * @param {string} name of what they save
+ * @param {{name: string, text: string, label: string, click: () => void}[]} buttons
+ */
+export function saveButtons(name, buttons) {
+  const made = buttons.map((one) => button({ ...one, name: `${one.name}-${name}` }));
+  return el("div", { class: "save", role: "group", "aria-label": `Save: ${name}` }, icon("save"), made);
+}
+
+/**
+ * @param {string} text
+ * @param {string} name of the file
+ * @param {string} type
+ */
+export function saveText(text, name, type) {
+  save(new Blob([text], { type: `${type};charset=utf-8` }), name);
+}
+
+/**
+ * @param {Context} context
+ * @param {string} name
+ * @param {string} ending
+ */
+export function fileNameOf({ store, book }, name, ending) {
+  const { state } = store;
+  const step = book.shown(state)?.step.step ?? 0;
+  return `${state.run} step ${step} ${name}`.replace(/[^\w.-]+/g, "_") + `.${ending}`;
+}
+
+/**
  * @param {Context} context
  * @param {string} name
  * @param {string} ending

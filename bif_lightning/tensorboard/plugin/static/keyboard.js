@@ -44,8 +44,8 @@ function isTyping(target, key) {
   if (!(target instanceof Element)) return false;
   if (target.closest("dialog")) return true;
   if (target.matches('input[type="text"], select, textarea')) return true;
-  // A focused button or disclosure answers to space itself.
-  if (key === " " || key === "Enter") return target.matches("button, summary, a, [role=button]");
+  // A focused button, checkbox or disclosure answers to space itself.
+  if (key === " " || key === "Enter") return target.matches('button, summary, a, [role=button], input[type="checkbox"]');
   return key.startsWith("Arrow") && target.matches('input[type="range"]');
 }
 

@@ -306,7 +306,7 @@ export class MatrixView {
     const shown = this.context.book.shown(state);
     if (!shown || !this.source) return null;
     const [r0, r1, c0, c1] = windowOf(state, this.source);
-    return { what: state.grouped ? "classes" : "window", r0, r1, c0, c1 };
+    return { what: state.grouped ? "classes" : "window", r0, r1, c0, c1, ...this.source.only };
   }
 }
 

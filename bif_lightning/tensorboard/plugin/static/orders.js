@@ -2,6 +2,7 @@
 
 import { choice } from "./dom.js";
 import { orderOf } from "./book.js";
+import { selectionsOf } from "./selections.js";
 
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./api.js").Run} Run */
@@ -37,7 +38,29 @@ export function orderControls(context, state, run) {
       store.set({ queryBy: by, queryColumn: column, window: null });
     },
   });
-  return [rows, columns];
+  return [rows, onlyChoice(context, state, "train"), columns, onlyChoice(context, state, "query")].filter(
+    (one) => one !== null,
+  );
+}
+
+/**
+ * Rows or columns of a selection only, where there are selections.
+ * @param {import("./page.js").Context} context
+ * @param {State} state
+ * @param {"train" | "query"} side
+ */
+function onlyChoice({ store }, state, side) {
+  const names = Object.keys(selectionsOf(state, side));
+  const field = side === "train" ? "onlyTrain" : "onlyQuery";
+  if (!names.length && !state[field]) return null;
+  const options = [...new Set([...names, state[field]])].filter(Boolean).map((name) => ({ value: name, text: name }));
+  return choice({
+    label: side === "train" ? "Rows" : "Columns",
+    name: `only-${side}`,
+    options: [{ value: "", text: "all" }, ...options],
+    value: state[field],
+    change: (name) => store.set({ [field]: name, window: null }),
+  });
 }
 
 /**

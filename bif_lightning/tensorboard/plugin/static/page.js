@@ -26,13 +26,14 @@ import { MatrixView } from "./matrix.js";
 import { isClearOnly, ZOOM } from "./matrix_controls.js";
 import { PairView } from "./pair.js";
 import { isWithin } from "./pins.js";
+import { RankingView } from "./ranking.js";
 import { Slider } from "./slider.js";
 import { fromLink, Store, toLink } from "./state.js";
 import { TrajectoryView } from "./trajectory.js";
 import { TrustView } from "./trust.js";
 
 const POLL = 5000;
-const VIEWS = ["matrix", "trust", "compare"];
+const VIEWS = ["ranking", "matrix", "trust", "compare"];
 
 /** The page as a whole. */
 class Page {
@@ -50,6 +51,7 @@ class Page {
     };
     const { context } = this;
     this.slider = new Slider(context);
+    this.ranking = new RankingView(context);
     this.matrix = new MatrixView(context);
     this.trajectory = new TrajectoryView(context);
     this.pair = new PairView(context);
@@ -157,10 +159,16 @@ class Page {
     this.slider.element.hidden = false;
     this.slider.update(state);
     const view =
-      { matrix: this.both, trust: this.trust.element, compare: this.compare.element }[state.view] ?? this.both;
+      {
+        ranking: this.ranking.element,
+        matrix: this.both,
+        trust: this.trust.element,
+        compare: this.compare.element,
+      }[state.view] ?? this.both;
     if (this.body.firstElementChild !== view) put(this.body, view);
     if (view !== this.both) this.matrix.leave();
-    if (state.view === "trust") this.trust.update(state);
+    if (state.view === "ranking") this.ranking.update(state);
+    else if (state.view === "trust") this.trust.update(state);
     else if (state.view === "compare") this.compare.update(state);
     else this.#updateMatrix(state);
     document.body.dataset.view = state.view;
@@ -241,8 +249,8 @@ class Page {
         act: () => this.cards.turn(),
       },
       {
-        keys: ["1", "2", "3"],
-        text: "Matrix, Trust, Compare",
+        keys: ["1", "2", "3", "4"],
+        text: "Ranking, Matrix, Trust, Compare",
         act: (key) => store.set({ view: VIEWS[Number(key) - 1] }),
       },
       { keys: ["?"], text: "this page", act: () => this.help.open() },

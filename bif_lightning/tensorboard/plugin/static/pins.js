@@ -65,7 +65,7 @@ export function toParameters(pin) {
 }
 
 /** @param {number[]} rows */
-function ranges(rows) {
+export function ranges(rows) {
   const sorted = [...rows].sort((a, b) => a - b);
   /** @type {[number, number][]} */
   const found = [];
@@ -81,7 +81,7 @@ function ranges(rows) {
  * @param {string} word
  * @returns {number[] | null}
  */
-function rowsOf(word) {
+export function rowsOf(word) {
   /** @type {number[]} */
   const rows = [];
   for (const part of word.split(",")) {

@@ -33,7 +33,7 @@ export class Slider {
     this.play = el("div", { class: "play" });
     this.element = el(
       "div",
-      { class: "time", role: "group", "aria-label": "Training step" },
+      { class: "time", role: "region", "aria-label": "Training step" },
       this.play,
       el("div", { class: "track" }, this.range, this.ticks),
       el("div", { class: "step" }, this.label, this.about),

@@ -15,11 +15,13 @@
  * @property {(pin: Pin) => Cell | null} cellOf where a pair or a block of classes lies, null where it has no cell
  * @property {{train: string, query: string}} titles of the axes
  * @property {boolean} classes
+ * @property {Record<string, string | undefined>} only masks of the rows and columns that are shown; empty for all
  * @property {boolean} own whether each column has a scale of its own, so that pictures hold no values
  */
 
 import { isPair, pair } from "./pins.js";
 import { labelName } from "./axes.js";
+import { restrictionsOf, within } from "./selections.js";
 import { hasOwnColumns, orderOf, orderParameters } from "./book.js";
 import { quantityOf } from "./signs.js";
 
@@ -42,16 +44,20 @@ export function sourceOf(api, book, state, shown) {
  * @returns {Promise<Source>}
  */
 async function matrixSource(api, book, state, { run, step }) {
-  const [trainSamples, querySamples, trainOrder, queryOrder] = await Promise.all([
+  const [trainSamples, querySamples, wholeTrain, wholeQuery] = await Promise.all([
     book.samples(run, "train"),
     book.samples(run, "query", state.matrix),
     book.order(run, state, "train"),
     book.order(run, state, "query"),
   ]);
+  const samples = { train: trainSamples, query: querySamples };
+  const { train, query, only } = await restrictionsOf({ api }, state, run, samples);
+  const [trainOrder, queryOrder] = [within(wholeTrain, train), within(wholeQuery, query)];
   return {
     train: { order: trainOrder, samples: trainSamples, by: orderOf(run, state, "train").by },
     query: { order: queryOrder, samples: querySamples, by: orderOf(run, state, "query").by },
-    picture: (window, room) => api.picture("view", viewParameters(state, { run, step }, window, room)),
+    picture: (window, room) => api.picture("view", { ...viewParameters(state, { run, step }, window, room), ...only }),
+    only,
     pinOf: (cell) => pair(trainOrder[cell.train], queryOrder[cell.query]),
     cellOf(pin) {
       if (!isPair(pin)) return null;
@@ -59,8 +65,8 @@ async function matrixSource(api, book, state, { run, step }) {
       return train < 0 || query < 0 ? null : { train, query };
     },
     titles: {
-      train: "train examples",
-      query: querySamples.own_columns ? `values of ${quantityOf(state.matrix).observable}` : "query examples",
+      train: train ? `train examples in ${state.onlyTrain}` : "train examples",
+      query: query ? `query examples in ${state.onlyQuery}` : querySamples.own_columns ? `values of ${quantityOf(state.matrix).observable}` : "query examples",
     },
     classes: false,
     own: state.scaling === "column",
@@ -88,7 +94,7 @@ function viewParameters(state, { run, step }, [r0, r1, c0, c1], room) {
  */
 export function askEarly(api, state, shown, room) {
   const { run } = shown;
-  if (state.grouped || hasOwnColumns(run, state.matrix)) return;
+  if (state.grouped || state.onlyTrain || state.onlyQuery || hasOwnColumns(run, state.matrix)) return;
   api.picture("view", viewParameters(state, shown, [0, run.num_train, 0, run.num_query], room)).catch(() => undefined);
 }
 
@@ -125,6 +131,7 @@ async function classSource(api, state, { run, step }) {
     },
     titles: { train: "train classes", query: "query classes" },
     classes: true,
+    only: {},
     own: false,
   };
 }

@@ -4,7 +4,7 @@
  * @typedef {[number, number, number, number]} Window positions r0, r1, c0, c1 in the chosen order, r1 and c1 excluded
  * @typedef {import("./pins.js").Pin} Pin
  * @typedef {object} State
- * @property {string} view "matrix", "trust" or "compare"
+ * @property {string} view "ranking", "matrix", "trust" or "compare"
  * @property {string} run
  * @property {number | null} step null: the newest, also when it is written later
  * @property {string} matrix "correlation", "influence", "conditioned", or those of an observable, "margin:influence"
@@ -28,10 +28,19 @@
  * @property {number | null} since earlier step that ranks are compared with
  * @property {string} otherRun
  * @property {number | null} otherStep
+ * @property {string} rankQueries words that choose the queries of the ranking (filter.js)
+ * @property {string} rankFilter words that choose its train examples
+ * @property {string} rankSort its order: key of a column, with a minus for the largest first
+ * @property {boolean} rankSure whether only significant effects are shown
+ * @property {number} rankPage from 0
+ * @property {import("./selections.js").Selection[]} selections
+ * @property {string} onlyTrain selection to which the rows of the matrix are restricted; "" for all
+ * @property {string} onlyQuery that of its columns
  * @property {string} spacing of the steps in charts: "even" or "scale"; "" where the page decides
  */
 
 import { fromWord, toWord } from "./pins.js";
+import { fromWords, toWords } from "./selections.js";
 
 /**
  * @template T
@@ -64,7 +73,7 @@ const flag = (key) => ({ key, start: false, read: (word) => word === "1", write:
 
 /** @type {Record<keyof State, Field<any>>} */
 const FIELDS = {
-  view: oneOf("view", ["matrix", "trust", "compare"]),
+  view: oneOf("view", ["ranking", "matrix", "trust", "compare"]),
   run: text("run", ""),
   step: whole("step"),
   matrix: text("matrix", "correlation"),
@@ -92,11 +101,22 @@ const FIELDS = {
   since: whole("since"),
   otherRun: text("other_run", ""),
   otherStep: whole("other_step"),
+  rankQueries: text("of", ""),
+  rankFilter: text("filter", ""),
+  rankSort: text("sort", "effect"),
+  rankSure: flag("significant"),
+  rankPage: { ...whole("page"), start: 0 },
+  selections: { key: "selections", start: [], read: fromWords, write: toWords },
+  onlyTrain: text("only_rows", ""),
+  onlyQuery: text("only_columns", ""),
   spacing: oneOf("spacing", ["", "even", "scale"]),
 };
 
 /** @type {(keyof State)[]} */
 const NAMES = /** @type {any} */ (Object.keys(FIELDS));
+
+/** What only a link to the matrix has. */
+const OF_MATRIX = ["window", "chosen", "classes", "table", "rows", "columns"];
 
 /** Links longer than this are cut by some programs; pins beyond it stay on the page only. */
 const LONGEST = 6000;
@@ -165,6 +185,8 @@ export function fromLink(link) {
     const value = word === null ? undefined : FIELDS[name].read(word);
     if (value !== undefined) /** @type {any} */ (state)[name] = value;
   }
+  // Links of the time before the ranking left out that they show the matrix, and so do their windows and pairs.
+  if (!words.has("view") && OF_MATRIX.some((key) => words.has(key))) state.view = "matrix";
   return state;
 }
 
