@@ -60,7 +60,7 @@ class Study:
 
 
 def subspace(task: Task, model: nn.Module, pull: float = 1.0) -> Tensor:
-    """The default estimator, with its own pull or a multiple of it."""
+    """The closed form, with its own pull or a multiple of it."""
     train, query = task.data()
     estimate = partial(bl.estimate, model, task.losses, train, query)
     found = estimate(sampler=Subspace())

@@ -92,8 +92,8 @@ METHODS = (
     Method("Pairs 4 x 100, conditioned", estimator(PairDraws(), Chains(num_draws=100), conditioned=True)),
     Method("Subspace 32", estimator(Subspace(num_directions=32))),
     Method("Subspace 64", estimator(Subspace(num_directions=64))),
-    Method("Subspace 128, the default", estimator(None)),
-    Method("controlled SGLD", estimator(ControlledSGLD())),
+    Method("Subspace 128", estimator(Subspace())),
+    Method("controlled SGLD, the default", estimator(None)),
     Method("controlled SGLD, alpha = 1", estimator(ControlledSGLD(alpha=1.0))),
     Method("controlled SGLD, alpha = 0", estimator(ControlledSGLD(alpha=0.0))),
     Method("Subspace 128, Euclidean", estimator(Subspace(metric="euclidean"))),
@@ -101,6 +101,6 @@ METHODS = (
     Method("sum over 8 snapshots of gradient dot products", over_training(gradients.dot)),
     Method("TracIn over 8 snapshots", tracin),
     Method("sum over 8 snapshots of EK-FAC, heuristic damping", over_training(ekfac), (("", 0.0),)),
-    Method("sum over 8 snapshots of Subspace 128", over_training(estimator(None))),
+    Method("sum over 8 snapshots of Subspace 128", over_training(estimator(Subspace()))),
     Method("exact derivative of the training", lambda task, model: lambda _: unrolled(task)),
 )  # fmt: skip

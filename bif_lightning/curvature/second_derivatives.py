@@ -31,7 +31,7 @@ DIFFERENCES = (
 
 _MOST_WEIGHTS = 1 << 26
 _EXAMPLES = 4
-_STEPS_IN_DOUBLE, _STEPS = (1e-6, 1e-7, 1e-8), (1e-2, 3e-3, 1e-3, 3e-4)
+_STEPS_IN_DOUBLE, _STEPS = (1e-6, 1e-7, 1e-8, 1e-9, 1e-10), (1e-2, 3e-3, 1e-3, 3e-4)
 _ENOUGH_IN_DOUBLE, _ENOUGH, _ALIKE = 0.01, 0.3, 0.1
 _TRIES, _SAME = 3, 0.01
 
