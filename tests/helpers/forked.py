@@ -12,16 +12,25 @@ from typing import Any
 CONTEXT = multiprocessing.get_context("forkserver")
 # Not the package: the server would look for it elsewhere than these tests, which may be those of a copy.
 CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.tensorboard", "lightning",
-     "lightning.pytorch.callbacks", "lightning.pytorch.cli", "torchmetrics", "h5py"]
+    ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.cpp_extension",
+     "torch.utils.tensorboard", "lightning", "lightning.pytorch.callbacks", "lightning.pytorch.cli", "torchmetrics",
+     "h5py", "jaxtyping", "xarray", "scipy.stats"]
 )  # fmt: skip
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """A process that calls a function of a module; its exit status is 1 where that raises."""
-    process = CONTEXT.Process(target=function, args=arguments)
+    process = CONTEXT.Process(target=_begin, args=(function, *arguments))
     process.start()
     return process
+
+
+def _begin(function: Callable[..., Any], *arguments: Any) -> None:
+    """With short forecasts, as in the tests' own process (conftest.py)."""
+    from bif_lightning.estimation import forecast
+
+    forecast._TIMED_SECONDS = 0.0
+    function(*arguments)
 
 
 def together(function: Callable[..., Any], world_size: int, *arguments: Any) -> None:
