@@ -32,7 +32,8 @@ from simulated_device.process import begin
 from simulated_device.training import SimulatedAccelerator, SimulatedDDP, SimulatedParallel, on_one_device
 
 SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
-CHAINS = Chains(num_chains=3, num_draws=4, batch_size=5)
+CHAINS = Chains(num_chains=3, num_draws=4, batch_size=13)
+"""A batch that no number of ranks divides; of fewer examples, the curvature would take many more passes."""
 
 
 class Points(Dataset):

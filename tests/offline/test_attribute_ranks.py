@@ -79,7 +79,7 @@ def test_torchrun_starts_the_command(tmp_path: Path, inline: Any) -> None:
     (tmp_path / "settings.yaml").write_text(
         "sampler:\n  class_path: bif_lightning.SGLD\n  init_args: {step_size: 0.0001, inverse_temperature: 100.0, "
         "localization: 10.0}\nchains:\n  class_path: bif_lightning.Chains\n  init_args: {num_chains: 3, num_draws: 4, "
-        "batch_size: 5}\n"
+        "batch_size: 13}\n"
     )
     command = Path(sys.executable).with_name("bif-lightning")
     done = subprocess.run(
