@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see conftest.py
+
 WORKERS = 2
 # Of others, and slow to import: the process that each mutant's is forked of has them already.
 LOADED = [
