@@ -979,7 +979,7 @@ def run_tests(folder: Path, tests: tuple[str, ...], *more: str) -> tuple[int, li
     sys.dont_write_bytecode = False  # that of the whole copy serves all mutants
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    os.environ |= {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ |= {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TESTS_START_METHOD": "fork"}
     os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(WORKERS)  # for the share of the cores
     options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(folder), *more]
     options += [word for plugin in PLUGINS for word in ("-p", plugin)]

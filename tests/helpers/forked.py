@@ -9,7 +9,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("forkserver")
+# The processes of tests/mutants.py are forked of such a server themselves, and have nothing but a few tests to run.
+CONTEXT: Any = multiprocessing.get_context(os.environ.get("TESTS_START_METHOD", "forkserver"))
 # Not the package: the server would look for it elsewhere than these tests, which may be those of a copy.
 CONTEXT.set_forkserver_preload(
     ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.cpp_extension",
