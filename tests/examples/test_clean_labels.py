@@ -16,6 +16,7 @@ def test_what_influence_calls_harmful_is_better_left_out(
     """The change of the test loss is below 0 by three of its standard errors, and that of the helpful above it."""
     monkeypatch.setattr(clean_labels, "TRAIN", 500)
     monkeypatch.setattr(clean_labels, "QUERIES", 200)
+    monkeypatch.setattr(clean_labels, "REMOVED", 0.1)  # as many as have wrong labels
     monkeypatch.setattr(clean_labels, "STEPS", [60, 200])
     monkeypatch.setattr(sys, "argv", ["clean_labels.py", "--out", str(tmp_path / "out"), "--seeds", "3"])
     clean_labels.main()
