@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,11 @@ def together(function: Callable[..., Any], world_size: int, *arguments: Any) -> 
             process.kill()
 
 
-def as_main(path: str, arguments: Sequence[str], folder: Path, streams: dict[int, str]) -> None:
+def as_main(
+    path: str, arguments: Sequence[str], folder: Path, streams: dict[int, str], environment: Mapping[str, str] = {}
+) -> None:
     """In a process of its own: run a script in a folder as Python would, with standard streams, by number, on files."""
+    os.environ |= environment
     os.chdir(folder)
     for number, name in streams.items():
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOCTTY), number)
