@@ -3,9 +3,14 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# Read when torch is loaded, here and in all processes that tests start. Threads that wait would spin for as long as
+# other work waits for their cores: that took more time than the tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -77,6 +82,14 @@ def _no_array_checks_in_statistical_tests(request: pytest.FixtureRequest) -> Ite
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _forecasts_from_a_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To forecast what a snapshot takes, each of seven operations is timed for 0.05 s: as long as all else in a small
+    training with the callback."""
+    if (forecast := sys.modules.get("bif_lightning.estimation.forecast")) is not None:
+        monkeypatch.setattr(forecast, "_TIMED_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ def test_every_mutant_fits_the_source(path: Path) -> None:
         assert source != (script["ROOT"] / "bif_lightning" / one.file).read_text(), one.name
         for test in one.tests:
             file, _, name = test.partition("::")
-            assert f"def {name.partition('[')[0]}" in (HERE / file).read_text(), f"{one.name}: {test}"
+            function = name.partition("[")[0].rpartition("::")[2]
+            assert f"def {function}" in (HERE / file).read_text(), f"{one.name}: {test}"
 
 
 @pytest.mark.slow

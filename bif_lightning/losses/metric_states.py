@@ -10,7 +10,7 @@ NaN: where it is only logged, nothing happens; where it is a part of the loss, t
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,24 @@ Failed = dict[int, tuple[str, Exception]]
 """Metrics that failed, by id (their hash depends on their state): their class, and the error."""
 
 
+def is_metric(value: object) -> TypeGuard[Metric]:
+    """Whether a value is a metric.
+
+    `isinstance` would ask all subclasses of this abstract class about every other class that it meets for the first
+    time: half a second at the start of a training, whose objects are all looked at.
+    """
+    return Metric in type(value).__mro__
+
+
 def has_metrics(module: nn.Module) -> bool:
     """Whether a metric is a part of the module."""
-    return any(isinstance(part, Metric) for part in module.modules())
+    return any(is_metric(part) for part in module.modules())
 
 
 def detach_metrics(objects: Iterable[object]) -> None:
     """Cut the graphs of what the metrics among some objects keep, by new tensors and lists in place of the old ones."""
     for metric in objects:
-        if isinstance(metric, Metric):
+        if is_metric(metric):
             kept = vars(metric)
             kept.update({name: _without_graph(value) for name, value in kept.items()})
 
@@ -74,7 +83,7 @@ def _kept(module: nn.Module, failed: Failed) -> Generator[None]:
     Args:
         failed: gets the metrics that failed, with their errors.
     """
-    metrics = [part for part in module.modules() if isinstance(part, Metric)]
+    metrics = [part for part in module.modules() if is_metric(part)]
     before = [(vars(metric), dict(vars(metric))) for metric in metrics]
     try:
         for metric in metrics:

@@ -1,4 +1,4 @@
-"""A hundred snapshots and more in one run: memory, files, threads and objects do not grow."""
+"""Sixty snapshots in one run: memory, files, threads and objects do not grow."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ from zoo import Measured
 
 pytestmark = pytest.mark.trainer
 
-SNAPSHOTS, WARM_UP, EVERY = 120, 40, 20
+SNAPSHOTS, WARM_UP, EVERY = 60, 20, 10
 MOST = 60_000
 """Bytes that the process may grow by a snapshot: allocators keep some."""
 

@@ -44,14 +44,15 @@ def commands(text: str) -> list[list[str]]:
 
 
 def with_python() -> list[Any]:
-    """Each page once; and those that train twice, as people run a script or a cell again."""
+    """Each page once; and those that train twice, as people run a script or a cell again, but for slow ones."""
     cases: list[Any] = []
     for name, path in WRITTEN.items():
         text = path.read_text()
         code = "".join(blocks(text, "python"))
         slow = [pytest.mark.slow] if SLOW.search(text) else []
         cases += [pytest.param(name, 1, marks=slow, id=name)] * bool(code)
-        cases += [pytest.param(name, 2, marks=pytest.mark.slow, id=f"{name}, twice")] * ("BIFCallback(" in code)
+        again = "BIFCallback(" in code and not slow
+        cases += [pytest.param(name, 2, marks=pytest.mark.slow, id=f"{name}, twice")] * again
     return cases
 
 

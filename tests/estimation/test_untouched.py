@@ -99,8 +99,13 @@ class Interrupt:
             raise self.error("from progress")
 
 
-@pytest.mark.parametrize("name", ["mlp", "old weight_norm", "bound method", "torchmetrics"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("mlp", KeyboardInterrupt), ("mlp", RuntimeError), ("mlp", SystemExit), ("old weight_norm", KeyboardInterrupt),
+        ("bound method", RuntimeError), ("torchmetrics", SystemExit),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("threads", [1, 2])
 def test_after_an_error_from_progress(name: str, error: type[BaseException], threads: int) -> None:
     module, progress, threads_before = models.seeded(ALL[name]), Interrupt(error), torch.get_num_threads()

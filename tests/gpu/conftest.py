@@ -1,4 +1,9 @@
-"""Where tests of a GPU run: on one of CUDA, and on the simulated accelerator, so that their code is tried."""
+"""Where tests of a GPU run: on one of CUDA, and on the simulated accelerator, so that their code is tried.
+
+There each test runs with its first parameters alone: tests/device claims more of all of them.
+"""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +14,19 @@ from simulated_device.fixtures import built, sim
 __all__ = ["built", "gpu", "place", "sim"]
 
 NO_GPU = "there is no GPU of CUDA here"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tried, further = set[str](), list[pytest.Item]()
+    for item in items:
+        here = isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent
+        if not here or not hasattr(item, "callspec") or item.callspec.params.get("place") != "sim":
+            continue
+        if item.originalname in tried:
+            further.append(item)
+        tried.add(item.originalname)
+    config.hook.pytest_deselected(items=further)
+    items[:] = [item for item in items if item not in further]
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""One rank of a training under FSDPStrategy that saves shards: python flat_shards_run.py FOLDER, under torchrun."""
+"""One rank of a training under FSDPStrategy that saves shards."""
 
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader
 
-from strategy_run import Points
+from strategy_run import Points, ranked
 
 
 class Prefixed(L.LightningModule):
@@ -55,16 +55,14 @@ class Whole(L.Callback):
             torch.save({name.replace("_fsdp_wrapped_module.", ""): value for name, value in whole.items()}, self.path)
 
 
-def main(folder: Path) -> None:
+def run(rank: int, world_size: int, folder: Path, port: int) -> None:
+    os.environ |= ranked(rank, world_size, port)
+    torch.set_num_threads(1)
     L.seed_everything(0)
     strategy = OnCPU(process_group_backend="gloo", state_dict_type="sharded")
     keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     trainer = L.Trainer(
-        accelerator="cpu", devices=2, strategy=strategy, max_steps=6, logger=False,
+        accelerator="cpu", devices=world_size, strategy=strategy, max_steps=6, logger=False,
         callbacks=[keep, Whole(folder / "whole-step=6.pt")], enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Prefixed(), DataLoader(Points(), batch_size=4))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -4,24 +4,34 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("forkserver")
+# The processes of tests/mutants.py are forked of such a server themselves, and have nothing but a few tests to run.
+CONTEXT: Any = multiprocessing.get_context(os.environ.get("TESTS_START_METHOD", "forkserver"))
 # Not the package: the server would look for it elsewhere than these tests, which may be those of a copy.
 CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.tensorboard", "lightning",
-     "lightning.pytorch.callbacks", "lightning.pytorch.cli", "torchmetrics", "h5py"]
+    ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.cpp_extension",
+     "torch.utils.tensorboard", "lightning", "lightning.pytorch.callbacks", "lightning.pytorch.cli", "torchmetrics",
+     "h5py", "jaxtyping", "xarray", "scipy.stats"]
 )  # fmt: skip
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """A process that calls a function of a module; its exit status is 1 where that raises."""
-    process = CONTEXT.Process(target=function, args=arguments)
+    process = CONTEXT.Process(target=_begin, args=(function, *arguments))
     process.start()
     return process
+
+
+def _begin(function: Callable[..., Any], *arguments: Any) -> None:
+    """With short forecasts, as in the tests' own process (conftest.py)."""
+    from bif_lightning.estimation import forecast
+
+    forecast._TIMED_SECONDS = 0.0
+    function(*arguments)
 
 
 def together(function: Callable[..., Any], world_size: int, *arguments: Any) -> None:
@@ -36,8 +46,11 @@ def together(function: Callable[..., Any], world_size: int, *arguments: Any) -> 
             process.kill()
 
 
-def as_main(path: str, arguments: Sequence[str], folder: Path, streams: dict[int, str]) -> None:
+def as_main(
+    path: str, arguments: Sequence[str], folder: Path, streams: dict[int, str], environment: Mapping[str, str] = {}
+) -> None:
     """In a process of its own: run a script in a folder as Python would, with standard streams, by number, on files."""
+    os.environ |= environment
     os.chdir(folder)
     for number, name in streams.items():
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOCTTY), number)

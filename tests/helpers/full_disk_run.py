@@ -129,7 +129,7 @@ def watching_ends_and_is_taken_up_again(disk: Disk, folder: Path, plain: Path) -
     """With every amount of room: an exit status, a message, no half dump, no lease; with enough, the inline dumps."""
     directory = train(folder, launch="snapshot", **SETTINGS)
     statuses = list[int]()
-    for room in [0, 4096, 8192, *range(16384, 10**6, 24576)]:
+    for room in [0, 4096, *range(16384, 10**6, 49152)]:
         disk.fill(room)
         statuses.append(watch(directory))
         disk.empty()

@@ -1,4 +1,4 @@
-"""100,000 train x 1,000 query examples from chains to TensorBoard, in a process that may not have the memory for it.
+"""Many train x query examples from chains to TensorBoard, in a process that may not have the memory for it.
 
 Prints a line of JSON: seconds, peak of anonymous memory, sizes, and what `test_matrices_large` compares.
 """

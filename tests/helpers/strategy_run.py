@@ -32,7 +32,8 @@ from simulated_device.process import begin
 from simulated_device.training import SimulatedAccelerator, SimulatedDDP, SimulatedParallel, on_one_device
 
 SAMPLER = SGLD(step_size=1e-4, inverse_temperature=100.0, localization=10.0)
-CHAINS = Chains(num_chains=3, num_draws=4, batch_size=5)
+CHAINS = Chains(num_chains=3, num_draws=4, batch_size=13)
+"""A batch that no number of ranks divides; of fewer examples, the curvature would take many more passes."""
 
 
 class Points(Dataset):
@@ -269,15 +270,21 @@ def parts_of_a_loss(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return losses[:, : int(mask.sum(1).max())], mask[:, : int(mask.sum(1).max())]
 
 
+def ranked(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What the environment of a rank says."""
+    found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    found |= {"WORLD_SIZE": str(world_size), "RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    if world_size > 1:  # as torchrun would say it, so that no rank launches others
+        found |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0"}
+    return found
+
+
 def run(case: dict[str, Any], folder: str, rank: int, world_size: int, port: int) -> None:
     """A process as one rank: what it prints goes to a log, and what is left to a pickle."""
     log = os.open(Path(folder, f"{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank), "OMP_NUM_THREADS": "1"}
-    if world_size > 1:  # as torchrun would say it, so that no rank launches others
-        os.environ |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0"}
+    os.environ |= ranked(rank, world_size, port)
     outcome: Any
     try:
         if case.get("device") == "sim":

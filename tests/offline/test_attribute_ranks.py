@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bif_lightning as bl
-from processes import answers
+from forked import as_main, start
 from strategy_run import launch
 
 pytestmark = pytest.mark.bitwise
@@ -79,7 +79,7 @@ def test_torchrun_starts_the_command(tmp_path: Path, inline: Any) -> None:
     (tmp_path / "settings.yaml").write_text(
         "sampler:\n  class_path: bif_lightning.SGLD\n  init_args: {step_size: 0.0001, inverse_temperature: 100.0, "
         "localization: 10.0}\nchains:\n  class_path: bif_lightning.Chains\n  init_args: {num_chains: 3, num_draws: 4, "
-        "batch_size: 5}\n"
+        "batch_size: 13}\n"
     )
     command = Path(sys.executable).with_name("bif-lightning")
     done = subprocess.run(
@@ -127,26 +127,36 @@ def of_rank(rank: int) -> dict[str, str]:
 
 
 @slow
-@pytest.mark.parametrize(
-    ("arguments", "tasks", "environment"),
-    [(FABRIC, [{}], "TorchElasticEnvironment"), ([], [of_rank(0), of_rank(1)], "SLURMEnvironment")],
-    ids=["fabric run", "srun"],
-)
-def test_a_script_under_other_launchers(
-    tmp_path: Path, inline: Any, arguments: list[str], tasks: list[dict[str, str]], environment: str
-) -> None:
-    """The Trainer takes ranks from whoever started the processes; its devices have to be given all the same."""
+def test_a_script_under_fabric_run(tmp_path: Path, inline: Any) -> None:
     saved = inline(1, "single")
     (tmp_path / "script.py").write_text(SCRIPT)
-    common = {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *FABRIC, "script.py", str(saved)], cwd=tmp_path, text=True, capture_output=True, check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[:3000] + done.stderr[-1500:]
+    check_script(done.stdout, "TorchElasticEnvironment", tmp_path, saved)
+
+
+@slow
+def test_a_script_under_srun(tmp_path: Path, inline: Any) -> None:
+    saved = inline(1, "single")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    files = [tmp_path / f"{rank}.txt" for rank in range(2)]
     running = [
-        subprocess.Popen(
-            [sys.executable, *arguments, "script.py", str(saved)], cwd=tmp_path, env=common | task, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for task in tasks
-    ]  # fmt: skip
-    out = "".join(out for out, _ in answers(running))
-    assert all(f"{environment} {rank}" in out for rank in range(2)), out
-    later, expected = (dumps(folder).influence.sel(step=[3, 6]) for folder in (tmp_path / "later", saved))
+        start(as_main, "script.py", [str(saved)], tmp_path, {1: str(file), 2: str(file)}, of_rank(rank))
+        for rank, file in enumerate(files)
+    ]
+    for each in running:
+        each.join(200)
+        each.kill()
+    said = "".join(file.read_text() for file in files)
+    assert [each.exitcode for each in running] == [0, 0], said
+    check_script(said, "SLURMEnvironment", tmp_path, saved)
+
+
+def check_script(said: str, environment: str, folder: Path, saved: Path) -> None:
+    """The Trainer takes ranks from whoever started the processes; its devices have to be given all the same."""
+    assert all(f"{environment} {rank}" in said for rank in range(2)), said
+    later, expected = (dumps(each).influence.sel(step=[3, 6]) for each in (folder / "later", saved))
     np.testing.assert_array_equal(later, expected)

@@ -186,7 +186,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 def attributed(folder: Path, kind: Any, **options: Any) -> bl.AttributionReport:
     data = DataLoader(DATA, batch_size=8)
-    return bl.attribute(kind(), folder / "saved", **ROWS, data=data, dirpath=folder / "later", **options)
+    return bl.attribute(kind(), folder / "saved", **ROWS, data=data, dirpath=folder / "later", log=False, **options)
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_the_loss_of_each_checkpoint_is_that_of_its_position(tmp_path: Path, kin
 def test_the_same_of_snapshots_that_are_watched(tmp_path: Path, kind: Any) -> None:
     train(tmp_path, kind)
     train(tmp_path / "other", kind, launch="snapshot")
-    bl.watch(kind(), tmp_path / "other" / "bif", data=DataLoader(DATA, batch_size=8))
+    bl.watch(kind(), tmp_path / "other" / "bif", data=DataLoader(DATA, batch_size=8), log=False)
     assert_same(tmp_path / "bif", tmp_path / "other" / "bif")
 
 
@@ -236,25 +236,27 @@ def test_what_no_checkpoint_tells_is_refused(tmp_path: Path, kind: Any, match: s
 @pytest.mark.slow
 def test_a_checkpoint_without_its_epoch_is_refused_where_the_loss_uses_it(tmp_path: Path) -> None:
     torch.save(Annealed().state_dict(), tmp_path / "step=5.ckpt")
-    done = bl.attribute(Annealed(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif")
+    done = bl.attribute(Annealed(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif", log=False)
     assert "does not say of which it is" in str(done)
     torch.save({"state_dict": Annealed().state_dict(), "global_step": 5, "epoch": 0}, tmp_path / "step=5.ckpt")
-    done = bl.attribute(Annealed(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif")
+    done = bl.attribute(Annealed(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif", log=False)
     assert done.written == (5,)
     torch.save(ByStep().state_dict(), tmp_path / "step=5.ckpt")
-    done = bl.attribute(ByStep(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "by step")
+    done = bl.attribute(ByStep(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "by step", log=False)
     assert done.written == (5,)
 
 
 def test_an_epoch_that_matters_only_late_is_asked_for(tmp_path: Path) -> None:
     torch.save(Late().state_dict(), tmp_path / "step=5.ckpt")
-    done = bl.attribute(Late(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif")
+    done = bl.attribute(Late(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif", log=False)
     assert "does not say of which it is" in str(done)
 
 
 def test_a_checkpoint_that_lacks_what_the_module_reads_is_named(tmp_path: Path) -> None:
     torch.save({"state_dict": Annealed().state_dict(), "global_step": 5, "epoch": 0}, tmp_path / "step=5.ckpt")
-    done = bl.attribute(InCheckpoint(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif")
+    done = bl.attribute(
+        InCheckpoint(), tmp_path / "step=5.ckpt", **ROWS, data=DATA, dirpath=tmp_path / "bif", log=False
+    )
     assert "on_load_checkpoint of InCheckpoint failed" in str(done)
     assert "KeyError: 'kept'" in str(done)
 

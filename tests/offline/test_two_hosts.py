@@ -30,7 +30,7 @@ sampler:
   init_args: {step_size: 0.0001, inverse_temperature: 100.0, localization: 10.0}
 chains:
   class_path: bif_lightning.Chains
-  init_args: {num_chains: 3, num_draws: 4, batch_size: 5}
+  init_args: {num_chains: 3, num_draws: 4, batch_size: 13}
 """
 
 

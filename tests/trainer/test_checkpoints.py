@@ -1,8 +1,5 @@
 """Checkpoints in shards: whatever stands before the names of weights, and of FSDP's flat shards."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,11 @@ import torch
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 import bif_lightning as bl
+import flat_shards_run
 from bif_lightning.trainer.checkpoints import inspect_checkpoint, load_weights
 from flat_shards_run import Prefixed
+from forked import together
+from ports import free_port
 from strategy_run import CHAINS, SAMPLER, Points
 
 pytestmark = pytest.mark.bitwise
@@ -44,12 +44,7 @@ def test_shards_of_another_module_are_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_flat_shards_of_two_ranks_are_read_by_one_process(tmp_path: Path) -> None:
     """What Lightning's FSDPStrategy saves, beside the same weights put together by torch itself."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "OMP_NUM_THREADS": "1"}
-    script = str(Path(__file__).parents[1] / "helpers" / "flat_shards_run.py")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(tmp_path)],
-        env=environment, check=True, timeout=200, capture_output=True,
-    )  # fmt: skip
+    together(flat_shards_run.run, 2, 2, tmp_path, free_port())
     assert len(list((tmp_path / "step=6.ckpt").glob("*.distcp"))) == 2
     found = list[Any]()
     for name in ("step=6.ckpt", "whole-step=6.pt"):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from bif_lightning.losses.metric_states import is_metric
 from bif_lightning.model.object_graph import ATOMS, GlobalName, Node, contents, walk_objects
 from bif_lightning.trainer.guard.guard import SETTINGS, Scope
 from bif_lightning.trainer.guard.random_state import generator_states
@@ -74,7 +75,7 @@ def fingerprint(trainer: Any, module: nn.Module) -> Fingerprint:
         "loss scaler": trainer.precision_plugin.state_dict(),
         "progress": _progress(trainer),
         "logged values": _logged(trainer),
-        "metrics": {path: _metric(obj) for path, obj in reached if isinstance(obj, Metric)},
+        "metrics": {path: _metric(obj) for path, obj in reached if is_metric(obj)},
         "attributes": _shallow(reached),
         "datasets": _shallow(walk_objects({"train data": trainer.train_dataloader}, elements=10_000), largest=_LARGE),
         "settings": [read() for read, _ in SETTINGS.values()],

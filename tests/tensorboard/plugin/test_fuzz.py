@@ -21,7 +21,7 @@ from plugin_runs import write_run
 pytestmark = pytest.mark.crash
 
 HELPERS = Path(__file__).parents[2] / "helpers"
-COUNT = 2000
+COUNT = 500
 ONE = {"step": "1", "matrix": "correlation"}
 QUESTIONS = {
     "dump_lines": {}, "description": ONE, "view": ONE | {"train_by": "cluster"},
@@ -44,7 +44,6 @@ def is_part_of(found: object, whole: object) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
 def test_mutated_dumps_break_nothing(tmp_path):
     write_run(tmp_path / "run", 30, 8, steps=(1,))
     whole = (tmp_path / "run" / "step=000000001.h5").read_bytes()
@@ -83,7 +82,7 @@ def test_mutated_dumps_break_nothing(tmp_path):
     assert longest < 60  # killed after 10, whatever else the machine does
     assert not wrong
     # None goes round in circles; on a busy machine one may still be too slow.
-    assert found[503] <= COUNT // 500
+    assert found[503] <= 1
     assert found[200] > COUNT
 
 
@@ -113,7 +112,6 @@ print(read)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
 def test_open_run_reads_or_refuses_mutated_dumps(tmp_path):
     """In a process, as nothing else ends what hangs within HDF5."""
     write_run(tmp_path / "run", 30, 8, steps=(1,))
