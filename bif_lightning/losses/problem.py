@@ -208,6 +208,8 @@ class Problem:
 
         def backward(module: nn.Module) -> None:
             loss = self.objective(module, minibatch.batch)
+            if not loss.requires_grad:  # of examples without a target, or of other weights than those that are sampled
+                return
             loss.backward(None if factor == 1 else torch.full_like(loss, factor))
 
         bound.call(backward)

@@ -117,8 +117,9 @@ class ControlledSampler:
         given = self.settings.step_size
         if given is not None and not given < 4 * least:
             raise ValueError(
-                f"step_size {given:g} makes every chain diverge at this snapshot, where it must be below {4 * least:.2g}, "
-                f"4 times the least variance of the posterior; lower it, or leave it out, which takes {least:.2g}"
+                f"step_size {given:g} makes every chain diverge at this snapshot, where it must be below "
+                f"{4 * least:.2g}, 4 times the least variance of the posterior; lower it, or leave it out, which takes "
+                f"{least:.2g}"
             )
         return given or least
 
