@@ -7,6 +7,7 @@ from bif_lightning.data.variety import CheckedExamples
 from bif_lightning.losses.collectives import check_collectives
 from bif_lightning.losses.derived.user_loss import check_user_loss_on
 from bif_lightning.losses.problem import Problem, disable_compile
+from bif_lightning.model.devices import check_float64
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.rng import unaltered_generators
@@ -19,9 +20,11 @@ def check_loss_fn(problem: Problem) -> None:
     Module and global generators stay as they are.
 
     Raises:
+        ValueError: the device of the module has no float64.
         LossRefusedError: see `check_user_loss` and `check_collectives`.
     """
     module, prepare = problem.module, problem.prepare
+    check_float64(device_of(module))
     with disable_compile(), unaltered_generators(device_of(module)), torch.inference_mode(False):
         sets = [CheckedExamples.of("train", problem.train, prepare)]
         if problem.query is not problem.train:

@@ -26,6 +26,7 @@ from bif_lightning.losses.metric_states import MetricsKept, keeping_metrics
 from bif_lightning.losses.observables import ExampleLoss, LossFn, Observable, mean_of
 from bif_lightning.losses.problem import Problem, eval_mode
 from bif_lightning.losses.token_losses import by_token, zero_absent
+from bif_lightning.model.devices import check_float64
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.drawn_rows import DrawnRows, drawn_rows
@@ -116,8 +117,9 @@ def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest)
 
     Raises:
         MisconfigurationException: the training data is unusable, or per-example losses cannot be derived.
-        ValueError, TypeError: the sets or indices are invalid.
+        ValueError, TypeError: the sets or indices are invalid, or the device has no float64.
     """
+    check_float64(trainer.strategy.root_device)
     loader = training_loader(trainer)
     places = _places(request, loader)
     sets = {name: loader.examples(*place, request.collate_fn) for name, place in places.items()}

@@ -163,6 +163,31 @@ def test_the_newer_setting_of_tf32_is_no_obstacle(sim: DeviceProcess, tmp_path: 
     sim(with_newer_setting, str(tmp_path))
 
 
+def without_float64(folder: str) -> tuple[str, tuple[int, ...]]:
+    """What a training with the callback is refused with, and the dumps of one without it, made on the CPU."""
+    case, said = placed(CASES["a given loss"], "sim"), ""
+    with simulated_device.without(torch.float64):
+        try:
+            matrix_run.fit(case, Path(folder, "refused"), matrix_run.callback(Path(folder)))
+        except ValueError as error:
+            said = str(error)
+        trained = matrix_run.fit(case, Path(folder, "plain")).module
+        torch.save({"state_dict": trained.state_dict(), "global_step": 6}, Path(folder, "step=6.ckpt"))
+        cpu = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        report = bl.attribute(
+            normalized(), Path(folder, "step=6.ckpt"), matrix_run.points(), loss_fn=matrix_run.losses, trainer=cpu,
+            sampler=matrix_run.SAMPLER, chains=matrix_run.CHAINS, dirpath=Path(folder, "bif"),
+        )  # fmt: skip
+    return said, report.written
+
+
+def test_a_device_without_float64_is_refused_with_a_remedy_that_works(sim: DeviceProcess, tmp_path: Path) -> None:
+    said, written = sim(without_float64, str(tmp_path))
+    assert "device sim has no float64" in said
+    assert 'trainer=L.Trainer(accelerator="cpu")' in said
+    assert written == (6,)
+
+
 def on_one(folder: str, device: str, norm: bool) -> None:
     """A snapshot of the weights before training, on one device."""
     strategy_run.fit(Path(folder), {"strategy": "single", "device": device, "norm": norm, **AT_START}, 0, 1)
