@@ -16,6 +16,7 @@ from bif_lightning.losses.metric_states import keeping_metrics
 from bif_lightning.losses.observables import LossFn, mean_of
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import zero_absent
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.plots.sweep import Cell, sweep
 from bif_lightning.results.settings import ResolvedSettings
@@ -172,6 +173,7 @@ def _pilot(small: Problem, backend: WeightBackend, sampler: SGLD, chains: Chains
     try:
         return run_pilot(small, backend, sampler, chains, spacing)
     except (RuntimeError, ValueError) as error:  # some models refuse weights that are not finite
+        raise_unrelated(error)
         lost = torch.full((CHAINS, DRAWS), torch.nan, dtype=torch.float64, device="cpu")
         return Pilot(sampler, spacing, lost, float("nan"), f"{type(error).__name__}: {error}")
 

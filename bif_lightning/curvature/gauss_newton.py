@@ -210,6 +210,7 @@ def roots_of_example(
         for row in out if outputs else ():
             _pull_back(outputs, signs, weights, backend.layout.pieces(row), problem.loss_scale)
 
+    problem.tick()
     if problem.stochastic:
         seed_global(backend.device, stream_seed(GLOBAL))
     bound.call(roots)

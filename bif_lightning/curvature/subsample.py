@@ -34,7 +34,7 @@ from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, Steps
 from bif_lightning.losses.observables import checked_rows
 from bif_lightning.losses.problem import Problem
-from bif_lightning.model.devices import now, raise_out_of_memory
+from bif_lightning.model.devices import now, raise_unrelated
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.rng import DATA, GLOBAL, seed_global, stream_seed
 
@@ -162,7 +162,7 @@ def hessians_along(
 
         def of_group(weights: Weights, bound: BoundModule, group: int) -> Tensor:
             parts = _parts(problem, groups[group])
-            hessian = Hessian(problem, backend, parts, step=span, weights=weights, bound=bound)
+            hessian = Hessian(problem, backend, parts, step=span, weights=weights, bound=bound, tick=steps.check)
 
             def along(products: Tensor) -> Tensor:
                 steps.tick(len(products) // len(parts))
@@ -211,7 +211,7 @@ def hessian_subsample(
                 )
             )
         except Exception as error:
-            raise_out_of_memory(error)
+            raise_unrelated(error)
             # Losses of single examples are guaranteed for the train set, not for the training data.
             curvature_along.zero_()
     return select_subsample(curvature_along, rows, count)
@@ -234,6 +234,7 @@ def _curvature_along(
     def losses(direction: Tensor, step: float) -> Tensor:
         with torch.no_grad():
             torch.add(backend.center, direction, alpha=step, out=weights.flat)
+        problem.tick()
         with problem.measuring():
             if problem.stochastic:
                 seed_global(backend.device, stream_seed(GLOBAL))

@@ -19,7 +19,7 @@ from bif_lightning.data.dataset import spread_rows
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.graph import needs_graph
 from bif_lightning.losses.problem import Minibatch, Problem
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import ShardedBackend, is_sharded
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights
@@ -122,7 +122,7 @@ def _probe(problem: Problem, seed: int) -> tuple[bool, bool, str]:
             return False, False, SHARED
         return True, False, ""
     except _NO_TWIN as error:
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         return False, False, NO_TWIN  # such as a scripted one
 
 

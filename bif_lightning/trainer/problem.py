@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from bif_lightning.model.devices import check_float64
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.sampling.context import ranks_of
 from bif_lightning.trainer.drawn_rows import DrawnRows, drawn_rows
+from bif_lightning.trainer.interrupts import stop_if_requested
 from bif_lightning.trainer.prepared import Preparation, forget_prepared
 from bif_lightning.trainer.support import split_of
 from bif_lightning.trainer.training_loader import TrainingLoader, source_of, training_loader
@@ -135,6 +137,7 @@ def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest)
         observables=[_InPrecision(o, per_call) for o in request.observables], params=request.params,
         eval_batch_size=losses.eval_batch_size or request.eval_batch_size, check_gradient=request.check_gradient,
         split=split_of(trainer) if is_sharded(module) else BatchShard(), sums_elements=request.per_sample == "sum",
+        tick=partial(stop_if_requested, trainer),
     )  # fmt: skip
     _remark(problem, words)
     if losses.derived is not None and losses.derived.adapted.words:

@@ -35,6 +35,7 @@ from bif_lightning.losses.derived.separable import CapturedLoss, prove_captured
 from bif_lightning.losses.derived.suggest import refusal
 from bif_lightning.losses.derived.user_loss import check_user_loss as check_user_loss
 from bif_lightning.losses.problem import eval_mode
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.sharded import is_sharded, reshard
 
 _LEAST_FOR_TWICE: Final = 3
@@ -195,7 +196,8 @@ class _Checks:
         with eval_mode(self.module), _gathered_weights_freed(self.module), torch.enable_grad():
             try:
                 step(self.module, self.batch_of(rows))
-            except Exception:
+            except Exception as error:
+                raise_unrelated(error)
                 return True
         return False
 

@@ -31,6 +31,7 @@ from bif_lightning.losses.derived.proof import (
 )
 from bif_lightning.losses.derived.reduction import PerSample
 from bif_lightning.losses.graph import needs_graph
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.sharded import is_sharded
 
 
@@ -240,6 +241,7 @@ def _attempt(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequence[in
     except NotSeparableError as reason:
         raise NotSeparableError(f"on {where}: {reason}") from reason
     except Exception as cause:
+        raise_unrelated(cause)
         raise NotSeparableError(f"training_step raised {type(cause).__name__} on {where}: {cause}") from cause
 
 

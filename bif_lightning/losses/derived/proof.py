@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bif_lightning.losses.derived.intercept import Step
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import ShardedBackend, is_sharded, reshard
 from bif_lightning.model.weights import WeightBackend, Weights, every_supported
@@ -170,7 +171,8 @@ def compare_rows(
         try:
             with AutocastTypes() as autocast:
                 values = [cast(Tensor, function(module, part)).detach() for part in (batch, *singles)]
-        except Exception:
+        except Exception as error:
+            raise_unrelated(error)
             if function is losses:
                 raise
             continue

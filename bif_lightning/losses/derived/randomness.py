@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bif_lightning.data.dataset import digest
 from bif_lightning.losses.derived.batch_size import BatchOf
 from bif_lightning.losses.problem import eval_mode
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.rng import seed_global, unaltered_generators
 
@@ -49,7 +50,8 @@ def by_chance(
             if digest(batches[0]) != digest(batches[1]):
                 return "the batch"
             losses = [seeded(lambda: function(module, batches[0]).detach(), seed) for seed in (0, 1)]
-        except Exception:  # what fails is told by its own error
+        except Exception as error:  # what fails is told by its own error
+            raise_unrelated(error)
             return None
         same = torch.allclose(losses[0], losses[1], rtol=0, atol=0, equal_nan=True)
         return None if same else "the loss"

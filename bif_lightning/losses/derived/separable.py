@@ -40,6 +40,7 @@ from bif_lightning.losses.derived.proof import (
     rounding,
 )
 from bif_lightning.losses.derived.reduction import PerSample, Rule, calls_of, consistent_rules, split
+from bif_lightning.model.devices import raise_unrelated
 
 Coefficients = Sequence[Tensor | None]
 """c of each term; None if the term does not enter the loss."""
@@ -322,6 +323,7 @@ def _attempt(step: Step, module: nn.Module, batch: Any, where: str) -> Captured:
     except NotSeparableError as reason:
         raise NotSeparableError(f"on {where}: {reason}", reason.calls) from reason
     except Exception as cause:
+        raise_unrelated(cause)
         raise NotSeparableError(f"training_step raised {type(cause).__name__} on {where}: {cause}") from cause
     return captured
 
