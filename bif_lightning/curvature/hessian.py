@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.problem import Minibatch, Problem
 from bif_lightning.model.devices import raise_unrelated
@@ -88,7 +89,10 @@ class Hessian:
             chunk: examples in one pass.
         """
         chosen = spread_rows(len(problem.training), EXAMPLES) if rows is None else rows
-        parts = [(problem.minibatch(part), len(part) / len(chosen)) for part in chosen.split(chunk)]
+        weights = example_weights(problem, backend, chosen)
+        shares = torch.ones(len(chosen), device="cpu") if weights is None else weights
+        chunks = zip(chosen.split(chunk), shares.split(chunk), strict=True)
+        parts = [(problem.minibatch(part), float(share.sum()) / len(chosen)) for part, share in chunks]
         return cls(problem, backend, parts, key=key)
 
     def times(

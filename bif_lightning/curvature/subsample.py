@@ -19,13 +19,14 @@ ones of the others with larger weights.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.curvature.gradients import map_threads, time_call
 from bif_lightning.curvature.hessian import Hessian, WeightedBatch
 from bif_lightning.curvature.spectrum import random_direction
@@ -68,12 +69,15 @@ class HessianSubsample:
         others: positions of examples with a larger weight, ascending.
         weight: number of examples that each of the others represents.
         pool: number of examples that all of them represent.
+        example_weights: how much each example of the training data counts, with mean 1 over the pool; None for all
+            alike.
     """
 
     certain: Int[Tensor, " example"]
     others: Int[Tensor, " other"]
     weight: float
     pool: int
+    example_weights: Float[Tensor, " row"] | None = None
 
     def groups(self) -> list[list[tuple[Tensor, float]]]:
         """Rows and the shares of their mean losses, for each group; the mean over groups is the loss of the pool.
@@ -84,8 +88,11 @@ class HessianSubsample:
         found = list[list[tuple[Tensor, float]]]()
         for first in range(count):
             parts = ((self.certain[first::count], 1.0), (self.others[first::count], self.weight))
-            found.append([(rows, count * len(rows) * each / self.pool) for rows, each in parts if len(rows)])
+            found.append([(rows, count * self._size(rows) * each / self.pool) for rows, each in parts if len(rows)])
         return found
+
+    def _size(self, rows: Tensor) -> float:
+        return len(rows) if self.example_weights is None else float(self.example_weights[rows].sum())
 
 
 def select_subsample(
@@ -196,6 +203,7 @@ def hessian_subsample(
     size = len(problem.training)
     rows = spread_rows(size, POOL if problem.training.in_memory else EXAMPLES)
     curvature_along = torch.zeros(len(rows), _PROBES, device="cpu")
+    counts = example_weights(problem, backend, rows)
     if len(rows) > _LEAST * count:  # fewer are all taken
         chunks = rows.split(problem.eval_batch_size)
         generator = torch.Generator().manual_seed(stream_seed(DATA))
@@ -214,7 +222,10 @@ def hessian_subsample(
             raise_unrelated(error)
             # Losses of single examples are guaranteed for the train set, not for the training data.
             curvature_along.zero_()
-    return select_subsample(curvature_along, rows, count)
+    if counts is None:
+        return select_subsample(curvature_along, rows, count)
+    found = select_subsample(curvature_along * counts[:, None], rows, count)
+    return replace(found, example_weights=torch.zeros(size, dtype=counts.dtype, device="cpu").scatter(0, rows, counts))
 
 
 def _curvature_along(

@@ -48,6 +48,9 @@ class Problem:
         check_gradient: compare the gradient with finite differences of the loss before the first chain.
         tokens: loss function that returns token losses; None without `per_token`.
         sums_elements: the loss of an example is the objective on it alone times its divisor (`per_sample="sum"`).
+        relative_weights: (module, batch) -> how much the loss of each example counts in the objective of a batch, the
+            most at 1, [batch], or None for all alike; it raises a ValueError where the objective is no such mean. None
+            for all alike.
         tick: called before every pass of a batch; may raise to stop.
     """
 
@@ -66,6 +69,7 @@ class Problem:
     check_gradient: bool = True
     tokens: LossFn | None = None
     sums_elements: bool = False
+    relative_weights: Callable[[nn.Module, Batch], Tensor | None] | None = None
     tick: Callable[[], None] = lambda: None
     remarks: dict[str, str] = field(default_factory=dict[str, str])
     """What is done in another way than documented, by subject: they are in the notes of every estimate."""

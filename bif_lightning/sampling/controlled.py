@@ -28,10 +28,12 @@ from torch import Tensor
 
 from bif_lightning.config import Chains, ControlledSGLD
 from bif_lightning.curvature.closed_form import LinearizedPosterior
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.curvature.gauss_newton import (
     corrected,
     gauss_newton_along,
     seconds_for_gauss_newton,
+    sketched_rows,
     steps_of_gauss_newton,
 )
 from bif_lightning.curvature.laplace import linearize, linearized_bytes, seconds_to_linearize, steps_to_linearize
@@ -90,7 +92,7 @@ class ControlledSampler:
         self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks, progress: Progress | None = None
     ) -> "PreparedControlled":
         """Gradients of all that is measured, the curvature along the strongest of them, the pull, and the step."""
-        found = list[Tensor]()
+        found = list[OfExamples]()
 
         def curvature(directions: Tensor, span: float, progress: Progress | None) -> Tensor:
             hessians, of_examples = self._curvature(problem, backend, directions, span, workers, ranks, progress)
@@ -132,8 +134,8 @@ class ControlledSampler:
         workers: int,
         ranks: Ranks,
         progress: Progress | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The curvature of groups of examples, and of each training example (none where it is not known)."""
+    ) -> "tuple[Tensor, OfExamples]":
+        """The curvature of groups of examples, and what is known of each training example."""
         steps, probes = steps_of_gauss_newton(problem, ranks), self.settings.num_probes
         after = still_progress(progress, steps, steps)
         try:
@@ -141,11 +143,12 @@ class ControlledSampler:
         except NoOutputsError as error:
             problem.remarks["curvature"] = f"the curvature is by products with the Hessian, since of the loss {error}"
             hessians = hessians_along(problem, backend, directions, span, workers, ranks, after)
-            return hessians, torch.empty(0, device="cpu")
+            weights = example_weights(problem, backend, sketched_rows(problem))
+            return hessians, OfExamples(torch.empty(0, device="cpu"), ranks.broadcast(weights))
         if problem.tokens is not None:  # many outputs an example: few sequences would differ by chance alone
-            return sketch.groups(), sketch.curvature
+            return sketch.groups(), OfExamples(sketch.curvature, sketch.weights)
         hessians, _ = corrected(problem, backend, directions, span, sketch, workers, ranks, after)
-        return hessians, sketch.curvature
+        return hessians, OfExamples(sketch.curvature, sketch.weights)
 
     def unprepared(self) -> "UnpreparedControlled":
         return UnpreparedControlled(self)
@@ -159,17 +162,35 @@ class ControlledSampler:
 
 
 @dataclass(frozen=True)
+class OfExamples:
+    """What is known of single training examples, or of those that the curvature is of.
+
+    Attributes:
+        curvature: tr(Q·G_i·Qᵀ), with the weights; empty where it is not known.
+        weights: how much each counts in L(w), with mean 1; None for all alike.
+    """
+
+    curvature: Float[Tensor, " example"]
+    weights: Float[Tensor, " example"] | None = None
+
+    def strata(self, size: int, batch_size: int) -> list[Stratum]:
+        """Parts of `size` training examples that minibatches are drawn from."""
+        weights = None if self.weights is None or len(self.weights) != size else self.weights
+        return strata_of(self.curvature, size, batch_size, weights)
+
+
+@dataclass(frozen=True)
 class PreparedControlled:
     """Controlled SGLD at one snapshot.
 
     Attributes:
         posterior: of the surrogate, with the gradients of all that is measured.
-        curvature: tr(Q·G_i·Qᵀ) of each training example; empty where it is not known.
+        examples: what is known of single training examples.
     """
 
     sampler: ControlledSampler
     posterior: LinearizedPosterior
-    curvature: Float[Tensor, " example"]
+    examples: OfExamples
     closed_form: bool = True
 
     @property
@@ -189,7 +210,7 @@ class PreparedControlled:
 
     def strata(self, context: ChainContext) -> list[Stratum]:
         """Parts of the training data that minibatches are drawn from."""
-        return strata_of(self.curvature, len(context.problem.training), context.chains.batch_size)
+        return self.examples.strata(len(context.problem.training), context.chains.batch_size)
 
     def covariances(self, traces: Sequence[ChainTrace], shape: tuple[int, int, int], chains: Chains) -> Covariances:
         return ControlledCovariances.of(self.posterior, traces, chains, self.sampler.settings)
@@ -250,11 +271,14 @@ class CoupledState(ChainState):
         self.anchor: BoundModule = context.backend.bind(context.backend.anchor(self.weights.gradient))
         self.prepared, self.scale = prepared, context.problem.loss_scale
         self.strata = strata_of(torch.empty(0, device="cpu"), len(context.problem.training), context.chains.batch_size)
+        self.most = context.problem.eval_batch_size
         self.constant: Tensor | None = None  # ∇L(w*), where it is that of every step
         if prepared is None:
             return
         self.normal, self.settings = prepared.posterior.normal, prepared.sampler.settings
         self.strata = prepared.strata(context)
+        if prepared.examples.weights is not None and self.strata[0].weights is None:
+            self.most = context.chains.batch_size  # how means of parts would count is not known
         self.curved = self.normal.inverse_temperature * self.normal.curvature.to(context.backend.center)
         self.standard = self._normal(0)
         self.chain = self._first()
@@ -338,9 +362,8 @@ class CoupledState(ChainState):
         problem, found = self.context.problem, list[tuple[Minibatch, float]]()
         for number, stratum in enumerate(self.strata):
             key = index * len(self.strata) + number
-            chosen = stratum.rows[self.noise.minibatch(key, len(stratum.rows), stratum.batch_size)]
-            for rows in chosen.split(problem.eval_batch_size):
-                found.append((problem.minibatch(rows), stratum.share * len(rows) / stratum.batch_size))
+            chosen = self.noise.minibatch(key, len(stratum.rows), stratum.batch_size)
+            found += [(problem.minibatch(rows), share) for rows, share in stratum.parts(chosen, self.most)]
         return found
 
     def _add(self, bound: BoundModule, minibatch: Minibatch, index: int, factor: float) -> None:

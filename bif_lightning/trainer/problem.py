@@ -138,6 +138,7 @@ def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest)
         eval_batch_size=losses.eval_batch_size or request.eval_batch_size, check_gradient=request.check_gradient,
         split=split_of(trainer) if is_sharded(module) else BatchShard(), sums_elements=request.per_sample == "sum",
         tick=partial(stop_if_requested, trainer),
+        relative_weights=None if losses.derived is None else losses.derived.relative_weights,
     )  # fmt: skip
     _remark(problem, words)
     if losses.derived is not None and losses.derived.adapted.words:

@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.trainer, pytest.mark.exact]
 PLAIN = Way()
 BOTH, FULL, EUCLIDEAN = ("closed form", "SGLD"), ("closed form", "SGLD, full batch"), ("closed form, euclidean",)
 CHAINS_ALONE, FULL_CHAINS_ALONE = ("SGLD",), ("SGLD, full batch",)
+CONTROLLED = ("controlled, full batch",)
 ROUNDING = 1e-6
 """The matrices are float32."""
 
@@ -113,6 +114,10 @@ LABELS = {
 }
 
 PADDING = {
+    "sequences in another order, where each counts by its tokens": Equivalence(
+        ways.sequences(**ways.OF_SEQUENCES), ways.sequences(order=ways.ORDER, **ways.OF_SEQUENCES),
+        ROUNDING, ("SGLD, full batch", "closed form"),
+    ),
     "more padding": Equivalence(ways.sequences(), ways.sequences(collate=partial(ways.padded, length=9)), ROUNDING),
     "no padding where losses are measured": Equivalence(
         ways.sequences(), ways.sequences(options={"eval_batch_size": 1}), ROUNDING
@@ -145,7 +150,26 @@ LOSSES = {
     "loss_fn": Equivalence(PLAIN, Way(options={"loss_fn": ways.per_example}), ROUNDING),
     "weights of classes, and examples that are there so many times": Equivalence(
         Way(module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS)), **SETS),
-        Way(data=loader(Subset(DATA, ways.REPEATED)), **SETS), ROUNDING, FULL_CHAINS_ALONE,
+        Way(data=loader(Subset(DATA, ways.REPEATED)), **SETS), ROUNDING, ("SGLD, full batch", *EUCLIDEAN),
+    ),
+    "weights of classes, and the same by hand": Equivalence(
+        Way(module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS))),
+        Way(module=partial(Lit, ways.weighted_by_hand)), ROUNDING,
+    ),
+    "weights of classes, training data in another order": Equivalence(
+        Way(module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS)), **SETS),
+        Way(
+            module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS)),
+            data=loader(Subset(DATA, ways.ORDER)), **SETS,
+        ), ROUNDING, ("SGLD, full batch", "closed form"),
+    ),
+    "weights of examples, and examples that are there so many times": Equivalence(
+        Way(
+            module=partial(Lit, ways.weighted_squares, ways.one_output, ways.with_weight),
+            data=loader(ways.WEIGHTED), **ways.OF_WEIGHTED,
+        ),
+        Way(module=partial(Lit, ways.squares, net=ways.one_output), data=loader(ways.COPIES), **ways.OF_COPIES),
+        ROUNDING, ("SGLD, full batch", *EUCLIDEAN, *CONTROLLED),
     ),
     "weights of classes that are all the same": of_loss(
         partial(F.cross_entropy, weight=2 * torch.ones(3, dtype=torch.float64))

@@ -35,9 +35,11 @@ PAD = -100
 CHAINS = bl.Chains(num_chains=2, num_draws=6, batch_size=8)
 MOVES = bl.SGLD(step_size=1e-3, inverse_temperature=100.0, localization=100.0)
 CLOSED = bl.Subspace(inverse_temperature=1e3, localization=1e2)
+CONTROLLED = bl.ControlledSGLD(inverse_temperature=1e3, localization=1e2, metric="euclidean", alpha=1.0)
 SAMPLERS: dict[str, tuple[Any, bl.Chains]] = {
     "closed form": (CLOSED, bl.Chains(num_chains=1, num_draws=2)),
     "closed form, euclidean": (bl.Subspace(inverse_temperature=1e3, localization=1e2, metric="euclidean"), CHAINS),
+    "controlled, full batch": (CONTROLLED, bl.Chains(num_chains=2, num_draws=6, batch_size=1000)),
     "SGLD": (MOVES, CHAINS),
     "SGLD, full batch": (MOVES, bl.Chains(num_chains=2, num_draws=6, batch_size=1000)),
 }
@@ -301,6 +303,34 @@ MANY = Y * 78
 MANY_WEIGHTS = torch.linspace(0.5, 2.0, 200, dtype=torch.float64)
 
 
+def weighted_by_hand(o: Tensor, y: Tensor) -> Tensor:
+    weights = CLASS_WEIGHTS[y]
+    return (weights * F.cross_entropy(o, y, reduction="none")).sum() / weights.sum()
+
+
+def one_output() -> nn.Module:
+    return nn.Linear(4, 1)
+
+
+def squares(o: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(o[:, 0], y)
+
+
+def weighted_squares(o: Tensor, y: Sequence[Tensor]) -> Tensor:
+    return F.mse_loss(o[:, 0], y[0], weight=y[1])
+
+
+def with_weight(batch: Any) -> Any:
+    return batch[0], batch[1:]
+
+
+VALUES, TIMES = torch.randn(26, dtype=torch.float64, generator=G), 1 + torch.arange(26) * 5 % 4
+WEIGHTED, SINGLE = TensorDataset(X, VALUES, TIMES.double()), TensorDataset(X, VALUES)
+COPIES = Subset(SINGLE, torch.arange(26).repeat_interleave(TIMES).tolist())
+OF_WEIGHTED: dict[str, Any] = {"train": Subset(WEIGHTED, TRAIN), "query": Subset(WEIGHTED, QUERY)}
+OF_COPIES: dict[str, Any] = {"train": Subset(SINGLE, TRAIN), "query": Subset(SINGLE, QUERY)}
+
+
 def labelled(labels: Tensor, loss: Any = F.cross_entropy) -> Way:
     """Many classes, with labels of any dtype."""
     return Way(module=partial(Lit, loss, partial(mlp, outputs=200)), data=lambda: loaded(TensorDataset(X, labels)))
@@ -356,12 +386,17 @@ def token_means(module: Any, batch: Any) -> Tensor:
     return by_token(module, batch).sum(1) / (batch[1] != PAD).sum(1)
 
 
-def sequences(loss: Any = over_tokens, collate: Any = padded, **more: Any) -> Way:
+def sequences(loss: Any = over_tokens, collate: Any = padded, order: Sequence[int] = range(26), **more: Any) -> Way:
     return Way(
         module=partial(Lit, loss, tokens),
-        data=lambda: DataLoader(SEQUENCES, batch_size=5, collate_fn=collate),  # type: ignore[arg-type]
+        data=lambda: DataLoader(Subset(SEQUENCES, order), batch_size=5, collate_fn=collate),  # type: ignore[arg-type]
         **more,
     )
+
+
+OF_SEQUENCES: dict[str, Any] = {
+    "train": [SEQUENCES[i] for i in TRAIN], "query": [SEQUENCES[i] for i in QUERY]
+}  # fmt: skip
 
 
 # ---- data

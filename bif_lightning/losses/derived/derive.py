@@ -90,6 +90,14 @@ class DerivedLoss(Protocol):
         """
         ...
 
+    def relative_weights(self, module: nn.Module, batch: Any, /) -> Float[Tensor, " example"] | None:
+        """How much the loss of each example counts in the objective of a batch, the most at 1; None for all alike.
+
+        Raises:
+            ValueError: the objective is no weighted mean of the losses of examples.
+        """
+        ...
+
     def reset_coefficients(self) -> None:
         """Forget the coefficients of earlier draws. Call before each snapshot, which then fixes new ones."""
         ...

@@ -86,6 +86,9 @@ class VmappedLoss:
         """What the step returns, or the mean of the losses that it adds up."""
         return _mean(self.step, module, batch, self.adds_up)
 
+    def relative_weights(self, module: nn.Module, batch: Any) -> None:
+        """None: all examples count alike, as was shown."""
+
     def reset_coefficients(self) -> None:
         """Do nothing: batches are not compared with earlier evaluations."""
 
@@ -132,6 +135,9 @@ class SingleLoss:
     def objective(self, module: nn.Module, batch: Any) -> Tensor:
         """What the step returns, or the mean of the losses that it adds up."""
         return _mean(self.step, module, batch, self.adds_up)
+
+    def relative_weights(self, module: nn.Module, batch: Any) -> None:
+        """None: all examples count alike, as was shown."""
 
     def reset_coefficients(self) -> None:
         """Do nothing: batches are not compared with earlier evaluations."""

@@ -1,13 +1,14 @@
 """Checks of a user's per-example loss function."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from bif_lightning.data.variety import CheckedExamples
+from bif_lightning.distributed.ranks import current_ranks
 from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.modes import part_to_train
 from bif_lightning.losses.derived.proof import compare_rows, perturb, unequal_rows
@@ -108,6 +109,12 @@ def _runs(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch:
         raise
 
 
+def _warn(message: str) -> None:
+    """On the first rank; Lightning, which has a function for that, may not be there."""
+    if current_ranks().rank == 0:
+        warnings.warn(message, stacklevel=2)
+
+
 def _refuse(found: str, action: str) -> NoReturn:
     raise LossRefusedError(f"loss_fn {found}; {action}")
 
@@ -131,7 +138,7 @@ def _check_form(result: object, size: int) -> None:
 
 def _warn_of_rounding(result: Tensor) -> None:
     if result.dtype in (torch.bfloat16, torch.float16):
-        rank_zero_warn(
+        _warn(
             f"loss_fn returns {result.dtype}, which keeps about three digits. An influence is a covariance of small "
             "changes of the losses, which such rounding hides. Compute the loss from logits in float32:\n"
             '    return F.cross_entropy(module(x).float(), y, reduction="none")'
@@ -195,7 +202,7 @@ def _check_alone(
             "division by its length), and the losses must be in the order of the examples",
         )
     if (wrong := unequal_rows(pairs, rows)) is not None:
-        rank_zero_warn(
+        _warn(
             f"loss_fn: {wrong}. That is more than rounding in the dtypes of the weights explains. Unless a kernel "
             "rounds to fewer digits, the loss of an example depends on the others in its batch, and its influence too"
         )
