@@ -964,7 +964,7 @@ MUTANTS = [
     mutant(
         "batches that count by their number in the Hessian",
         "curvature/hessian.py",
-        ("torch.ones(len(chosen), device=\"cpu\") if weights is None else weights", "torch.ones(len(chosen))"),
+        ('torch.ones(len(chosen), device="cpu") if weights is None else weights', "torch.ones(len(chosen))"),
         tests=("curvature/test_example_weights.py",),
     ),
     mutant(

@@ -14,6 +14,7 @@ from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Collate, Examples, MapDataset, check_map_style
 from bif_lightning.losses.metric_states import keeping_metrics
 from bif_lightning.losses.observables import LossFn, mean_of
+from bif_lightning.losses.own_batches import OwnBatches
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import zero_absent
 from bif_lightning.model.devices import raise_unrelated
@@ -116,7 +117,7 @@ def calibrate(
     ('SGLD', 36)
     """
     check_map_style(train, "train")
-    examples, losses = Examples(train, collate_fn), zero_absent(keeping_metrics(loss_fn, model))
+    examples, losses = Examples(train, collate_fn), zero_absent(keeping_metrics(OwnBatches(loss_fn), model))
     problem = Problem(
         module=model,
         loss=losses,

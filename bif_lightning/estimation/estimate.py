@@ -15,6 +15,7 @@ from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.estimation.matrices import labels_of
 from bif_lightning.losses.metric_states import keeping_metrics
 from bif_lightning.losses.observables import LossFn, Observable, mean_of
+from bif_lightning.losses.own_batches import OwnBatches
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import zero_absent
 from bif_lightning.results.estimate import Estimate
@@ -97,7 +98,7 @@ def estimate(
     ((6, 2), True)
     """
     check_map_style(train, "train")
-    loss_fn = keeping_metrics(loss_fn, model)
+    loss_fn = keeping_metrics(OwnBatches(loss_fn), model)
     train_examples, losses = Examples(train, collate_fn), zero_absent(loss_fn)
     problem = Problem(
         module=model,

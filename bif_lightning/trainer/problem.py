@@ -25,6 +25,7 @@ from bif_lightning.losses.derived.intercept import Step
 from bif_lightning.losses.derived.user_loss import check_user_loss_on
 from bif_lightning.losses.metric_states import MetricsKept, keeping_metrics
 from bif_lightning.losses.observables import ExampleLoss, LossFn, Observable, mean_of
+from bif_lightning.losses.own_batches import OwnBatches
 from bif_lightning.losses.problem import Problem, eval_mode
 from bif_lightning.losses.token_losses import by_token, zero_absent
 from bif_lightning.model.devices import check_float64
@@ -204,13 +205,13 @@ def renew_training(trainer: Any, attribution: Attribution) -> None:
         return
     drawn, now = _drawn(trainer, loader), problem.training
     training = loader.examples(loader.dataset, drawn.rows, attribution.collate)
+    _remark(problem, drawn.words)
     if source_of(now) is loader.dataset and list(now.rows) == list(training.rows):
         now.renew()
         return
     problem.training = training
     if problem.loaded:
         problem.training.prepare()
-    _remark(problem, drawn.words)
 
 
 def _drawn(trainer: Any, loader: TrainingLoader) -> DrawnRows:
@@ -350,7 +351,7 @@ def _derived_losses(
 def _given_losses(
     module: nn.Module, loss_fn: LossFn, per_token: bool, checked: Sequence[CheckedExamples], per_call: Callable[[], Any]
 ) -> _Losses:
-    kept = keeping_metrics(loss_fn, module)
+    kept = keeping_metrics(OwnBatches(loss_fn), module)
     given, train = _in_precision(kept, per_call), checked[0]
     each = zero_absent(given)
     with _refused_as_misconfiguration(kept):
@@ -383,7 +384,7 @@ def _training_step(module: nn.Module, number: int) -> Step:
             "loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
         )
     extra = (number,) if is_param_in_hook_signature(function, "batch_idx", min_args=2) else ()
-    return lambda m, batch: cast(Any, m).training_step(batch, *extra)
+    return OwnBatches(lambda m, batch: cast(Any, m).training_step(batch, *extra))
 
 
 def _in_precision(function: Callable[[nn.Module, Batch], Any], context: Callable[[], Any]) -> Any:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset, default_collate
 
 import bif_lightning as bl
 from bif_lightning.estimation.estimator import estimate_problem
@@ -263,6 +263,79 @@ class Doubling(Lit):
         return [batch[0] * 2, batch[1]]
 
 
+class Writing(Lit):
+    """Writes into its batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(self.net(batch[0].mul_(2)), batch[1])
+
+
+class Popping(Lit):
+    """Takes the labels out of its batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        labels = batch.pop("y")
+        return self.loss(self.net(batch["x"]), labels)
+
+
+def popping(module: Any, batch: Any) -> Tensor:
+    labels = batch.pop("y")
+    return F.cross_entropy(module.net(batch["x"]), labels, reduction="none")
+
+
+def writing(module: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(module.net(batch[0].mul_(2)), batch[1], reduction="none")
+
+
+class Manual(Lit):
+    """Optimizes by itself, with two optimizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch, batch_idx))
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.net[0], self.net[2])]
+
+
+class Compiled(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.compile(self.net, backend="eager")
+
+
+class Centred(Lit):
+    """Keeps running means in a buffer, and counts its calls in another."""
+
+    running: Tensor
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.calls += 1
+        if self.training:
+            self.running.lerp_(batch[0].mean(0), 0.1)
+        return self.loss(self.net(batch[0] - self.running), batch[1])
+
+
+class Decaying(Lit):
+    """Adds a weight decay to its loss."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) + decay(self)
+
+
+def decay(module: Any) -> Tensor:
+    return 0.05 * torch.stack([p.square().sum() for p in module.parameters()]).sum()
+
+
 # ---- losses
 
 
@@ -288,6 +361,20 @@ def two_terms(o: Tensor, y: Tensor) -> Tensor:
 
 def per_example(module: Any, batch: Any) -> Tensor:
     return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
+
+
+def decayed(module: Any, batch: Any) -> Tensor:
+    return per_example(module, batch) + decay(module)
+
+
+def focal(o: Tensor, y: Tensor) -> Tensor:
+    losses = F.cross_entropy(o, y, reduction="none")
+    return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
+
+
+def focal_per_example(module: Any, batch: Any) -> Tensor:
+    losses = per_example(module, batch)
+    return (1 - torch.exp(-losses)) ** 2 * losses
 
 
 def two_terms_per_example(module: Any, batch: Any) -> Tensor:
@@ -421,6 +508,11 @@ class Own(Dataset[Any]):
 class Loading(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         return loaded(DATA)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(ITEMS)
 
 
 class Drawing(Sampler[int]):
