@@ -105,6 +105,8 @@ def _form_of_sequence(items: Sequence[Any]) -> Hashable:
 def _form_of_tensor(item: Tensor) -> Hashable:
     zeros = item.numel() - int(item.count_nonzero())
     negative = 0 if item.is_floating_point() else int((item < 0).sum())
+    if not item.dim() and (item.is_floating_point() or item.dtype == torch.bool):
+        return (), zeros, negative, int(item.isnan())  # a weight or a mask
     return _counted(tuple(item.shape), zeros, negative, int(item.isnan().sum()))
 
 

@@ -15,7 +15,7 @@ from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.estimation.matrices import labels_of
 from bif_lightning.losses.metric_states import keeping_metrics
 from bif_lightning.losses.observables import LossFn, Observable, mean_of
-from bif_lightning.losses.own_batches import OwnBatches
+from bif_lightning.losses.own_batches import OwnBatches, OwnBatchesOf
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import zero_absent
 from bif_lightning.results.estimate import Estimate
@@ -108,7 +108,7 @@ def estimate(
         query=_examples(query, collate_fn, "query") or train_examples,
         training=_examples(training_data, collate_fn, "training_data") or train_examples,
         prepare=to_device_of(model),
-        observables=tuple(observables),
+        observables=tuple(map(OwnBatchesOf, observables)),
         params=[params] if isinstance(params, str) else params,
         eval_batch_size=eval_batch_size,
         check_gradient=check_gradient,

@@ -1,6 +1,6 @@
-"""Losses that write into their batch, as `batch.pop("labels")` and `x.div_(255)` do.
+"""Losses and observables that write into their batch, as `batch.pop("labels")` and `x.div_(255)` do.
 
-Training makes a new batch for each step. Here batches are kept for all draws, so such a loss gets a copy of its own.
+Training makes a new batch for each step. Here batches are kept for all draws, so such a function gets a copy.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from bif_lightning.data.dataset import copied, digest
+from bif_lightning.losses.observables import Batches, DividedBatches, Observable
 
 
 class OwnBatches:
@@ -39,6 +40,41 @@ class OwnBatches:
             return self.function(module, own)
         finally:
             self.writes, self._known = digest(own) != digest(batch), True
+
+
+class OwnBatchesOf:
+    """An observable that gets copies of the batches where it writes into them.
+
+    Args:
+        inner: the observable. Whether it writes is found at the first measurement.
+    """
+
+    def __init__(self, inner: Observable) -> None:
+        self.inner, self.writes = inner, False
+        self._known = False
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def unit(self) -> str:
+        return self.inner.unit
+
+    def columns(self, num_queries: int) -> tuple[str, ...] | None:
+        return self.inner.columns(num_queries)
+
+    def measure(self, module: nn.Module, batches: Batches, losses: Tensor) -> Tensor:
+        if self._known and not self.writes:
+            return self.inner.measure(module, batches, losses)
+        own: Batches = [(tree_map(_own, batch), count) for batch, count in batches]
+        if isinstance(batches, DividedBatches):
+            own = DividedBatches(own, batches.split)
+        found = self.inner.measure(module, own, losses)
+        if not self._known:
+            self._known = True
+            self.writes = any(digest(one) != digest(other) for one, other in zip(own, batches, strict=True))
+        return found
 
 
 def _own(leaf: Any) -> Any:

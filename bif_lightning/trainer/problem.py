@@ -25,7 +25,7 @@ from bif_lightning.losses.derived.intercept import Step
 from bif_lightning.losses.derived.user_loss import check_user_loss_on
 from bif_lightning.losses.metric_states import MetricsKept, keeping_metrics
 from bif_lightning.losses.observables import ExampleLoss, LossFn, Observable, mean_of
-from bif_lightning.losses.own_batches import OwnBatches
+from bif_lightning.losses.own_batches import OwnBatches, OwnBatchesOf
 from bif_lightning.losses.problem import Problem, eval_mode
 from bif_lightning.losses.token_losses import by_token, zero_absent
 from bif_lightning.model.devices import check_float64
@@ -135,7 +135,7 @@ def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest)
     problem = Problem(
         module=module, loss=losses.each, objective=losses.mean, prepare=prepare, tokens=losses.tokens,
         train=train, query=sets.get("query", train), training=training,
-        observables=[_InPrecision(o, per_call) for o in request.observables], params=request.params,
+        observables=[_InPrecision(OwnBatchesOf(o), per_call) for o in request.observables], params=request.params,
         eval_batch_size=losses.eval_batch_size or request.eval_batch_size, check_gradient=request.check_gradient,
         split=split_of(trainer) if is_sharded(module) else BatchShard(), sums_elements=request.per_sample == "sum",
         tick=partial(stop_if_requested, trainer),

@@ -139,6 +139,10 @@ PADDING = {
 LOSSES = {
     "sum": of_loss(partial(F.cross_entropy, reduction="sum")),
     "sum by the length of the batch": of_loss(lambda o, y: F.cross_entropy(o, y, reduction="sum") / len(y)),
+    "a mask of examples, and labels that are ignored": Equivalence(
+        Way(data=loader(ways.IGNORED)),
+        Way(module=partial(Lit, ways.masked, unpack=ways.with_weight), data=loader(ways.MASKED)), ROUNDING, FULL,
+    ),
     "mean by hand": of_loss(lambda o, y: F.cross_entropy(o, y, reduction="none").mean()),
     "a weight decay": Equivalence(Way(module=ways.Decaying), Way(options={"loss_fn": ways.decayed}), ROUNDING),
     "focal": Equivalence(

@@ -367,6 +367,16 @@ def decayed(module: Any, batch: Any) -> Tensor:
     return per_example(module, batch) + decay(module)
 
 
+def masked(o: Tensor, y: Sequence[Tensor]) -> Tensor:
+    """A mean over the examples whose mask is 1."""
+    losses = F.cross_entropy(o, y[0], reduction="none")
+    return (losses * y[1]).sum() / y[1].sum().clamp(min=1)
+
+
+COUNTED = torch.arange(26) % 4 != 1
+IGNORED, MASKED = TensorDataset(X, torch.where(COUNTED, Y, PAD)), TensorDataset(X, Y, COUNTED.double())
+
+
 def focal(o: Tensor, y: Tensor) -> Tensor:
     losses = F.cross_entropy(o, y, reduction="none")
     return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
