@@ -36,7 +36,13 @@ from bif_lightning.curvature.gauss_newton import (
     sketched_rows,
     steps_of_gauss_newton,
 )
-from bif_lightning.curvature.laplace import linearize, linearized_bytes, seconds_to_linearize, steps_to_linearize
+from bif_lightning.curvature.laplace import (
+    linearize,
+    linearized_bytes,
+    passing_bytes,
+    seconds_to_linearize,
+    steps_to_linearize,
+)
 from bif_lightning.curvature.outputs import NoOutputsError
 from bif_lightning.curvature.strata import Stratum, strata_of
 from bif_lightning.curvature.subsample import hessians_along, seconds_for_hessians
@@ -236,7 +242,9 @@ class PreparedControlled:
         return vector
 
     def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
-        return chain_bytes(backend, workers, vectors=6, bound=2) + nbytes_of(self.posterior.tensors())
+        chains = chain_bytes(backend, workers, vectors=6, bound=2)
+        passing = passing_bytes(backend, len(self.posterior.variances), self.sampler.settings.metric)
+        return max(chains, passing) + nbytes_of(self.posterior.tensors())
 
 
 @dataclass(frozen=True)
