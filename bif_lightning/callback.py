@@ -13,7 +13,7 @@ from bif_lightning.config import Chains, Sampler
 from bif_lightning.data.dataset import Collate
 from bif_lightning.data.describe import Describe
 from bif_lightning.data.token_texts import Decoder
-from bif_lightning.exceptions import PeerFailedError
+from bif_lightning.exceptions import PeerFailedError, PreemptedError
 from bif_lightning.losses.derived.derive import PerSample
 from bif_lightning.losses.observables import LossFn, Observable
 from bif_lightning.results.estimate import Estimate
@@ -235,7 +235,10 @@ class BIFCallback(pl.Callback):
         try:
             with defer_interrupts(), self.budget.spending():
                 self._session = self._open(trainer, pl_module)
-        except (OSError, PeerFailedError) as error:
+        except (OSError, PeerFailedError, PreemptedError) as error:
+            if is_preemption(error):
+                rank_zero_warn("no influence will be estimated in this run, since the job received SIGTERM")
+                return
             if self.on_error == "raise" or not is_file_error(error):
                 raise
             rank_zero_warn(f"no influence will be estimated in this run: {error}")

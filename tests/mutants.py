@@ -625,7 +625,7 @@ MUTANTS = [
     mutant(
         "any gradient will do",
         "sampling/preflight.py",
-        ("if abs(best - slope) > _TOLERANCE * slope:", "if False:"),
+        ("if not _near(best, slope, slope) and alike:", "if False:"),
         tests=("sampling/test_preflight.py::test_a_gradient_that_is_not_that_of_the_loss_is_refused",),
     ),
     mutant(
@@ -1109,6 +1109,24 @@ MUTANTS = [
         "curvature/strata.py",
         ("Stratum(part, found[number], len(part) / size)", "Stratum(part, found[number], 1 / len(parts))"),
         tests=("curvature/test_gauss_newton.py::test_strata_divide_all_examples_and_bias_no_mean[4]",),
+    ),
+    mutant(
+        "examples that count alike in the sketch",
+        "curvature/gauss_newton.py",
+        ("GaussNewton(rows, torch.cat(ordered), ranks.broadcast(weights))", "GaussNewton(rows, torch.cat(ordered))"),
+        tests=("callback/test_equivalences.py::test_both_ways_have_one_matrix",),
+    ),
+    mutant(
+        "batches that count by their number in the Hessian",
+        "curvature/hessian.py",
+        ('torch.ones(len(chosen), device="cpu") if weights is None else weights', "torch.ones(len(chosen))"),
+        tests=("curvature/test_example_weights.py",),
+    ),
+    mutant(
+        "rounding at a minimum counts as a wrong gradient",
+        "sampling/preflight.py",
+        ("<= _TOLD * slope", "<= 1e9 * slope"),
+        tests=("sampling/test_preflight.py::test_a_model_at_a_minimum_is_taken",),
     ),
 ]
 

@@ -12,12 +12,16 @@ from bif_lightning.calibration.find import FoundSettings, find_settings
 from bif_lightning.calibration.pilot import CHAINS, DRAWS, Pilot, run_pilot, small_problem
 from bif_lightning.config import SGLD, Chains
 from bif_lightning.data.dataset import Collate, Examples, MapDataset, check_map_style
+from bif_lightning.losses.metric_states import keeping_metrics
 from bif_lightning.losses.observables import LossFn, mean_of
+from bif_lightning.losses.own_batches import OwnBatches
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import zero_absent
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.plots.sweep import Cell, sweep
 from bif_lightning.results.settings import ResolvedSettings
+from bif_lightning.sampling.checked_loss import check_loss_fn
 from bif_lightning.sampling.context import engine_context, ranks_of, to_device_of
 from bif_lightning.sampling.stability import stiffness
 
@@ -104,7 +108,8 @@ def calibrate(
         progress: called after every pilot of the grid.
 
     Raises:
-        ValueError: invalid input, a loss that is flat or not finite, or chains that diverge with every setting.
+        ValueError: invalid input, a loss_fn that does not return the loss of each example, a loss that is flat or not
+            finite, or chains that diverge with every setting.
 
     >>> from bif_lightning import Chains, calibrate
     >>> found = calibrate(module, loss_fn, data, chains=Chains(num_chains=2, num_draws=4))
@@ -112,7 +117,7 @@ def calibrate(
     ('SGLD', 36)
     """
     check_map_style(train, "train")
-    examples, losses = Examples(train, collate_fn), zero_absent(loss_fn)
+    examples, losses = Examples(train, collate_fn), zero_absent(keeping_metrics(OwnBatches(loss_fn), model))
     problem = Problem(
         module=model,
         loss=losses,
@@ -124,6 +129,7 @@ def calibrate(
         params=[params] if isinstance(params, str) else params,
         eval_batch_size=eval_batch_size,
     )
+    check_loss_fn(problem)
     return calibrate_problem(problem, chains, progress=progress)
 
 
@@ -168,6 +174,7 @@ def _pilot(small: Problem, backend: WeightBackend, sampler: SGLD, chains: Chains
     try:
         return run_pilot(small, backend, sampler, chains, spacing)
     except (RuntimeError, ValueError) as error:  # some models refuse weights that are not finite
+        raise_unrelated(error)
         lost = torch.full((CHAINS, DRAWS), torch.nan, dtype=torch.float64, device="cpu")
         return Pilot(sampler, spacing, lost, float("nan"), f"{type(error).__name__}: {error}")
 

@@ -28,7 +28,7 @@ from bif_lightning.statistics.influence import BatchCovariances
 class LinearizedPosterior:
     """Gradients of all losses and observables at the snapshot, and the posterior of the weights.
 
-    Vectors of weights are those of the flat vector, or sketches of them (`curvature.sketch`).
+    Vectors of weights are those of the flat vector, or sketches of them (`curvature.sketched`).
 
     Attributes:
         normal: the posterior.

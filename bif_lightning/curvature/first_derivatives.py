@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bif_lightning.curvature.second_derivatives import Comparison, UndecidedError, in_double
 from bif_lightning.losses.problem import Minibatch, Problem
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 
 MOST_ERROR = 0.1
@@ -38,7 +38,7 @@ def gradient_error(problem: Problem, backend: FunctionalBackend, minibatch: Mini
     except UndecidedError:
         return 0.0
     except Exception as error:  # a kernel or a line of the model that takes single precision only
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         return 0.0
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.curvature.gradients import map_threads, time_call
 from bif_lightning.curvature.hessian import Hessian
 from bif_lightning.curvature.outputs import NoOutputsError, Output, outputs_of
@@ -51,20 +52,30 @@ class GaussNewton:
     Attributes:
         rows: positions of the training examples.
         along: Q·s of the passes of each, float64, on the CPU.
+        weights: how much each counts, with mean 1 (`example_weights`); None for all alike.
     """
 
     rows: Int[Tensor, " example"]
     along: Float[Tensor, "example probe direction"]
+    weights: Float[Tensor, " example"] | None = None
 
     def of(self, examples: Tensor | slice) -> Float[Tensor, "direction direction"]:
+        """Q·G·Qᵀ, the sum over some of the examples, with their weights, by their number."""
+        some = self.along[examples]
+        along, weighted = some.flatten(0, 1), some
+        if self.weights is not None:
+            weighted = self.weights[examples][:, None, None] * some
+        return weighted.flatten(0, 1).mT @ along / len(along)
+
+    def mean_of(self, examples: Tensor) -> Float[Tensor, "direction direction"]:
         """Q·G·Qᵀ, the mean over some of the examples."""
-        along = self.along[examples].flatten(0, 1)
-        return along.mT @ along / len(along)
+        return self.of(examples) if self.weights is None else self.of(examples) / self.weights[examples].mean()
 
     @property
     def curvature(self) -> Float[Tensor, " example"]:
-        """tr(Q·G_i·Qᵀ) of each example."""
-        return self.along.square().sum(2).mean(1)
+        """tr(Q·G_i·Qᵀ) of each example, with its weight."""
+        found = self.along.square().sum(2).mean(1)
+        return found if self.weights is None else self.weights * found
 
     def groups(self) -> Float[Tensor, "group direction direction"]:
         """Q·G·Qᵀ of interleaved groups of the examples, weighted so that their mean is that of all."""
@@ -99,6 +110,7 @@ def gauss_newton_along(
     parts = rows.split(_PART)
     own = _own_parts(rows, ranks)
     with ranks.collective("the curvature at the snapshot") as section:
+        weights = example_weights(problem, backend, rows)
         steps = Steps(steps_of_gauss_newton(problem, ranks), section.watched(progress))
 
         def of_part(weights: Weights, bound: BoundModule, part: int) -> Tensor:
@@ -116,7 +128,7 @@ def gauss_newton_along(
             raise each
         lists.append(each)
     ordered = [lists[part % ranks.world_size][part // ranks.world_size] for part in range(len(parts))]
-    return GaussNewton(rows, torch.cat(ordered))
+    return GaussNewton(rows, torch.cat(ordered), ranks.broadcast(weights))
 
 
 def steps_of_gauss_newton(problem: Problem, ranks: Ranks) -> int:
@@ -213,6 +225,7 @@ def roots_of_example(
         for row in out if outputs else ():
             _pull_back(outputs, signs, weights, backend.layout.pieces(row), problem.loss_scale)
 
+    problem.tick()
     if problem.stochastic:
         seed_global(backend.device, stream_seed(GLOBAL))
     bound.call(roots)
@@ -307,5 +320,5 @@ def _error(
     hessian = Hessian.of_training(problem, backend, rows=gauss_newton.rows[some])
     hessian.step = span
     found = hessian.times(combine(mixed), project).double().cpu()
-    expected = mixed.double() @ (strongest.mT @ gauss_newton.of(some) @ strongest)
+    expected = mixed.double() @ (strongest.mT @ gauss_newton.mean_of(some) @ strongest)
     return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))

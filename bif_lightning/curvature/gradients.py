@@ -174,6 +174,7 @@ def gradient_of(
     problem: Problem, backend: WeightBackend, weights: Weights, bound: BoundModule, single: Batch
 ) -> Float[Tensor, " weight"]:
     """Gradient at w* of the loss of a batch of one example."""
+    problem.tick()
     scale = problem.loss_scale
     while True:
         weights.gradient.zero_()
@@ -208,14 +209,19 @@ def map_threads(
     """Apply a function at the snapshot to every index, on threads with weights of their own; results in order.
 
     Args:
-        steps: progress, which the function counts and which can stop it.
+        steps: progress, which the function counts and which can stop it; they end before the next index in any case.
     """
+    steps = steps or Steps()
+
+    def of(weights: Weights, bound: BoundModule, index: int) -> T:
+        steps.check()
+        return function(weights, bound, index)
 
     def part(first: int) -> list[T]:
         with torch.enable_grad():
             weights = backend.weights()
             bound = backend.bind(weights)
-            return [function(weights, bound, index) for index in indices[first::workers]]
+            return [of(weights, bound, index) for index in indices[first::workers]]
 
     calls = [partial(part, first) for first in range(workers)]
     parts = on_threads(calls, workers, torch.get_num_threads(), steps)

@@ -20,9 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.problem import Minibatch, Problem
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
@@ -53,6 +54,7 @@ class Hessian:
         step: h of finite differences, in weight units; None for 1e-3·‖w*‖.
         key: seed of the model's own random numbers, if it draws any.
         weights, bound: weights to compute with, left at the snapshot; None for fresh ones.
+        tick: called before every pass, beside that of the problem; may raise to stop.
     """
 
     def __init__(
@@ -65,10 +67,11 @@ class Hessian:
         key: int = 0,
         weights: Weights | None = None,
         bound: BoundModule | None = None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.problem, self.backend, self.parts = problem, backend, parts
         self.step = _RELATIVE_STEP * norm_of_snapshot(backend) if step is None else step
-        self.key = key
+        self.key, self.tick = key, tick
         self.weights: Weights = weights or backend.weights()
         self.bound: BoundModule = bound or backend.bind(self.weights)
         self._once_only = backend.sharded or problem.by_differences
@@ -86,7 +89,10 @@ class Hessian:
             chunk: examples in one pass.
         """
         chosen = spread_rows(len(problem.training), EXAMPLES) if rows is None else rows
-        parts = [(problem.minibatch(part), len(part) / len(chosen)) for part in chosen.split(chunk)]
+        weights = example_weights(problem, backend, chosen)
+        shares = torch.ones(len(chosen), device="cpu") if weights is None else weights
+        chunks = zip(chosen.split(chunk), shares.split(chunk), strict=True)
+        parts = [(problem.minibatch(part), float(share.sum()) / len(chosen)) for part, share in chunks]
         return cls(problem, backend, parts, key=key)
 
     def times(
@@ -119,7 +125,7 @@ class Hessian:
                 for part in others:  # added up in place: a product for each pass would take the most memory of all
                     total += self.bound.call(partial(self._part, part, directions, project))
         except _ONCE_ONLY as error:
-            raise_out_of_memory(error)
+            raise_unrelated(error)
             return None
         return total if bool(total.isfinite().all()) else None
 
@@ -134,6 +140,7 @@ class Hessian:
         return torch.cat(blocks) * (share * minibatch.weight / self.problem.loss_scale)
 
     def _slopes(self, minibatch: Minibatch, module: nn.Module) -> Slopes:
+        self._tick()
         self._key_global()
         loss = self.problem.objective(module, minibatch.batch) * self.problem.loss_scale
         slopes = torch.autograd.grad(loss, self.weights.leaves, create_graph=True, materialize_grads=True)
@@ -145,6 +152,7 @@ class Hessian:
         """H·q for each row q."""
         out, layout = torch.zeros_like(directions), self.backend.layout
         for direction, row in zip(directions, out, strict=True) if slopes else ():
+            self._tick()
             along = layout.pieces(direction)
             products = torch.autograd.grad(
                 [slope for slope, _ in slopes],
@@ -166,9 +174,14 @@ class Hessian:
     def _gradient(self, direction: Tensor, distance: float) -> Tensor:
         with torch.no_grad():
             torch.add(self.backend.center, direction, alpha=distance, out=self.weights.flat)
+        self.tick()
         self._key_global()
         self.problem.gradient(self.backend, self.weights, self.bound, self.parts)
         return self.weights.gradient.clone()
+
+    def _tick(self) -> None:
+        self.problem.tick()
+        self.tick()
 
     def _key_global(self) -> None:
         if self.problem.stochastic:

@@ -17,6 +17,7 @@ from bif_lightning.curvature.gradients import (
     why_no_gradients,
 )
 from bif_lightning.curvature.kronecker import KroneckerPreconditioner, metric_bytes, seconds_for_whitening
+from bif_lightning.curvature.strata import OfExamples
 from bif_lightning.curvature.subsample import GROUPS, hessians_along, seconds_for_hessians
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, Steps, offset_progress
@@ -89,12 +90,12 @@ class SurrogatePosterior:
     Attributes:
         posterior: with the gradients of all that is measured, or sketches of them.
         directions: its most curved directions, in weight space; the last of `posterior.normal`.
-        curvature: tr(Q·G_i·Qᵀ) of each training example; empty where it is not known.
+        examples: what is known of single training examples.
     """
 
     posterior: LinearizedPosterior
     directions: Float[Tensor, "direction weight"]
-    curvature: Float[Tensor, " example"]
+    examples: OfExamples
 
     @property
     def along(self) -> Float64[Tensor, " direction"]:
@@ -170,7 +171,7 @@ def linearize(
     else:
         hessians = curvature(in_weights, span, during).to(in_weights.device)
     normal, eigenvectors = SubspaceGaussian.of(directions, hessians.mean(0), 1.0, 1.0, metric)
-    squares = (eigenvectors.mT.to(in_weights) @ in_weights).square().sum(1)
+    squares = (eigenvectors.mT.to(in_weights) @ in_weights).square_().sum(1)
     normal = tempered(normal, squares, sampler, problem.num_train, norm_of_snapshot(backend))
     return LinearizedPosterior.of(normal, rotate(hessians, eigenvectors), train, columns)
 
@@ -180,8 +181,16 @@ def linearized_bytes(problem: Problem, backend: WeightBackend, settings: Subspac
     item, layout = backend.center.element_size(), backend.layout
     others = 0 if problem.query is problem.train else sum(problem.column_counts)
     directions = min(settings.num_directions, problem.num_train)
-    gradients = (problem.num_train + others + 2 * directions) * layout.size * item
-    return gradients + (metric_bytes(layout.places, item) if settings.metric == "kronecker" else 0)
+    gradients = (problem.num_train + others + directions) * layout.size * item
+    metric = metric_bytes(layout.places, item) if settings.metric == "kronecker" else 0
+    return gradients + metric + passing_bytes(backend, directions, settings.metric)
+
+
+def passing_bytes(backend: WeightBackend, directions: int, metric: str) -> int:
+    """Bytes that `linearize` holds for a while beside what it returns: directions before they are rotated to the
+    eigenvectors, in weight space where that is another one, and rotated there."""
+    vectors = 3 if metric == "kronecker" else 2
+    return vectors * directions * backend.layout.size * backend.center.element_size()
 
 
 def tempered(

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from bif_lightning.curvature.hessian import check_twice, plain_attention
 from bif_lightning.losses.problem import Minibatch, Problem
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
@@ -52,13 +52,13 @@ def second_derivatives_hold(problem: Problem, backend: FunctionalBackend, seed: 
         except UndecidedError:
             pass
         except Exception as error:  # a kernel or a line of the model that takes single precision only
-            raise_out_of_memory(error)
+            raise_unrelated(error)
     if not backend.twins:
         return True
     try:
         return _hold_in_single(problem, backend, minibatch, seed)
     except Exception as error:  # no second derivative
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         return True
 
 
@@ -115,6 +115,7 @@ class Comparison:
         self.size = max(float(torch.cat([leaf.flatten() for leaf in self.start]).norm()), 1e-3)
 
     def loss(self) -> Tensor:
+        self.problem.tick()
         if self.problem.stochastic:
             seed_global(self.leaves[0].device, stream_seed(self.seed, GLOBAL))
         return self.problem.objective(self.module, self.batch)
@@ -139,7 +140,7 @@ class Comparison:
                 outputs, along = zip(*curved, strict=True)
                 found = torch.autograd.grad(outputs, self.leaves, along, materialize_grads=True)
         except (RuntimeError, NotImplementedError) as error:
-            raise_out_of_memory(error)
+            raise_unrelated(error)
             return None
         return torch.cat([each.flatten() for each in found])
 

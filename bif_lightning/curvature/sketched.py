@@ -18,12 +18,14 @@ from torch import Tensor
 from bif_lightning.config import ControlledSGLD
 from bif_lightning.curvature.closed_form import LinearizedPosterior
 from bif_lightning.curvature.count_sketch import CountSketch
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.curvature.gauss_newton import (
     BLOCK_BYTES,
     MOST_ERROR,
     GaussNewton,
     error_along,
     gauss_newton_along,
+    gauss_newton_rows,
     seconds_for_gauss_newton,
     steps_of_gauss_newton,
 )
@@ -37,6 +39,7 @@ from bif_lightning.curvature.gradients import gradient_bytes_of, observable_slop
 from bif_lightning.curvature.kronecker import KroneckerPreconditioner, is_rotated, metric_bytes, sides_of
 from bif_lightning.curvature.laplace import SurrogatePosterior, tempered
 from bif_lightning.curvature.outputs import NoOutputsError
+from bif_lightning.curvature.strata import OfExamples
 from bif_lightning.curvature.streamed import (
     BLOCK,
     combinations,
@@ -183,7 +186,7 @@ def linearize_sketched(
     )
     for row in whole:
         row.copy_(metric.to_weight_space(row[None])[0])
-    return SurrogatePosterior(posterior, whole, known.curvature if known else torch.empty(0, device="cpu"))
+    return SurrogatePosterior(posterior, whole, _of_examples(problem, backend, known, ranks))
 
 
 def steps_of_sketched(problem: Problem, settings: ControlledSGLD, ranks: Ranks) -> int:
@@ -280,6 +283,13 @@ def _gauss_newton(
     except NoOutputsError as error:
         problem.remarks["curvature"] = f"the curvature is by products with the Hessian, since of the loss {error}"
         return None
+
+
+def _of_examples(problem: Problem, backend: WeightBackend, known: GaussNewton | None, ranks: Ranks) -> OfExamples:
+    if known is not None:
+        return OfExamples(known.curvature, known.weights)
+    weights = ranks.broadcast(example_weights(problem, backend, gauss_newton_rows(problem)))
+    return OfExamples(torch.empty(0, device="cpu"), weights)
 
 
 def _in_weights(

@@ -19,13 +19,14 @@ ones of the others with larger weights.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.curvature.gradients import map_threads, time_call
 from bif_lightning.curvature.hessian import Hessian, WeightedBatch
 from bif_lightning.curvature.spectrum import random_direction
@@ -34,7 +35,7 @@ from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, Steps
 from bif_lightning.losses.observables import checked_rows
 from bif_lightning.losses.problem import Problem
-from bif_lightning.model.devices import now, raise_out_of_memory
+from bif_lightning.model.devices import now, raise_unrelated
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.rng import DATA, GLOBAL, seed_global, stream_seed
 
@@ -68,12 +69,15 @@ class HessianSubsample:
         others: positions of examples with a larger weight, ascending.
         weight: number of examples that each of the others represents.
         pool: number of examples that all of them represent.
+        example_weights: how much each example of the training data counts, with mean 1 over the pool; None for all
+            alike.
     """
 
     certain: Int[Tensor, " example"]
     others: Int[Tensor, " other"]
     weight: float
     pool: int
+    example_weights: Float[Tensor, " row"] | None = None
 
     def groups(self) -> list[list[tuple[Tensor, float]]]:
         """Rows and the shares of their mean losses, for each group; the mean over groups is the loss of the pool.
@@ -84,8 +88,11 @@ class HessianSubsample:
         found = list[list[tuple[Tensor, float]]]()
         for first in range(count):
             parts = ((self.certain[first::count], 1.0), (self.others[first::count], self.weight))
-            found.append([(rows, count * len(rows) * each / self.pool) for rows, each in parts if len(rows)])
+            found.append([(rows, count * self._size(rows) * each / self.pool) for rows, each in parts if len(rows)])
         return found
+
+    def _size(self, rows: Tensor) -> float:
+        return len(rows) if self.example_weights is None else float(self.example_weights[rows].sum())
 
 
 def select_subsample(
@@ -162,7 +169,7 @@ def hessians_along(
 
         def of_group(weights: Weights, bound: BoundModule, group: int) -> Tensor:
             parts = _parts(problem, groups[group])
-            hessian = Hessian(problem, backend, parts, step=span, weights=weights, bound=bound)
+            hessian = Hessian(problem, backend, parts, step=span, weights=weights, bound=bound, tick=steps.check)
 
             def along(products: Tensor) -> Tensor:
                 steps.tick(len(products) // len(parts))
@@ -196,6 +203,7 @@ def hessian_subsample(
     size = len(problem.training)
     rows = spread_rows(size, POOL if problem.training.in_memory else EXAMPLES)
     curvature_along = torch.zeros(len(rows), _PROBES, device="cpu")
+    counts = example_weights(problem, backend, rows)
     if len(rows) > _LEAST * count:  # fewer are all taken
         chunks = rows.split(problem.eval_batch_size)
         generator = torch.Generator().manual_seed(stream_seed(DATA))
@@ -211,10 +219,13 @@ def hessian_subsample(
                 )
             )
         except Exception as error:
-            raise_out_of_memory(error)
+            raise_unrelated(error)
             # Losses of single examples are guaranteed for the train set, not for the training data.
             curvature_along.zero_()
-    return select_subsample(curvature_along, rows, count)
+    if counts is None:
+        return select_subsample(curvature_along, rows, count)
+    found = select_subsample(curvature_along * counts[:, None], rows, count)
+    return replace(found, example_weights=torch.zeros(size, dtype=counts.dtype, device="cpu").scatter(0, rows, counts))
 
 
 def _curvature_along(
@@ -234,6 +245,7 @@ def _curvature_along(
     def losses(direction: Tensor, step: float) -> Tensor:
         with torch.no_grad():
             torch.add(backend.center, direction, alpha=step, out=weights.flat)
+        problem.tick()
         with problem.measuring():
             if problem.stochastic:
                 seed_global(backend.device, stream_seed(GLOBAL))

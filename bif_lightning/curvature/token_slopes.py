@@ -16,7 +16,7 @@ from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.observables import Batches, LossFn
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import by_token
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
 
@@ -56,7 +56,7 @@ def _along(problem: Problem, backend: WeightBackend, direction: Tensor, span: fl
     try:
         return _derivatives(problem, backend, direction)
     except _NO_FORWARD_MODE as error:
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         ends = [_losses(problem, backend, direction, sign * span) for sign in (1.0, -1.0)]
         return tuple((up - down) / (2 * span) for up, down in zip(*ends, strict=True))
 

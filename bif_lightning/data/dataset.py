@@ -1,5 +1,6 @@
 """Batches of a map-style dataset by row number."""
 
+import copy
 import dataclasses
 import hashlib
 import threading
@@ -213,6 +214,14 @@ def move(batch: Batch, device: torch.device) -> Batch:
         return type(batch)(*values) if getattr(batch, "_fields", None) else tuple(values)
     to = getattr(batch, "to", None)  # Hugging Face's BatchEncoding and the like move themselves
     return to(device) if callable(to) else batch
+
+
+def copied(batch: Batch) -> Batch:
+    """A copy for code that may write into a batch; the batch itself where it holds an object that cannot be copied."""
+    try:
+        return copy.deepcopy(batch)
+    except Exception:
+        return batch
 
 
 def digest(batch: Batch) -> str:

@@ -6,7 +6,8 @@ examples are alike in them.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Number
 from typing import Any, cast
 
@@ -14,12 +15,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif_lightning.data.dataset import Examples, spread_rows
+from bif_lightning.data.dataset import Batch, Examples, spread_rows
 
 POOL = 64
 """Examples that are read to choose among, evenly spread."""
 
 _PARTS = 64
+_CHECKED = 8
+
+
+@dataclass(frozen=True)
+class CheckedExamples:
+    """A few examples of a set, that losses are checked on.
+
+    Attributes:
+        name: of the set.
+        rows: of the examples in it.
+        collated: makes a batch of some of these rows.
+        prepare: makes it ready for the module.
+    """
+
+    name: str
+    rows: list[int]
+    collated: Callable[[Sequence[int]], Batch]
+    prepare: Callable[[Batch], Batch]
+
+    @classmethod
+    def of(cls, name: str, examples: Examples, prepare: Callable[[Batch], Batch]) -> "CheckedExamples":
+        """Those that a check sees the most with. Each is read once: an augmentation would differ from itself."""
+        items = varied_items(examples, _CHECKED)
+        return cls(name, list(items), lambda rows: examples.collate([items[row] for row in rows]), prepare)
+
+    def batch_of(self, rows: Sequence[int]) -> Batch:
+        """The batch of some of these rows, ready for the module."""
+        return self.prepare(self.collated(rows))
+
+    def batch(self) -> Batch:
+        """The batch of all of them."""
+        return self.batch_of(self.rows)
 
 
 def varied_items(examples: Examples, count: int) -> dict[int, Any]:
@@ -72,6 +105,8 @@ def _form_of_sequence(items: Sequence[Any]) -> Hashable:
 def _form_of_tensor(item: Tensor) -> Hashable:
     zeros = item.numel() - int(item.count_nonzero())
     negative = 0 if item.is_floating_point() else int((item < 0).sum())
+    if not item.dim() and (item.is_floating_point() or item.dtype == torch.bool):
+        return (), zeros, negative, int(item.isnan())  # a weight or a mask
     return _counted(tuple(item.shape), zeros, negative, int(item.isnan().sum()))
 
 

@@ -36,8 +36,7 @@ class Steps:
         Raises:
             StoppedError: the work ends.
         """
-        if self._stopped.is_set():
-            raise StoppedError
+        self.check()
         if self.progress is None:
             return
         with self._lock:
@@ -48,6 +47,15 @@ class Steps:
                 self.error = self.error or error
                 self.stop()
                 raise StoppedError from error
+
+    def check(self) -> None:
+        """Count nothing.
+
+        Raises:
+            StoppedError: the work ends.
+        """
+        if self._stopped.is_set():
+            raise StoppedError
 
     def stop(self) -> None:
         """End every thread at its next step."""

@@ -13,11 +13,14 @@ from bif_lightning.data.dataset import Collate, Examples, MapDataset, check_map_
 from bif_lightning.distributed.threads import Progress
 from bif_lightning.estimation.estimator import estimate_problem
 from bif_lightning.estimation.matrices import labels_of
+from bif_lightning.losses.metric_states import keeping_metrics
 from bif_lightning.losses.observables import LossFn, Observable, mean_of
+from bif_lightning.losses.own_batches import OwnBatches, OwnBatchesOf
 from bif_lightning.losses.problem import Problem
 from bif_lightning.losses.token_losses import zero_absent
 from bif_lightning.results.estimate import Estimate
 from bif_lightning.results.settings import ResolvedSettings
+from bif_lightning.sampling.checked_loss import check_loss_fn
 from bif_lightning.sampling.choice import default_settings, sampler_of
 from bif_lightning.sampling.context import engine_context, ranks_of, to_device_of
 
@@ -74,7 +77,9 @@ def estimate(
         Matrices of shape (n, q) with standard errors, chain diagnostics, and the cost.
 
     Raises:
-        ValueError: invalid input, or losses that are not finite at the snapshot; the message says what to change.
+        ValueError: invalid input, a loss_fn that does not return the loss of each example
+            (`exceptions.LossRefusedError`), or losses that are not finite at the snapshot; the message says what to
+            change.
         ChainsDivergedError: too few chains stayed in the posterior.
 
     Under torch.distributed, every rank must call this with the same arguments, and gets the same result.
@@ -92,6 +97,7 @@ def estimate(
     ((6, 2), True)
     """
     check_map_style(train, "train")
+    loss_fn = keeping_metrics(OwnBatches(loss_fn), model)
     train_examples, losses = Examples(train, collate_fn), zero_absent(loss_fn)
     problem = Problem(
         module=model,
@@ -101,13 +107,14 @@ def estimate(
         query=_examples(query, collate_fn, "query") or train_examples,
         training=_examples(training_data, collate_fn, "training_data") or train_examples,
         prepare=to_device_of(model),
-        observables=tuple(observables),
+        observables=tuple(map(OwnBatchesOf, observables)),
         params=[params] if isinstance(params, str) else params,
         eval_batch_size=eval_batch_size,
         check_gradient=check_gradient,
         tokens=loss_fn if per_token else None,
     )
     labels = labels_of(train_labels, query_labels, len(problem.train), len(problem.query))
+    check_loss_fn(problem)
     resolved = resolve_sampler(problem, sampler, chains)
     result = estimate_problem(
         problem, resolved.sampler, resolved.chains, labels=labels, store_traces=store_traces, progress=progress

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bif_lightning.model.devices import raise_unrelated
+
 _TOLERANCE = 1e-3
 
 
@@ -20,7 +22,8 @@ def needs_graph(call: Callable[[], Any]) -> bool:
     try:
         with torch.no_grad():
             plain = call()
-    except Exception:
+    except Exception as error:
+        raise_unrelated(error)
         return True
     if not (isinstance(recorded, Tensor) and isinstance(plain, Tensor) and recorded.shape == plain.shape):
         return False

@@ -76,6 +76,11 @@ class MetricsKept:
                     self.failure = f"{name} raised {type(cause).__name__}: {cause}"
 
 
+def keeping_metrics(function: Callable[[nn.Module, Any], Any], module: nn.Module) -> Callable[[nn.Module, Any], Any]:
+    """The function, in `MetricsKept` where the module has metrics."""
+    return MetricsKept(function) if has_metrics(module) else function
+
+
 @contextmanager
 def _kept(module: nn.Module, failed: Failed) -> Generator[None]:
     """Give the metrics of a module copies of their states, and methods that do not fail; take both away at exit.

@@ -48,6 +48,10 @@ class Problem:
         check_gradient: compare the gradient with finite differences of the loss before the first chain.
         tokens: loss function that returns token losses; None without `per_token`.
         sums_elements: the loss of an example is the objective on it alone times its divisor (`per_sample="sum"`).
+        relative_weights: (module, batch) -> how much the loss of each example counts in the objective of a batch, the
+            most at 1, [batch], or None for all alike; it raises a ValueError where the objective is no such mean. None
+            for all alike.
+        tick: called before every pass of a batch; may raise to stop.
     """
 
     module: nn.Module
@@ -65,6 +69,8 @@ class Problem:
     check_gradient: bool = True
     tokens: LossFn | None = None
     sums_elements: bool = False
+    relative_weights: Callable[[nn.Module, Batch], Tensor | None] | None = None
+    tick: Callable[[], None] = lambda: None
     remarks: dict[str, str] = field(default_factory=dict[str, str])
     """What is done in another way than documented, by subject: they are in the notes of every estimate."""
     twins: bool | None = field(default=None, init=False)
@@ -167,7 +173,7 @@ class Problem:
         """Train losses, and query losses followed by the further observables, at the bound weights."""
 
         def everything(module: nn.Module) -> tuple[Tensor, Tensor]:
-            train = per_example(self.loss, module, self.train_batches, "loss_fn")
+            train = per_example(self._ticking, module, self.train_batches, "loss_fn")
             return train, self._columns(module, train if self.query is self.train else None)
 
         with self.measuring():
@@ -181,7 +187,7 @@ class Problem:
         Raises:
             ValueError: the loss function does not return token losses.
         """
-        function = self.tokens or self.loss
+        function = self._ticking if self.tokens is None else self._ticking_tokens
 
         def everything(module: nn.Module) -> tuple[Tensor, Tensor, tuple[TokenValues, TokenValues]]:
             train = token_values(function, module, self.train_batches)
@@ -198,16 +204,28 @@ class Problem:
 
     def _columns(self, module: nn.Module, query: Tensor | None) -> Tensor:
         if query is None:
-            query = per_example(self.loss, module, self.query_batches, "loss_fn")
+            query = per_example(self._ticking, module, self.query_batches, "loss_fn")
         further = [o.measure(module, self.query_batches, query).detach().to(query) for o in self.observables]
         return torch.cat([query, *further]) if further else query
 
+    def _ticking(self, module: nn.Module, batch: Batch) -> Tensor:
+        self.tick()
+        return self.loss(module, batch)
+
+    def _ticking_tokens(self, module: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+        self.tick()
+        assert self.tokens is not None
+        return self.tokens(module, batch)
+
     def add_gradient(self, bound: BoundModule, minibatch: Minibatch, factor: float = 1.0) -> None:
         """Add the gradient of (factor x) the mean loss of a minibatch to the bound weights' gradient."""
+        self.tick()
         factor *= minibatch.weight
 
         def backward(module: nn.Module) -> None:
             loss = self.objective(module, minibatch.batch)
+            if not loss.requires_grad:  # of examples without a target, or of other weights than those that are sampled
+                return
             loss.backward(None if factor == 1 else torch.full_like(loss, factor))
 
         bound.call(backward)

@@ -1,10 +1,12 @@
-"""What an accelerator asks for: clocks that wait for it, memory that runs out, and modules on one device."""
+"""What an accelerator asks for: clocks that wait for it, memory that runs out, dtypes it lacks, modules on one."""
 
 import time
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from bif_lightning.exceptions import PreemptedError
 
 _CPU_WORDS = ("can't allocate memory", "not enough memory")  # of torch's allocator, which raises a plain RuntimeError
 
@@ -27,10 +29,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
 
 
-def raise_out_of_memory(error: BaseException) -> None:
-    """Raise an error again that says that memory ran out: another way to compute would hide it."""
-    if is_out_of_memory(error):
+def raise_unrelated(error: BaseException) -> None:
+    """Raise an error again that says nothing of the model, and that another way to compute would hide: memory ran out,
+    or the job is to end."""
+    if is_out_of_memory(error) or isinstance(error, PreemptedError):
         raise error
+
+
+def check_float64(device: torch.device) -> None:
+    """Check that a device computes in float64, in which losses are compared, and sums and Gram matrices are taken.
+
+    Raises:
+        ValueError: it does not, as that of Apple (mps).
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:
+        raise_unrelated(error)
+        raise ValueError(
+            f"the device {device.type} has no float64, which influence is computed with: move the model to the CPU "
+            'with model.cpu(), and train with L.Trainer(accelerator="cpu"); or train on this device without the '
+            "callback, and attribute the checkpoints on the CPU: bif_lightning.attribute(module, checkpoints, train, "
+            'query, trainer=L.Trainer(accelerator="cpu"))'
+        ) from error
 
 
 def check_one_device(parameters: Mapping[str, Tensor]) -> None:

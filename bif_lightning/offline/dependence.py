@@ -5,7 +5,6 @@ the loss of a few examples changes.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from bif_lightning.data.dataset import Batch, spread_rows
+from bif_lightning.data.dataset import Batch, copied, spread_rows
 from bif_lightning.losses.problem import Problem, disable_compile, eval_mode
 from bif_lightning.offline.hook_state import TRAINING_HOOKS, attributes_set, other_value
 from bif_lightning.rng import seed_global
@@ -61,7 +60,7 @@ def dependence(trainer: Any, module: Any, attribution: Attribution) -> frozenset
         found = {name for name, change in _changes(trainer, module) if given.differs(change)}
         for more in _MORE:  # where a hook would set other values than at the start
             with contextlib.suppress(Exception), _altered(trainer, module, more, EPOCH, "global_step"):
-                later, prepared = _Given.of(problem, module, batch), problem.prepare(_copied(batch))
+                later, prepared = _Given.of(problem, module, batch), problem.prepare(copied(batch))
                 calls = [(name, _called(trainer, module, prepared, name)) for name in HOOKS]
                 found |= {name for name, change in calls if later.differs(change)}
         return frozenset(found)
@@ -136,15 +135,7 @@ class _Given:
 
 def _loss(problem: Problem, module: Any, batch: Batch) -> torch.Tensor:
     seed_global(device_of(module), 0)
-    return problem.objective(module, problem.prepare(_copied(batch))).detach()
-
-
-def _copied(batch: Any) -> Any:
-    """A copy, since a hook may write into a batch."""
-    try:
-        return copy.deepcopy(batch)
-    except Exception:  # an object that cannot be copied
-        return batch
+    return problem.objective(module, problem.prepare(copied(batch))).detach()
 
 
 class _Altered:

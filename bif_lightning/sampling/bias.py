@@ -28,7 +28,7 @@ from bif_lightning.curvature.hessian import Hessian, examples_in_a_pass
 from bif_lightning.curvature.spectrum import hessian_spectrum
 from bif_lightning.data.dataset import spread_rows
 from bif_lightning.distributed.ranks import Ranks
-from bif_lightning.model.devices import is_out_of_memory, raise_out_of_memory
+from bif_lightning.model.devices import is_out_of_memory, raise_unrelated
 from bif_lightning.model.weights import WeightBackend, Weights, norm_of_snapshot
 from bif_lightning.sampling.prior_control import control_influence
 from bif_lightning.sampling.sampler import ChainContext, Prepared
@@ -88,7 +88,7 @@ def noise_ratio(context: ChainContext, settings: SGLD, start: Callable[[int], Wa
     try:
         gradients = _gradients(walk, count)
     except Exception as error:
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         # A model may refuse weights that are no longer finite; shards of one fail together or not at all.
         if backend.sharded or bool(walk.weights.flat.isfinite().all()):
             raise

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.results.estimate import Divergence
 from bif_lightning.sampling.divergence import left_posterior
 from bif_lightning.sampling.sampler import ChainContext, ChainState, Draw
@@ -43,7 +43,7 @@ def run_chain(context: ChainContext, chain: int) -> ChainTrace | Divergence:
             trace.loss.append(before)
             trace.distance.append(draw.squared_distance**0.5)
     except Exception as error:
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         # Shards of a model fail together or not at all: whether one is finite says nothing of the others.
         if context.backend.sharded or bool(state.weights.flat.isfinite().all()):
             raise

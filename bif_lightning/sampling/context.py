@@ -10,6 +10,7 @@ from bif_lightning.config import Chains
 from bif_lightning.data.dataset import Batch, move
 from bif_lightning.distributed.ranks import Ranks, current_ranks
 from bif_lightning.losses.problem import Problem, disable_compile, eval_mode
+from bif_lightning.model.devices import check_float64
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import unaltered_generators
@@ -39,6 +40,7 @@ def engine_context(
 ) -> Generator[tuple[WeightBackend, int, int]]:
     """The backend of the present weights, chains at once, and threads of each; the process is put back afterwards."""
     ranks = ranks or ranks_of(problem.module)
+    check_float64(device_of(problem.module))
     device, intra_op = device_of(problem.module), torch.get_num_threads()
     with (
         disable_compile(),

@@ -33,10 +33,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bif_lightning.config import Chains, ControlledSGLD
+from bif_lightning.curvature.example_weights import example_weights
 from bif_lightning.curvature.gauss_newton import (
     BLOCK_BYTES,
     corrected,
     gauss_newton_along,
+    gauss_newton_rows,
     seconds_for_gauss_newton,
     steps_of_gauss_newton,
     strongest_of,
@@ -45,6 +47,7 @@ from bif_lightning.curvature.laplace import (
     SurrogatePosterior,
     linearize,
     linearized_bytes,
+    passing_bytes,
     seconds_to_linearize,
     steps_to_linearize,
 )
@@ -57,7 +60,7 @@ from bif_lightning.curvature.sketched import (
     steps_of_sketched,
     streaming_bytes,
 )
-from bif_lightning.curvature.strata import Stratum, strata_of
+from bif_lightning.curvature.strata import OfExamples, Stratum, strata_of
 from bif_lightning.curvature.subsample import hessians_along, seconds_for_hessians
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, still_progress
@@ -139,7 +142,7 @@ class ControlledSampler:
     def _linearize(
         self, problem: Problem, backend: WeightBackend, workers: int, ranks: Ranks, progress: Progress | None
     ) -> SurrogatePosterior:
-        found = list[Tensor]()
+        found = list[OfExamples]()
 
         def curvature(directions: Tensor, span: float, progress: Progress | None) -> Tensor:
             hessians, of_examples = self._curvature(problem, backend, directions, span, workers, ranks, progress)
@@ -176,8 +179,8 @@ class ControlledSampler:
         workers: int,
         ranks: Ranks,
         progress: Progress | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The curvature of groups of examples, and of each training example (none where it is not known)."""
+    ) -> tuple[Tensor, OfExamples]:
+        """The curvature of groups of examples, and what is known of each training example."""
         steps, probes = steps_of_gauss_newton(problem, ranks), self.settings.num_probes
         after = still_progress(progress, steps, steps)
         try:
@@ -187,13 +190,14 @@ class ControlledSampler:
         except NoOutputsError as error:
             problem.remarks["curvature"] = f"the curvature is by products with the Hessian, since of the loss {error}"
             hessians = hessians_along(problem, backend, directions, span, workers, ranks, after)
-            return hessians, torch.empty(0, device="cpu")
+            weights = example_weights(problem, backend, gauss_newton_rows(problem))
+            return hessians, OfExamples(torch.empty(0, device="cpu"), ranks.broadcast(weights))
         if problem.tokens is not None:  # many outputs an example: few sequences would differ by chance alone
-            return known.groups(), known.curvature
+            return known.groups(), OfExamples(known.curvature, known.weights)
         strongest = strongest_of(known)
         top = strongest.mT.to(directions) @ directions
         hessians, _ = corrected(problem, backend, strongest, top, span, known, workers, ranks, after)
-        return hessians, known.curvature
+        return hessians, OfExamples(known.curvature, known.weights)
 
     def unprepared(self) -> "UnpreparedControlled":
         return UnpreparedControlled(self)
@@ -251,7 +255,7 @@ class PreparedControlled:
 
     def strata(self, context: ChainContext) -> list[Stratum]:
         """Parts of the training data that minibatches are drawn from."""
-        return strata_of(self.surrogate.curvature, len(context.problem.training), context.chains.batch_size)
+        return self.surrogate.examples.strata(len(context.problem.training), context.chains.batch_size)
 
     def covariances(self, traces: Sequence[ChainTrace], shape: tuple[int, int, int], chains: Chains) -> Covariances:
         return ControlledCovariances.of(self.surrogate.posterior, traces, chains, self.sampler.settings)
@@ -310,7 +314,8 @@ def _under_way(problem: Problem, backend: WeightBackend, settings: ControlledSGL
     chains = chain_bytes(backend, workers, vectors=_VECTORS, bound=2)
     if is_sketched(problem, settings):
         return max(chains, streaming_bytes(problem, backend, settings, workers))
-    return max(chains, workers * (3 * backend.center.nbytes + 2 * BLOCK_BYTES))
+    passing = passing_bytes(backend, min(settings.num_directions, problem.num_train), settings.metric)
+    return max(chains, passing, workers * (3 * backend.center.nbytes + 2 * BLOCK_BYTES))
 
 
 class CoupledState(ChainState):
@@ -321,11 +326,14 @@ class CoupledState(ChainState):
         self.anchor: BoundModule = context.backend.bind(context.backend.anchor(self.weights.gradient))
         self.prepared, self.scale = prepared, context.problem.loss_scale
         self.strata = strata_of(torch.empty(0, device="cpu"), len(context.problem.training), context.chains.batch_size)
+        self.most = context.problem.eval_batch_size
         self.constant: Tensor | None = None  # ∇L(w*), where it is that of every step
         if prepared is None:
             return
         self.strata = prepared.strata(context)
         self.directions, self.curvature = prepared.surrogate.directions, prepared.surrogate.along
+        if prepared.surrogate.examples.weights is not None and self.strata[0].weights is None:
+            self.most = context.chains.batch_size  # how means of parts would count is not known
         normal, settings = prepared.surrogate.posterior.normal, prepared.sampler.settings
         assert settings.step_size is not None
         self.step_size, self.nb, self.pull = settings.step_size, normal.inverse_temperature, normal.localization
@@ -400,9 +408,8 @@ class CoupledState(ChainState):
         problem, found = self.context.problem, list[tuple[Minibatch, float]]()
         for number, stratum in enumerate(self.strata):
             key = index * len(self.strata) + number
-            chosen = stratum.rows[self.noise.minibatch(key, len(stratum.rows), stratum.batch_size)]
-            for rows in chosen.split(problem.eval_batch_size):
-                found.append((problem.minibatch(rows), stratum.share * len(rows) / stratum.batch_size))
+            chosen = self.noise.minibatch(key, len(stratum.rows), stratum.batch_size)
+            found += [(problem.minibatch(rows), share) for rows, share in stratum.parts(chosen, self.most)]
         return found
 
     def _add(self, bound: BoundModule, minibatch: Minibatch, index: int, factor: float) -> None:

@@ -8,6 +8,7 @@ second derivatives those of the gradient? May several twins run at once?
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from bif_lightning.data.dataset import spread_rows
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.losses.graph import needs_graph
 from bif_lightning.losses.problem import Minibatch, Problem
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import ShardedBackend, is_sharded
 from bif_lightning.model.weights import BoundModule, WeightBackend, Weights
@@ -30,8 +31,13 @@ _EXAMPLES, _FEW = 8, 3
 _RELATIVE_NOISE = 0.01
 _RELATIVE_STEPS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Changes of the loss, relative to it, for which finite differences are tried: the best one counts."""
+_FARTHEST = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+"""Longest steps, in units of the distance from the snapshot: beside a minimum no step changes the loss so much."""
 _TOLERANCE = 0.1
 """Of the slope: rounding in half precision stays below it, and a gradient of another function does not."""
+_TOLD = 0.02
+"""Rounding of the loss, in units of the slope, up to which a difference tells something: beside a minimum none may."""
+_LEAST_LOSS, _LEAST_MOVE = 1e-3, 1e-9
 
 _NO_GRADIENT = (
     "something in the model gives a gradient that is not that of the loss (a straight-through estimator, a .detach() "
@@ -116,7 +122,7 @@ def _probe(problem: Problem, seed: int) -> tuple[bool, bool, str]:
             return False, False, SHARED
         return True, False, ""
     except _NO_TWIN as error:
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         return False, False, NO_TWIN  # such as a scripted one
 
 
@@ -229,7 +235,10 @@ def _mean_size(piece: Tensor) -> float:
 
 
 def _check_gradient(problem: Problem, backend: WeightBackend, trial: _Trial, seed: int) -> None:
-    """Compare the slope |g| along the gradient with (L(w + h·g/|g|) − L(w − h·g/|g|)) / 2h."""
+    """Compare the slope |g| along the gradient with (L(w + h·g/|g|) − L(w − h·g/|g|)) / 2h.
+
+    It is not compared where rounding of L hides the differences, as of a model that stands exactly at a minimum.
+    """
     slope = backend.norm(trial.weights.gradient)
     if not math.isfinite(slope):
         return  # losses that are not finite are named where they are measured, or as a chain that diverged
@@ -243,14 +252,35 @@ def _check_gradient(problem: Problem, backend: WeightBackend, trial: _Trial, see
         seed_global(backend.device, stream_seed(seed, GLOBAL))
         return problem.mean_loss(bound, trial.minibatch)
 
-    size = max(abs(loss(0.0)), 1e-3)
-    found = [(loss(h) - loss(-h)) / (2 * h) for h in (r * size / slope for r in _RELATIVE_STEPS)]
-    best = min(filter(math.isfinite, found), key=lambda difference: abs(difference - slope), default=slope)
-    if abs(best - slope) > _TOLERANCE * slope:
+    size, moved_by = max(abs(loss(0.0)), _LEAST_LOSS), max(backend.distance(start), _LEAST_MOVE)
+    steps = [min(r * size / slope, far * moved_by) for r, far in zip(_RELATIVE_STEPS, _FARTHEST, strict=True)]
+    resolution = _resolution(problem, trial)
+    found, told = list[float](), list[float]()
+    for h in steps:
+        ends = loss(h), loss(-h)
+        difference = (ends[0] - ends[1]) / (2 * h)
+        if math.isfinite(difference):
+            found.append(difference)
+            if resolution * max(map(abs, ends)) / (2 * h) <= _TOLD * slope:
+                told.append(difference)
+    best = min(found, key=lambda difference: abs(difference - slope), default=slope)
+    # Steps that part from each other are too long for a loss that is bent so much.
+    alike = len(told) == 1 or any(_near(one, other, slope) for one, other in pairwise(told))
+    if not _near(best, slope, slope) and alike:
         raise ValueError(
             f"the gradient of the loss has length {slope:.4g}, but the loss changes by {best:.4g} a unit along it: "
             f"{_NO_GRADIENT}"
         )
+
+
+def _near(one: float, other: float, slope: float) -> bool:
+    return abs(one - other) <= _TOLERANCE * max(slope, min(abs(one), abs(other)))
+
+
+def _resolution(problem: Problem, trial: _Trial) -> float:
+    """Relative resolution of the loss, in the coarsest dtype of the weights."""
+    types = {p.dtype for p in problem.module.parameters() if p.is_floating_point()} | {trial.weights.flat.dtype}
+    return max(torch.finfo(dtype).eps for dtype in types)
 
 
 def _check_other_directions(problem: Problem, backend: FunctionalBackend, trial: _Trial, seed: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bif_lightning.config import Chains
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import on_threads
-from bif_lightning.model.devices import raise_out_of_memory
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.weights import BoundModule
 from bif_lightning.rng import GLOBAL, chain_noise, seed_global
 from bif_lightning.sampling.sampler import ChainContext, Prepared
@@ -100,7 +100,7 @@ def _measure(context: ChainContext, bound: BoundModule) -> tuple[Tensor, Tensor]
     try:
         return context.problem.measure(bound)
     except Exception as error:
-        raise_out_of_memory(error)
+        raise_unrelated(error)
         # Far from w* a model may refuse its own outputs; the chains' draws were measured, so it is no other fault.
         # Shards of a model fail together or not at all.
         if context.backend.sharded:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.object_graph import GlobalName, Node, walk_objects
 from bif_lightning.model.weights import BoundModule, Weights
@@ -50,7 +51,8 @@ def shares_state(backend: FunctionalBackend, one: Weights, other: Weights, run: 
     disturb(second, other)  # so that what the first writes is a change, also where it writes the same object again
     try:
         found = _Turns(changed).result(lambda: run(first, one), lambda: disturb(second, other))
-    except Exception:  # shapes that do not fit, a graph that is gone
+    except Exception as error:  # shapes that do not fit, a graph that is gone
+        raise_unrelated(error)
         return True
     return not torch.equal(found, expected)
 

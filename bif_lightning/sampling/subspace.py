@@ -13,7 +13,13 @@ from torch import Tensor
 
 from bif_lightning.config import Chains, Subspace
 from bif_lightning.curvature.closed_form import LinearizedPosterior
-from bif_lightning.curvature.laplace import linearize, linearized_bytes, seconds_to_linearize, steps_to_linearize
+from bif_lightning.curvature.laplace import (
+    linearize,
+    linearized_bytes,
+    passing_bytes,
+    seconds_to_linearize,
+    steps_to_linearize,
+)
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress
 from bif_lightning.losses.problem import Problem
@@ -143,7 +149,9 @@ class PreparedSubspace:
         return vector
 
     def nbytes(self, problem: Problem, backend: WeightBackend, workers: int) -> int:
-        return chain_bytes(backend, workers, vectors=2) + nbytes_of(self.posterior.tensors())
+        chains = chain_bytes(backend, workers, vectors=2)
+        passing = passing_bytes(backend, len(self.posterior.variances), self.sampler.settings.metric)
+        return max(chains, passing) + nbytes_of(self.posterior.tensors())
 
 
 @dataclass(frozen=True)

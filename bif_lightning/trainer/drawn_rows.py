@@ -50,8 +50,9 @@ def drawn_rows(loader: DataLoader[Any], batches: float = math.inf, ranks: int = 
     plain = type(batching) is BatchSampler
     # Beside a BatchSampler that it was given, a loader has a sampler of its own, which draws nothing.
     sampler = batching.sampler if plain else batching
+    divides = isinstance(sampler, DistributedSampler) and (sampler.shuffle or sampler.num_replicas == ranks)
     shuffles = isinstance(sampler, DistributedSampler) and sampler.shuffle
-    if isinstance(sampler, DistributedSampler):
+    if isinstance(sampler, DistributedSampler) and divides:
         wraps = type(sampler.dataset).__name__ == "_DatasetSamplerWrapper"  # Lightning's, around the user's sampler
         sampler = cast(Any, sampler.dataset)._sampler if wraps else SequentialSampler(range(size))
     known = _known(sampler)

@@ -4,14 +4,12 @@ Prepared batches of the measured examples are kept. So the hooks must not use we
 give other batches than at an earlier snapshot (a schedule, running statistics), these are prepared anew.
 """
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from bif_lightning.data.dataset import Batch, digest
+from bif_lightning.data.dataset import Batch, copied, digest
 from bif_lightning.losses.derived.proof import at_perturbed_weights
 from bif_lightning.losses.problem import Problem, eval_mode
 from bif_lightning.model.sharded import is_sharded
@@ -65,7 +63,7 @@ class Preparation:
         device = device_of(self.module)
         with unaltered_generators(device), eval_mode(self.module):
             seed_global(device, 0)
-            return [digest(self.prepare(_copied(batch))) for batch in self.batches]
+            return [digest(self.prepare(copied(batch))) for batch in self.batches]
 
 
 def forget_prepared(problem: Problem) -> None:
@@ -73,11 +71,3 @@ def forget_prepared(problem: Problem) -> None:
     for name in _KEPT:
         vars(problem).pop(name, None)
     problem.loaded = False
-
-
-def _copied(batch: Any) -> Any:
-    """A copy, since a hook may write into a batch."""
-    try:
-        return copy.deepcopy(batch)
-    except Exception:  # an object that cannot be copied
-        return batch

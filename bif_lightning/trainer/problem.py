@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,25 +15,28 @@ from torch.utils.data import DataLoader
 
 from bif_lightning.data.dataset import Batch, Collate, Examples, check_map_style
 from bif_lightning.data.rows import rows_of
-from bif_lightning.data.variety import varied_items
-from bif_lightning.distributed.ranks import BatchShard, current_ranks
+from bif_lightning.data.variety import CheckedExamples
+from bif_lightning.distributed.ranks import BatchShard
 from bif_lightning.exceptions import LossRefusedError
+from bif_lightning.losses.collectives import check_collectives
 from bif_lightning.losses.derived.batch_number import check_number_of_batch
-from bif_lightning.losses.derived.derive import DerivedLoss, PerSample, check_rows, check_user_loss, derive_loss
+from bif_lightning.losses.derived.derive import DerivedLoss, PerSample, check_rows, derive_loss
 from bif_lightning.losses.derived.intercept import Step
-from bif_lightning.losses.metric_states import MetricsKept, has_metrics
+from bif_lightning.losses.derived.user_loss import check_user_loss_on
+from bif_lightning.losses.metric_states import MetricsKept, keeping_metrics
 from bif_lightning.losses.observables import ExampleLoss, LossFn, Observable, mean_of
+from bif_lightning.losses.own_batches import OwnBatches, OwnBatchesOf
 from bif_lightning.losses.problem import Problem, eval_mode
 from bif_lightning.losses.token_losses import by_token, zero_absent
+from bif_lightning.model.devices import check_float64
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.sampling.context import ranks_of
-from bif_lightning.trainer.collectives import collectives_in, refuse_collectives
 from bif_lightning.trainer.drawn_rows import DrawnRows, drawn_rows
+from bif_lightning.trainer.interrupts import stop_if_requested
 from bif_lightning.trainer.prepared import Preparation, forget_prepared
 from bif_lightning.trainer.support import split_of
 from bif_lightning.trainer.training_loader import TrainingLoader, source_of, training_loader
 
-_PROOF_EXAMPLES = 8
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -116,13 +120,14 @@ def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest)
 
     Raises:
         MisconfigurationException: the training data is unusable, or per-example losses cannot be derived.
-        ValueError, TypeError: the sets or indices are invalid.
+        ValueError, TypeError: the sets or indices are invalid, or the device has no float64.
     """
+    check_float64(trainer.strategy.root_device)
     loader = training_loader(trainer)
     places = _places(request, loader)
     sets = {name: loader.examples(*place, request.collate_fn) for name, place in places.items()}
     prepare, (around, per_call) = _preparer(trainer), _precision_contexts(trainer)
-    checked = [_Checked.of(name, examples, prepare) for name, examples in sets.items()]
+    checked = [CheckedExamples.of(name, examples, prepare) for name, examples in sets.items()]
     prepared = _prepared(module, checked, prepare, around, request.params)
     losses = _losses(module, request, checked, around, per_call)
     train = sets["train"]
@@ -130,9 +135,11 @@ def attribution_of(trainer: Any, module: nn.Module, request: AttributionRequest)
     problem = Problem(
         module=module, loss=losses.each, objective=losses.mean, prepare=prepare, tokens=losses.tokens,
         train=train, query=sets.get("query", train), training=training,
-        observables=[_InPrecision(o, per_call) for o in request.observables], params=request.params,
+        observables=[_InPrecision(OwnBatchesOf(o), per_call) for o in request.observables], params=request.params,
         eval_batch_size=losses.eval_batch_size or request.eval_batch_size, check_gradient=request.check_gradient,
         split=split_of(trainer) if is_sharded(module) else BatchShard(), sums_elements=request.per_sample == "sum",
+        tick=partial(stop_if_requested, trainer),
+        relative_weights=None if losses.derived is None else losses.derived.relative_weights,
     )  # fmt: skip
     _remark(problem, words)
     if losses.derived is not None and losses.derived.adapted.words:
@@ -173,7 +180,7 @@ def _training(
 
 def _prepared(
     module: nn.Module,
-    checked: "Sequence[_Checked]",
+    checked: Sequence[CheckedExamples],
     prepare: Callable[[Batch], Batch],
     around: Callable[[], AbstractContextManager[Any]],
     params: Sequence[str] | None,
@@ -198,13 +205,13 @@ def renew_training(trainer: Any, attribution: Attribution) -> None:
         return
     drawn, now = _drawn(trainer, loader), problem.training
     training = loader.examples(loader.dataset, drawn.rows, attribution.collate)
+    _remark(problem, drawn.words)
     if source_of(now) is loader.dataset and list(now.rows) == list(training.rows):
         now.renew()
         return
     problem.training = training
     if problem.loaded:
         problem.training.prepare()
-    _remark(problem, drawn.words)
 
 
 def _drawn(trainer: Any, loader: TrainingLoader) -> DrawnRows:
@@ -303,38 +310,10 @@ class _Losses:
         return None if self.derived is None else self.derived.eval_batch_size
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """The examples of one set that losses are checked on.
-
-    Attributes:
-        name: of the set.
-        rows: of the examples.
-        collated: makes a batch of some of them.
-        prepare: makes it ready for the module.
-    """
-
-    name: str
-    rows: list[int]
-    collated: Callable[[Sequence[int]], Batch]
-    prepare: Callable[[Batch], Batch]
-
-    @classmethod
-    def of(cls, name: str, examples: Examples, prepare: Callable[[Batch], Batch]) -> "_Checked":
-        items = varied_items(examples, _PROOF_EXAMPLES)  # read once: a random augmentation would differ from itself
-        return cls(name, list(items), lambda rows: examples.collate([items[row] for row in rows]), prepare)
-
-    def batch_of(self, rows: Sequence[int]) -> Batch:
-        return self.prepare(self.collated(rows))
-
-    def batch(self) -> Batch:
-        return self.batch_of(self.rows)
-
-
 def _losses(
     module: nn.Module,
     request: AttributionRequest,
-    checked: Sequence[_Checked],
+    checked: Sequence[CheckedExamples],
     around: Callable[[], Any],
     per_call: Callable[[], Any],
 ) -> _Losses:
@@ -345,20 +324,20 @@ def _losses(
 
 
 def _derived_losses(
-    module: nn.Module, per_sample: PerSample, checked: Sequence[_Checked], per_call: Callable[[], Any]
+    module: nn.Module, per_sample: PerSample, checked: Sequence[CheckedExamples], per_call: Callable[[], Any]
 ) -> _Losses:
     if not getattr(module, "automatic_optimization", True):
         raise MisconfigurationException(
             "the module uses manual optimization (automatic_optimization = False), so its training_step would "
             "train it; pass loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
         )
-    kept = _keeping_metrics(_training_step(module, 0), module)
+    kept = keeping_metrics(_training_step(module, 0), module)
     step, train = _in_precision(kept, per_call), checked[0]
     steps: Callable[[int], Step] = lambda number: _in_precision(  # noqa: E731
-        _keeping_metrics(_training_step(module, number), module), per_call
+        keeping_metrics(_training_step(module, number), module), per_call
     )
-    _check_collectives(step, module, train.batch())
     with _refused_as_misconfiguration(kept):
+        check_collectives(step, module, train.batch(), "training_step")
         derived = derive_loss(step, module, train.batch_of, train.rows, per_sample=per_sample)
         check_number_of_batch(lambda number: derived.adapted.step(steps(number)), module, train.batch())
         for further in checked[1:]:
@@ -369,25 +348,15 @@ def _derived_losses(
     return _Losses(derived, derived.objective, words, derived)
 
 
-def _keeping_metrics(
-    function: Callable[[nn.Module, Batch], Any], module: nn.Module
-) -> Callable[[nn.Module, Batch], Any]:
-    return MetricsKept(function) if has_metrics(module) else function
-
-
 def _given_losses(
-    module: nn.Module, loss_fn: LossFn, per_token: bool, checked: Sequence[_Checked], per_call: Callable[[], Any]
+    module: nn.Module, loss_fn: LossFn, per_token: bool, checked: Sequence[CheckedExamples], per_call: Callable[[], Any]
 ) -> _Losses:
-    kept = _keeping_metrics(loss_fn, module)
+    kept = keeping_metrics(OwnBatches(loss_fn), module)
     given, train = _in_precision(kept, per_call), checked[0]
     each = zero_absent(given)
     with _refused_as_misconfiguration(kept):
-        check_user_loss(each, module, train.batch_of, train.rows)
-    for further in checked[1:]:
-        if len(further.rows) > 1:
-            with _refused_as_misconfiguration(kept, f"of the {further.name} examples, "):
-                check_user_loss(each, module, further.batch_of, further.rows, gradient=False)
-    _check_collectives(each, module, train.batch())
+        check_user_loss_on(each, module, checked)
+        check_collectives(each, module, train.batch(), "loss_fn")
     if per_token:
         with torch.enable_grad():  # a loss may differentiate inside
             by_token(given(module, train.batch()), len(train.rows))
@@ -396,21 +365,14 @@ def _given_losses(
 
 
 @contextmanager
-def _refused_as_misconfiguration(function: object, of: str = "") -> Generator[None]:
+def _refused_as_misconfiguration(function: object) -> Generator[None]:
     """Turn the refusal of a loss into Lightning's exception for invalid settings; it names a metric that failed."""
     try:
         yield
     except LossRefusedError as error:
         failure = function.failure if isinstance(function, MetricsKept) else ""
         said = f"\n\n{failure}. If that metric is a part of the loss, the loss is NaN for it." if failure else ""
-        raise MisconfigurationException(f"{of}{error}{said}") from error
-
-
-def _check_collectives(function: Callable[[nn.Module, Batch], Any], module: nn.Module, batch: Batch) -> None:
-    """Refuse collectives if ranks run different chains; sharded models need them."""
-    if current_ranks().world_size > 1 and not is_sharded(module):
-        with torch.enable_grad():  # a loss may differentiate inside
-            refuse_collectives(collectives_in(lambda: function(module, batch)))
+        raise MisconfigurationException(f"{error}{said}") from error
 
 
 def _training_step(module: nn.Module, number: int) -> Step:
@@ -422,7 +384,7 @@ def _training_step(module: nn.Module, number: int) -> Step:
             "loss_fn(module, batch) -> Tensor[batch] to BIFCallback"
         )
     extra = (number,) if is_param_in_hook_signature(function, "batch_idx", min_args=2) else ()
-    return lambda m, batch: cast(Any, m).training_step(batch, *extra)
+    return OwnBatches(lambda m, batch: cast(Any, m).training_step(batch, *extra))
 
 
 def _in_precision(function: Callable[[nn.Module, Batch], Any], context: Callable[[], Any]) -> Any:

@@ -91,6 +91,7 @@ class Session:
             else:
                 found = resolve_sampler(problem, self.sampler, self.chains, self.resolved)
             self.expected = self._forecast(found)
+        self._leave_device(trainer)
         unknown = self.resolved is None and self.sampler == "auto"
         say(
             trainer,
@@ -231,10 +232,17 @@ class Session:
                 scratch=self.outputs.directory,
                 progress=stopping_progress(trainer, show),
             )
-        if trainer.strategy.root_device.type != "cpu":  # its memory is short, and training needs it
-            forget_prepared(problem)
+        self._leave_device(trainer)
         self.resolved = self.resolved or (resolved if resolved.lasting else None)
         return None if result is None else with_reasons(result, resolved)
+
+    def _leave_device(self, trainer: Any) -> None:
+        """Let no example stay on an accelerator between snapshots: its memory is short, and training needs it."""
+        if trainer.strategy.root_device.type == "cpu":
+            return
+        forget_prepared(self.attribution.problem)
+        if self.attribution.derived is not None:  # it knows batches by their identity, and keeps them
+            self.attribution.derived.reset_coefficients()
 
     def _guarded(self, trainer: Any, module: Any) -> Any:
         sampled = sampled_parameters(module, self.attribution.problem.params)

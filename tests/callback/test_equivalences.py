@@ -23,7 +23,9 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 import formulations as ways
 from formulations import DATA, ITEMS, QUERY, SETS, TRAIN, Lit, Way, X, Y, in_form, labelled, loader, matrices, mlp
@@ -33,6 +35,7 @@ pytestmark = [pytest.mark.trainer, pytest.mark.exact]
 PLAIN = Way()
 BOTH, FULL, EUCLIDEAN = ("closed form", "SGLD"), ("closed form", "SGLD, full batch"), ("closed form, euclidean",)
 CHAINS_ALONE, FULL_CHAINS_ALONE = ("SGLD",), ("SGLD, full batch",)
+CONTROLLED = ("controlled, full batch",)
 ROUNDING = 1e-6
 """The matrices are float32."""
 
@@ -113,6 +116,10 @@ LABELS = {
 }
 
 PADDING = {
+    "sequences in another order, where each counts by its tokens": Equivalence(
+        ways.sequences(**ways.OF_SEQUENCES), ways.sequences(order=ways.ORDER, **ways.OF_SEQUENCES),
+        ROUNDING, ("SGLD, full batch", "closed form"),
+    ),
     "more padding": Equivalence(ways.sequences(), ways.sequences(collate=partial(ways.padded, length=9)), ROUNDING),
     "no padding where losses are measured": Equivalence(
         ways.sequences(), ways.sequences(options={"eval_batch_size": 1}), ROUNDING
@@ -132,7 +139,15 @@ PADDING = {
 LOSSES = {
     "sum": of_loss(partial(F.cross_entropy, reduction="sum")),
     "sum by the length of the batch": of_loss(lambda o, y: F.cross_entropy(o, y, reduction="sum") / len(y)),
+    "a mask of examples, and labels that are ignored": Equivalence(
+        Way(data=loader(ways.IGNORED)),
+        Way(module=partial(Lit, ways.masked, unpack=ways.with_weight), data=loader(ways.MASKED)), ROUNDING, FULL,
+    ),
     "mean by hand": of_loss(lambda o, y: F.cross_entropy(o, y, reduction="none").mean()),
+    "a weight decay": Equivalence(Way(module=ways.Decaying), Way(options={"loss_fn": ways.decayed}), ROUNDING),
+    "focal": Equivalence(
+        Way(module=partial(Lit, ways.focal)), Way(options={"loss_fn": ways.focal_per_example}), ROUNDING
+    ),
     "a module as loss": of_loss(nn.CrossEntropyLoss(), 0.0),
     "log_softmax and nll_loss": of_loss(lambda o, y: F.nll_loss(o.log_softmax(1), y)),
     "formula, vmapped": of_loss(ways.by_hand),
@@ -145,7 +160,26 @@ LOSSES = {
     "loss_fn": Equivalence(PLAIN, Way(options={"loss_fn": ways.per_example}), ROUNDING),
     "weights of classes, and examples that are there so many times": Equivalence(
         Way(module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS)), **SETS),
-        Way(data=loader(Subset(DATA, ways.REPEATED)), **SETS), ROUNDING, FULL_CHAINS_ALONE,
+        Way(data=loader(Subset(DATA, ways.REPEATED)), **SETS), ROUNDING, ("SGLD, full batch", *EUCLIDEAN),
+    ),
+    "weights of classes, and the same by hand": Equivalence(
+        Way(module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS))),
+        Way(module=partial(Lit, ways.weighted_by_hand)), ROUNDING,
+    ),
+    "weights of classes, training data in another order": Equivalence(
+        Way(module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS)), **SETS),
+        Way(
+            module=partial(Lit, partial(F.cross_entropy, weight=ways.CLASS_WEIGHTS)),
+            data=loader(Subset(DATA, ways.ORDER)), **SETS,
+        ), ROUNDING, ("SGLD, full batch", "closed form"),
+    ),
+    "weights of examples, and examples that are there so many times": Equivalence(
+        Way(
+            module=partial(Lit, ways.weighted_squares, ways.one_output, ways.with_weight),
+            data=loader(ways.WEIGHTED), **ways.OF_WEIGHTED,
+        ),
+        Way(module=partial(Lit, ways.squares, net=ways.one_output), data=loader(ways.COPIES), **ways.OF_COPIES),
+        ROUNDING, ("SGLD, full batch", *EUCLIDEAN, *CONTROLLED),
     ),
     "weights of classes that are all the same": of_loss(
         partial(F.cross_entropy, weight=2 * torch.ones(3, dtype=torch.float64))
@@ -159,8 +193,18 @@ RETURNED = {
     "a step without the number of the batch": of_step(ways.without_index),
     "a step of any arguments": of_step(ways.any_arguments),
     "a step that logs": of_step(ways.logging),
+    "manual optimization, with a loss_fn": Equivalence(
+        PLAIN, Way(module=ways.Manual, options={"loss_fn": ways.per_example}), ROUNDING
+    ),
     "the step of a part": Equivalence(PLAIN, Way(module=ways.Nested)),
 }
+
+
+def in_keys(module: Any = Lit, **more: Any) -> Way:
+    """Batches that are dictionaries."""
+    collate = lambda items: dict(zip("xy", default_collate(items), strict=True))  # noqa: E731
+    return Way(module=module, data=loader(DATA, collate_fn=collate), **more)
+
 
 BATCHES = {
     "tuple": Equivalence(PLAIN, in_form(lambda x, y: (x, y), tuple)),
@@ -172,6 +216,19 @@ BATCHES = {
     "dataclass": Equivalence(PLAIN, in_form(ways.Fields, ways.fields_of)),
     "a collate function that stacks": of_data(
         loader(DATA, collate_fn=lambda items: [torch.stack(part) for part in zip(*items, strict=True)])
+    ),
+    "a step that writes into its batch": Equivalence(
+        Way(data=loader(TensorDataset(2 * X, Y))), Way(module=ways.Writing)
+    ),
+    "a step that takes the labels out of its batch": Equivalence(PLAIN, in_keys(ways.Popping)),
+    "a loss_fn that writes into its batch": Equivalence(
+        Way(data=loader(TensorDataset(2 * X, Y))), Way(options={"loss_fn": ways.writing}), ROUNDING
+    ),
+    "a loss_fn that takes the labels out of its batch": Equivalence(
+        PLAIN, in_keys(options={"loss_fn": ways.popping}), ROUNDING
+    ),
+    "items that are dictionaries": Equivalence(
+        PLAIN, Way(module=partial(Lit, unpack=ways.keyed), data=loader([{"x": x, "y": y} for x, y in ITEMS]))
     ),
     "a hook that prepares batches": Equivalence(
         Way(data=loader(TensorDataset(2 * X, Y))), Way(module=ways.Doubling)
@@ -193,6 +250,9 @@ SOURCES = {
     "data module": of_data(ways.Loading),
     "batches of another size": of_data(loader(DATA, batch_size=26)),
     "shuffled": of_data(loader(DATA, shuffle=True)),
+    "a stream": Equivalence(
+        Way(data=loader(Subset(DATA, TRAIN)), **SETS), Way(data=loader(ways.Stream()), **SETS)
+    ),
     "gradients of several batches": Equivalence(PLAIN, Way(trainer={"accumulate_grad_batches": 4})),
 }  # fmt: skip
 
@@ -212,6 +272,23 @@ DRAWN = {
         Way(
             data=lambda: DataLoader(DATA, batch_sampler=BatchSampler(list(range(26)), 5, False)),
             trainer={"limit_train_batches": 2}, **SETS,
+        ),
+    ),
+    "overfit_batches": Equivalence(
+        Way(data=loader(Subset(DATA, range(10))), **SETS),
+        Way(data=loader(DATA, shuffle=True), trainer={"overfit_batches": 2}, **SETS),
+    ),
+    "a share of the batches": Equivalence(
+        Way(data=loader(Subset(DATA, range(15))), **SETS), Way(trainer={"limit_train_batches": 0.5}, **SETS)
+    ),
+    "a DistributedSampler of one rank": Equivalence(
+        PLAIN, Way(data=loader(DATA, sampler=DistributedSampler(DATA, 1, 0, shuffle=False)))
+    ),
+    "a DistributedSampler of more ranks than there are": Equivalence(
+        Way(data=loader(Subset(DATA, range(0, 26, 2))), **SETS),
+        Way(
+            data=loader(DATA, sampler=DistributedSampler(DATA, 2, 0, shuffle=False)),
+            trainer={"use_distributed_sampler": False}, **SETS,
         ),
     ),
     "weights that are all drawn": Equivalence(
@@ -243,6 +320,8 @@ NETWORKS = {
     "BatchNorm in the layer before it": Equivalence(
         Way(module=partial(Lit, net=ways.folded)), Way(module=partial(Lit, net=ways.frozen_before_norm)), ROUNDING
     ),
+    "compiled": Equivalence(PLAIN, Way(module=ways.Compiled)),
+    "buffers that change in training, and that no loss uses": Equivalence(PLAIN, Way(module=ways.Centred)),
     "dropout": Equivalence(PLAIN, Way(module=partial(Lit, net=lambda: mlp(nn.Dropout(0.5))))),
     "frozen weights, and params": Equivalence(
         Way(module=partial(Lit, net=ways.frozen)), Way(options={"params": ["net.2.*"]})

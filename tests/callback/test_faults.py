@@ -200,6 +200,50 @@ def test_control_c_inside_a_chain_stops_the_training_with_its_weights(tmp_path: 
     assert sorted(path.name for path in (tmp_path / "bif").iterdir()) == ["samples.h5", "step=000000001.h5"]
 
 
+PASSES = 12
+"""Backward passes after a signal, of hundreds to come: two threads pass one another in a few."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sampler", [bl.Subspace(), bl.ControlledSGLD(), "auto"], ids=["Subspace", "controlled", "auto"]
+)
+def test_a_signal_ends_the_curvature_before_its_next_pass(
+    tmp_path: Path, number: signal.Signals, sampler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real signal in a product with the Hessian, or in a backward pass of the sketch, long before the first chain."""
+    passes, grad, due = list[str](), torch.autograd.grad, list[int]()
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        if due and options.get("retain_graph"):
+            passes.append(threading.current_thread().name)
+            if len(passes) == 1:
+                os.kill(os.getpid(), number)
+                time.sleep(0.2)  # until the main thread notes it
+        return grad(*arguments, **options)
+
+    class Begins(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            due.append(trainer.global_step)
+
+    monkeypatch.setattr(torch.autograd, "grad", signalled)
+    callback = bl.BIFCallback(range(24), sampler=sampler, dirpath=tmp_path / "bif", at_steps=[1], at_end=False)
+    trainer = L.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Begins(), callback], default_root_dir=tmp_path,
+    )  # fmt: skip
+    threads, before = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            trainer.fit(Breakable(), DataLoader(Fragile(24, 1), batch_size=8, collate_fn=collate))
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGTERM, before)
+    assert 0 < len(passes) < PASSES
+    assert not list((tmp_path / "bif").glob("step=*"))
+
+
 def margin_of(module: Any, batch: Any) -> torch.Tensor:
     return module.body(batch.x)[:, 0]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import bif_lightning as bl
 
@@ -240,6 +240,18 @@ class Reloaded(L.LightningDataModule):
         return DataLoader(Subset(CLASSES, range(start, start + 20)), batch_size=20)
 
 
+class Growing(Dataset[Any]):
+    """Gets further examples while the loader of a training stays, which goes on with as many batches an epoch."""
+
+    size = 16
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        return CLASSES[index]
+
+
 class Resting(Net):
     """Keeps its weights, so that two snapshots differ by their data alone."""
 
@@ -286,3 +298,28 @@ def test_activations_that_a_hook_keeps(tmp_path: Path, options: Any) -> None:
     found = estimated(tmp_path / "hook", Hooked(), CLASSES, **options)
     assert np.array_equal(found.influence, right.influence)
     assert any("chains ran one after the other: the forward pass keeps state" in note for note in found.notes)
+
+
+def test_data_that_grows_is_the_part_that_is_drawn(tmp_path: Path) -> None:
+    data, seen = Growing(), dict[int, bl.Estimate]()
+
+    class Grows(L.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            if callback.latest is not None:
+                seen[args[0].global_step] = callback.latest
+
+        def on_train_epoch_end(self, *args: Any) -> None:
+            data.size += 8
+
+    rows: Any = {"train": Subset(CLASSES, range(12)), "query": Subset(CLASSES, range(50, 56))}
+    callback = bl.BIFCallback(**rows, sampler=SGLD, chains=FEW, at_steps=[1, 3], at_end=False, dirpath=tmp_path / "bif")
+    trainer = L.Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", callbacks=[callback, Grows()],
+    )  # fmt: skip
+    module = Resting()
+    trainer.fit(module, DataLoader(data, batch_size=8))
+    right = estimated(tmp_path / "right", Resting(), Subset(CLASSES, range(16)), sampler=SGLD, chains=FEW, **rows)
+    assert [note for note in seen[1].notes if "rows" in note] == []
+    assert any("first 16 of 24 rows" in note for note in seen[3].notes)
+    assert apart(seen[3], right) < 1e-3

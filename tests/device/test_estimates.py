@@ -18,13 +18,12 @@ import simulated_device
 from bif_lightning.curvature.second_derivatives import DIFFERENCES
 from bif_lightning.trainer.guard.fingerprint import encode
 from bits import differences
-from device_estimates import CASES, SAMPLERS, Result, estimated
+from device_estimates import CASES, SAMPLERS, Result, estimated, without_tokens
 from device_trouble import waits_of_a_step
 from simulated_device.process import DeviceProcess
 
 pytestmark = [pytest.mark.device, pytest.mark.bitwise]
 
-DOUBLE = "losses at draws are averaged in float64 on the device (sampling/sampler.py and 30 other lines)"
 ROUNDED = ("attention", "tokens", "tokens in closed form")
 """Cases in which torch takes other kernels for an accelerator than for the CPU, which round in another way."""
 ROUNDING = 1e-4
@@ -143,11 +142,20 @@ def without_double(name: str) -> Result:
         return estimated(name, "sim")
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason=DOUBLE)
+def without_double_on_cpu(name: str) -> Result:
+    """The remedy of the message: the model moved to the CPU."""
+    with simulated_device.without(torch.float64):
+        given = cases.inputs(name, "sim")
+        return without_tokens(bl.estimate(**given | {"model": given["model"].cpu()}))
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_device_without_float64_has_the_estimates_too(sim: DeviceProcess, name: str) -> None:
-    found, _ = sim(without_double, name)
-    assert np.isfinite(found.influence).all()
+def test_a_device_without_float64_is_refused_with_a_remedy_that_works(sim: DeviceProcess, name: str) -> None:
+    """As the device of Apple is."""
+    with pytest.raises(ValueError, match=r"device sim has no float64.*model\.cpu\(\)"):
+        sim(without_double, name)
+    found, _ = sim(without_double_on_cpu, name)
+    assert differences(found, sim(estimated, name, "cpu")[0]) == []
 
 
 @pytest.mark.parametrize(("name", "copies"), [("SGLD", 2), ("SGLD with RMSprop", 2), ("Pairs", 0)])

@@ -124,11 +124,13 @@ class Weighed(L.Callback):
         self.bytes.append(torch.sim.memory_allocated())
 
 
-def held(folder: str) -> tuple[int, int, int]:
-    """Bytes on the device after the only snapshot, without the callback and with it, and those of the measured data."""
-    found, (x, y) = list[int](), matrix_run.points(64).tensors
+def held(folder: str, *, derived: bool) -> tuple[list[int], list[int], int]:
+    """Bytes on the device before the only snapshot and after it, without the callback and with it, and those of the
+    measured data."""
+    found, (x, y) = list[list[int]](), matrix_run.points(64).tensors
     data = TensorDataset(x, y, torch.zeros(64, 2000))
-    options: dict[str, Any] = {"train": range(48), "query": range(48, 64), "loss_fn": matrix_run.losses}
+    options: dict[str, Any] = {"train": range(48), "query": range(48, 64)}
+    options |= {"loss_fn": None if derived else matrix_run.losses}
     options |= {"every_n_train_steps": None, "at_steps": [2], "at_end": False}
     for watched in (False, True):
         weighed = Weighed()
@@ -142,13 +144,17 @@ def held(folder: str) -> tuple[int, int, int]:
         )
         callback = matrix_run.callback(Path(folder), **options) if watched else None
         matrix_run.fit(case, Path(folder, str(watched)), callback)
-        found.append(weighed.bytes[-1])
+        found.append([weighed.bytes[1], weighed.bytes[-1]])
     return found[0], found[1], data.tensors[2].nbytes
 
 
-def test_measured_examples_leave_the_device_between_snapshots(sim: DeviceProcess, tmp_path: Path) -> None:
-    plain, watched, data = sim(held, str(tmp_path))
-    assert watched - plain < 0.1 * data
+@pytest.mark.parametrize("derived", [False, True], ids=["loss_fn", "training_step"])
+def test_measured_examples_leave_the_device_between_snapshots(
+    sim: DeviceProcess, tmp_path: Path, derived: bool
+) -> None:
+    plain, watched, data = sim(held, str(tmp_path), derived=derived)
+    for without, there in zip(plain, watched, strict=True):
+        assert there - without < 0.1 * data
 
 
 def with_newer_setting(folder: str) -> None:
@@ -161,6 +167,31 @@ def with_newer_setting(folder: str) -> None:
 
 def test_the_newer_setting_of_tf32_is_no_obstacle(sim: DeviceProcess, tmp_path: Path) -> None:
     sim(with_newer_setting, str(tmp_path))
+
+
+def without_float64(folder: str) -> tuple[str, tuple[int, ...]]:
+    """What a training with the callback is refused with, and the dumps of one without it, made on the CPU."""
+    case, said = placed(CASES["a given loss"], "sim"), ""
+    with simulated_device.without(torch.float64):
+        try:
+            matrix_run.fit(case, Path(folder, "refused"), matrix_run.callback(Path(folder)))
+        except ValueError as error:
+            said = str(error)
+        trained = matrix_run.fit(case, Path(folder, "plain")).module
+        torch.save({"state_dict": trained.state_dict(), "global_step": 6}, Path(folder, "step=6.ckpt"))
+        cpu = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        report = bl.attribute(
+            normalized(), Path(folder, "step=6.ckpt"), matrix_run.points(), loss_fn=matrix_run.losses, trainer=cpu,
+            sampler=matrix_run.SAMPLER, chains=matrix_run.CHAINS, dirpath=Path(folder, "bif"),
+        )  # fmt: skip
+    return said, report.written
+
+
+def test_a_device_without_float64_is_refused_with_a_remedy_that_works(sim: DeviceProcess, tmp_path: Path) -> None:
+    said, written = sim(without_float64, str(tmp_path))
+    assert "device sim has no float64" in said
+    assert 'trainer=L.Trainer(accelerator="cpu")' in said
+    assert written == (6,)
 
 
 def on_one(folder: str, device: str, norm: bool) -> None:

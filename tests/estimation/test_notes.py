@@ -127,8 +127,8 @@ def test_the_documented_way_is_not() -> None:
 
 def test_every_remark_of_the_package_is_in_a_table_of_ways() -> None:
     """Those of the training data need a Trainer, and have theirs in tests/trainer/test_drawn_rows.py; those of a step
-    in tests/callback/test_other_projects.py."""
+    in tests/callback/test_other_projects.py, and those of weights in tests/curvature/test_example_weights.py."""
     package = Path(bl.__file__).parent
     sources = (path.read_text() for path in package.rglob("*.py"))
     subjects = {name for text in sources for name in re.findall(r'remarks(?:\[|\.setdefault\()"(\w+)"', text)}
-    assert subjects == {"twins", "curvature", "gradients", "training", "loss"}
+    assert subjects == {"twins", "curvature", "gradients", "training", "loss", "weights"}

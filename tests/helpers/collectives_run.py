@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
+from bif_lightning.losses.collectives import collectives_in
 from bif_lightning.losses.derived.derive import check_user_loss, derive_loss
-from bif_lightning.trainer.collectives import collectives_in
 
 
 class Model(L.LightningModule):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset, default_collate
 
 import bif_lightning as bl
 from bif_lightning.estimation.estimator import estimate_problem
@@ -35,9 +35,11 @@ PAD = -100
 CHAINS = bl.Chains(num_chains=2, num_draws=6, batch_size=8)
 MOVES = bl.SGLD(step_size=1e-3, inverse_temperature=100.0, localization=100.0)
 CLOSED = bl.Subspace(inverse_temperature=1e3, localization=1e2)
+CONTROLLED = bl.ControlledSGLD(inverse_temperature=1e3, localization=1e2, metric="euclidean", alpha=1.0)
 SAMPLERS: dict[str, tuple[Any, bl.Chains]] = {
     "closed form": (CLOSED, bl.Chains(num_chains=1, num_draws=2)),
     "closed form, euclidean": (bl.Subspace(inverse_temperature=1e3, localization=1e2, metric="euclidean"), CHAINS),
+    "controlled, full batch": (CONTROLLED, bl.Chains(num_chains=2, num_draws=6, batch_size=1000)),
     "SGLD": (MOVES, CHAINS),
     "SGLD, full batch": (MOVES, bl.Chains(num_chains=2, num_draws=6, batch_size=1000)),
 }
@@ -261,6 +263,79 @@ class Doubling(Lit):
         return [batch[0] * 2, batch[1]]
 
 
+class Writing(Lit):
+    """Writes into its batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(self.net(batch[0].mul_(2)), batch[1])
+
+
+class Popping(Lit):
+    """Takes the labels out of its batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        labels = batch.pop("y")
+        return self.loss(self.net(batch["x"]), labels)
+
+
+def popping(module: Any, batch: Any) -> Tensor:
+    labels = batch.pop("y")
+    return F.cross_entropy(module.net(batch["x"]), labels, reduction="none")
+
+
+def writing(module: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(module.net(batch[0].mul_(2)), batch[1], reduction="none")
+
+
+class Manual(Lit):
+    """Optimizes by itself, with two optimizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch, batch_idx))
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.net[0], self.net[2])]
+
+
+class Compiled(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.compile(self.net, backend="eager")
+
+
+class Centred(Lit):
+    """Keeps running means in a buffer, and counts its calls in another."""
+
+    running: Tensor
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.calls += 1
+        if self.training:
+            self.running.lerp_(batch[0].mean(0), 0.1)
+        return self.loss(self.net(batch[0] - self.running), batch[1])
+
+
+class Decaying(Lit):
+    """Adds a weight decay to its loss."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) + decay(self)
+
+
+def decay(module: Any) -> Tensor:
+    return 0.05 * torch.stack([p.square().sum() for p in module.parameters()]).sum()
+
+
 # ---- losses
 
 
@@ -288,6 +363,30 @@ def per_example(module: Any, batch: Any) -> Tensor:
     return F.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
 
 
+def decayed(module: Any, batch: Any) -> Tensor:
+    return per_example(module, batch) + decay(module)
+
+
+def masked(o: Tensor, y: Sequence[Tensor]) -> Tensor:
+    """A mean over the examples whose mask is 1."""
+    losses = F.cross_entropy(o, y[0], reduction="none")
+    return (losses * y[1]).sum() / y[1].sum().clamp(min=1)
+
+
+COUNTED = torch.arange(26) % 4 != 1
+IGNORED, MASKED = TensorDataset(X, torch.where(COUNTED, Y, PAD)), TensorDataset(X, Y, COUNTED.double())
+
+
+def focal(o: Tensor, y: Tensor) -> Tensor:
+    losses = F.cross_entropy(o, y, reduction="none")
+    return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
+
+
+def focal_per_example(module: Any, batch: Any) -> Tensor:
+    losses = per_example(module, batch)
+    return (1 - torch.exp(-losses)) ** 2 * losses
+
+
 def two_terms_per_example(module: Any, batch: Any) -> Tensor:
     o = module.net(batch[0])
     return F.cross_entropy(o, batch[1], reduction="none") + 0.3 * o.square().sum(1)
@@ -299,6 +398,34 @@ REPEATED = [i for i, y in enumerate(Y.tolist()) for _ in range(int(CLASS_WEIGHTS
 MANY = Y * 78
 """Labels of 200 classes, among them 156, which is 2**8 - 100: that of ignored labels, in 8 bits."""
 MANY_WEIGHTS = torch.linspace(0.5, 2.0, 200, dtype=torch.float64)
+
+
+def weighted_by_hand(o: Tensor, y: Tensor) -> Tensor:
+    weights = CLASS_WEIGHTS[y]
+    return (weights * F.cross_entropy(o, y, reduction="none")).sum() / weights.sum()
+
+
+def one_output() -> nn.Module:
+    return nn.Linear(4, 1)
+
+
+def squares(o: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(o[:, 0], y)
+
+
+def weighted_squares(o: Tensor, y: Sequence[Tensor]) -> Tensor:
+    return F.mse_loss(o[:, 0], y[0], weight=y[1])
+
+
+def with_weight(batch: Any) -> Any:
+    return batch[0], batch[1:]
+
+
+VALUES, TIMES = torch.randn(26, dtype=torch.float64, generator=G), 1 + torch.arange(26) * 5 % 4
+WEIGHTED, SINGLE = TensorDataset(X, VALUES, TIMES.double()), TensorDataset(X, VALUES)
+COPIES = Subset(SINGLE, torch.arange(26).repeat_interleave(TIMES).tolist())
+OF_WEIGHTED: dict[str, Any] = {"train": Subset(WEIGHTED, TRAIN), "query": Subset(WEIGHTED, QUERY)}
+OF_COPIES: dict[str, Any] = {"train": Subset(SINGLE, TRAIN), "query": Subset(SINGLE, QUERY)}
 
 
 def labelled(labels: Tensor, loss: Any = F.cross_entropy) -> Way:
@@ -356,12 +483,17 @@ def token_means(module: Any, batch: Any) -> Tensor:
     return by_token(module, batch).sum(1) / (batch[1] != PAD).sum(1)
 
 
-def sequences(loss: Any = over_tokens, collate: Any = padded, **more: Any) -> Way:
+def sequences(loss: Any = over_tokens, collate: Any = padded, order: Sequence[int] = range(26), **more: Any) -> Way:
     return Way(
         module=partial(Lit, loss, tokens),
-        data=lambda: DataLoader(SEQUENCES, batch_size=5, collate_fn=collate),  # type: ignore[arg-type]
+        data=lambda: DataLoader(Subset(SEQUENCES, order), batch_size=5, collate_fn=collate),  # type: ignore[arg-type]
         **more,
     )
+
+
+OF_SEQUENCES: dict[str, Any] = {
+    "train": [SEQUENCES[i] for i in TRAIN], "query": [SEQUENCES[i] for i in QUERY]
+}  # fmt: skip
 
 
 # ---- data
@@ -386,6 +518,11 @@ class Own(Dataset[Any]):
 class Loading(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         return loaded(DATA)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(ITEMS)
 
 
 class Drawing(Sampler[int]):

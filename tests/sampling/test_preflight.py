@@ -41,6 +41,25 @@ def bad_rows(value: float) -> TensorDataset:
     return TensorDataset(x, y)
 
 
+def bad_row() -> TensorDataset:
+    """A row that no check of a few examples reads has no finite loss."""
+    x, y = (torch.stack(part).repeat_interleave(10, 0) for part in zip(*models.data(), strict=True))
+    x[2] = torch.nan
+    return TensorDataset(x, y)
+
+
+def doubled() -> TensorDataset:
+    x, y = (torch.stack(part) for part in zip(*models.data(), strict=True))
+    return TensorDataset(x.double(), y)
+
+
+def coupled_queries(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Losses of examples in float64 depend on each other."""
+    x, y = batch
+    losses = cross_entropy(module, (x.float(), y))
+    return losses if x.dtype == torch.float32 else losses.sort().values
+
+
 def complex_valued() -> nn.Module:
     module = models.seeded(models.mlp)
     module[0].weight = nn.Parameter(module[0].weight.to(torch.complex64))
@@ -59,19 +78,29 @@ def frozen() -> nn.Module:
         (ValueError, "training_data is empty", {"training_data": []}),
         (TypeError, "train is a Stream, which has no length", {"train": Stream()}),
         (TypeError, "query is a generator", {"query": (x for x in models.data())}),
-        (ValueError, r"train losses: 2 of 12 are not finite.*positions \[3, 7\] \(nan\)", {"train": bad_rows(np.nan)}),
-        (ValueError, r"query losses and observables: 2 of 12 .*\[3, 7\]", {"query": bad_rows(np.nan)}),
-        (ValueError, r"loss_fn: shape \[\] for a batch of .* reduction='none'",
+        (ValueError, r"^loss_fn returned a loss that is not finite for the examples \[3, 7\]",
+         {"train": bad_rows(np.nan)}),
+        (ValueError, r"of the query examples, .* not finite for the examples \[3, 7\]", {"query": bad_rows(np.nan)}),
+        (ValueError, r"train losses: 1 of 120 are not finite.*positions \[2\] \(nan\)", {"train": bad_row()}),
+        (ValueError, r"query losses and observables: 1 of 120 .*\[2\]", {"query": bad_row()}),
+        (ValueError, r'returned one number for a batch of 8 examples.*reduction="none"',
          {"loss": lambda m, b: cross_entropy(m, b).mean()}),
-        (ValueError, r"loss_fn: shape \[11\] for a batch of 12", {"loss": lambda m, b: cross_entropy(m, b)[1:]}),
-        (ValueError, "loss_fn: float for a batch", {"loss": lambda m, b: 1.0}),
-        (ValueError, r"loss_fn: shape \[12, 3, 1\]", {"loss": lambda m, b: m(b[0])[..., None]}),
+        (ValueError, r"returned shape \(7,\) for a batch of 8", {"loss": lambda m, b: cross_entropy(m, b)[1:]}),
+        (ValueError, "returned float; return a tensor", {"loss": lambda m, b: 1.0}),
+        (ValueError, r"returned shape \(8, 3, 1\)", {"loss": lambda m, b: m(b[0])[..., None]}),
+        (ValueError, "returned torch.int64; return a loss in floating point", {"loss": lambda m, b: m(b[0]).argmax(1)}),
+        (ValueError, "not the loss of each example: .*depends? on the others",
+         {"loss": lambda m, b: cross_entropy(m, b) - cross_entropy(m, b).mean()}),
+        (ValueError, "of the query examples, .*not the loss of each example",
+         {"loss": coupled_queries, "query": doubled()}),
         (ValueError, r"pattern 'body\.\*' matches no parameter; trainable names are 0\.weight", {"params": ["body.*"]}),
         (ValueError, r"pattern 'head' matches no parameter", {"params": ["*.weight", "head"]}),
         (ValueError, "no parameter of the module requires a gradient", {"module": frozen()}),
         (ValueError, r"parameter 0.weight is torch.complex64.*params=\['0.bias', '2.weight', '2.bias'\]",
          {"module": complex_valued()}),
-        (ValueError, "does not depend on the sampled weights", {"loss": lambda m, b: b[0].sum(1) + 0 * m(b[0])[:, 0]}),
+        (ValueError, "no gradient to any weight", {"loss": lambda m, b: b[0].sum(1) + 0 * m(b[0])[:, 0]}),
+        (ValueError, "does not depend on the sampled weights",
+         {"params": "2.*", "loss": lambda m, b: m[0](b[0])[:, 0]}),
         (ValueError, "store_traces=True .*storage='moments'",
          {"store_traces": True, "chains": Chains(num_chains=2, num_draws=3, storage="moments")}),
         (ValueError, "train_labels has shape", {"train_labels": [0, 1], "query_labels": [0] * 12}),
@@ -121,6 +150,26 @@ def test_a_stopped_gradient_that_is_orthogonal_to_the_rest_is_refused() -> None:
         run(module, loss=alike)
     run(module, loss=alike, check_gradient=False)
     run(module, loss=partial(alike, stop=False))
+
+
+class AtMinimum(nn.Module):
+    """Stands at the minimum of every example's loss, where a loss of 100 rounds to 1e-5 and its gradient is 1e-6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(6))
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return 100 - (batch[0] @ self.weight).cos()
+
+
+def test_a_model_at_a_minimum_is_taken() -> None:
+    """Differences of the loss are its rounding there, and say nothing of the gradient."""
+    run(AtMinimum(), loss=lambda module, batch: module.losses(batch))
+    exact = [(x, x[0]) for x, _ in models.data()]
+    line = nn.Linear(6, 1, bias=False)
+    line.weight.data = torch.eye(6)[:1]  # fits every example
+    run(line, loss=lambda module, batch: (module(batch[0])[:, 0] - batch[1]).square(), train=exact)
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

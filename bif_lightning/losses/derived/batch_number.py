@@ -9,6 +9,7 @@ from torch import nn
 from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.intercept import Step, scalar_loss
 from bif_lightning.losses.derived.proof import float_types, rounding
+from bif_lightning.model.devices import raise_unrelated
 
 # Whatever is done at every k-th batch is done at 0 and not at 1; the last is beyond any number of first batches.
 _FURTHER: Final = (1, 2, 1_000_003)
@@ -35,7 +36,8 @@ def check_number_of_batch(step_at: Callable[[int], Step], module: nn.Module, bat
     for number in _FURTHER:
         try:
             found = loss(number)
-        except Exception:  # such a number may be none of the user's
+        except Exception as error:  # such a number may be none of the user's
+            raise_unrelated(error)
             continue
         if not torch.allclose(found.double(), first.double(), rtol=relative, atol=0, equal_nan=True):
             raise LossRefusedError(

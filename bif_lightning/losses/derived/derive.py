@@ -35,6 +35,7 @@ from bif_lightning.losses.derived.separable import CapturedLoss, prove_captured
 from bif_lightning.losses.derived.suggest import refusal
 from bif_lightning.losses.derived.user_loss import check_user_loss as check_user_loss
 from bif_lightning.losses.problem import eval_mode
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.sharded import is_sharded, reshard
 
 _LEAST_FOR_TWICE: Final = 3
@@ -86,6 +87,14 @@ class DerivedLoss(Protocol):
         """The mean loss of a batch, with its graph: what the step returns, or where it adds up losses their mean.
 
         The weights of a mean (class weights, tokens) are the step's own.
+        """
+        ...
+
+    def relative_weights(self, module: nn.Module, batch: Any, /) -> Float[Tensor, " example"] | None:
+        """How much the loss of each example counts in the objective of a batch, the most at 1; None for all alike.
+
+        Raises:
+            ValueError: the objective is no weighted mean of the losses of examples.
         """
         ...
 
@@ -195,7 +204,8 @@ class _Checks:
         with eval_mode(self.module), _gathered_weights_freed(self.module), torch.enable_grad():
             try:
                 step(self.module, self.batch_of(rows))
-            except Exception:
+            except Exception as error:
+                raise_unrelated(error)
                 return True
         return False
 

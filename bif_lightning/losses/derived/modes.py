@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from bif_lightning.losses.derived.intercept import Step
 from bif_lightning.losses.problem import eval_mode
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import is_sharded
 from bif_lightning.model.weights import every_supported
@@ -101,6 +102,7 @@ def part_to_train(function: Callable[[nn.Module, Any], object], module: nn.Modul
             try:  # bound here, since what is bound keeps the flags of that moment
                 backend.bind(backend.weights(tracked=False)).call(lambda own: function(own, batch))
             except Exception as error:
+                raise_unrelated(error)
                 return error
         return None
 

@@ -31,6 +31,7 @@ from bif_lightning.losses.derived.proof import (
 )
 from bif_lightning.losses.derived.reduction import PerSample
 from bif_lightning.losses.graph import needs_graph
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.sharded import is_sharded
 
 
@@ -85,6 +86,9 @@ class VmappedLoss:
         """What the step returns, or the mean of the losses that it adds up."""
         return _mean(self.step, module, batch, self.adds_up)
 
+    def relative_weights(self, module: nn.Module, batch: Any) -> None:
+        """None: all examples count alike, as was shown."""
+
     def reset_coefficients(self) -> None:
         """Do nothing: batches are not compared with earlier evaluations."""
 
@@ -131,6 +135,9 @@ class SingleLoss:
     def objective(self, module: nn.Module, batch: Any) -> Tensor:
         """What the step returns, or the mean of the losses that it adds up."""
         return _mean(self.step, module, batch, self.adds_up)
+
+    def relative_weights(self, module: nn.Module, batch: Any) -> None:
+        """None: all examples count alike, as was shown."""
 
     def reset_coefficients(self) -> None:
         """Do nothing: batches are not compared with earlier evaluations."""
@@ -240,6 +247,7 @@ def _attempt(step: Step, module: nn.Module, batch_of: BatchOf, rows: Sequence[in
     except NotSeparableError as reason:
         raise NotSeparableError(f"on {where}: {reason}") from reason
     except Exception as cause:
+        raise_unrelated(cause)
         raise NotSeparableError(f"training_step raised {type(cause).__name__} on {where}: {cause}") from cause
 
 

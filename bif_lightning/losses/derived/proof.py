@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bif_lightning.losses.derived.intercept import Step
+from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import ShardedBackend, is_sharded, reshard
-from bif_lightning.model.weights import every_supported
+from bif_lightning.model.weights import WeightBackend, Weights, every_supported
 
 # A batch and a batch of one use different kernels, and on a GPU only one of them may round to TF32.
 ROUNDING: Final = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -36,13 +37,7 @@ def at_perturbed_weights(step: Step, module: nn.Module, params: Sequence[str] | 
     sharded = is_sharded(module)
     backend = ShardedBackend(module, names) if sharded else FunctionalBackend(module, names, twins=False)
     weights = backend.weights()
-    generator = torch.Generator(backend.device).manual_seed(0)
-    with torch.no_grad():
-        for parameter, piece in enumerate(backend.layout.pieces(weights.flat)):
-            noise = torch.empty_like(piece)
-            backend.fill_normal(noise, parameter, generator)
-            if piece.numel():  # a rank may hold nothing of a small parameter
-                piece.add_(noise * _noise_size(piece))
+    perturb(backend, weights)
     bound = backend.bind(weights)
 
     def perturbed(other: nn.Module, batch: Any) -> object:
@@ -51,6 +46,17 @@ def at_perturbed_weights(step: Step, module: nn.Module, params: Sequence[str] | 
         return bound.call(lambda noisy: step(noisy, batch))
 
     return perturbed
+
+
+def perturb(backend: WeightBackend, weights: Weights) -> None:
+    """Add the noise of `at_perturbed_weights` to weights at the snapshot."""
+    generator = torch.Generator(backend.device).manual_seed(0)
+    with torch.no_grad():
+        for parameter, piece in enumerate(backend.layout.pieces(weights.flat)):
+            noise = torch.empty_like(piece)
+            backend.fill_normal(noise, parameter, generator)
+            if piece.numel():  # a rank may hold nothing of a small parameter
+                piece.add_(noise * _noise_size(piece))
 
 
 def _noise_size(value: Tensor) -> Tensor:
@@ -165,7 +171,8 @@ def compare_rows(
         try:
             with AutocastTypes() as autocast:
                 values = [cast(Tensor, function(module, part)).detach() for part in (batch, *singles)]
-        except Exception:
+        except Exception as error:
+            raise_unrelated(error)
             if function is losses:
                 raise
             continue

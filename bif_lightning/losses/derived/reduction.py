@@ -74,6 +74,47 @@ def split(
     return alone if per_sample == "mean" else alone * _own_divisor(used, size)
 
 
+def relative_weights(captured: Captured, size: int, rules: Sequence[Sequence[Rule]]) -> Float[Tensor, " example"]:
+    """W_i up to a factor: in the mean that the batch's loss is, the loss of example i alone counts W_i/ΣW.
+
+    All are 1 for "example", and for "sum", of which `intercept.averaged` makes a mean over the examples with a target.
+
+    Args:
+        captured, size, rules: as of `split`.
+
+    Returns:
+        W_i, with the largest at 1; 0 of an example whose elements are all ignored.
+
+    Raises:
+        NotSeparableError: the loss has several terms that weigh the examples in different ways, so that it is no
+            weighted mean of losses.
+    """
+    used = [(t, allowed) for t, allowed in zip(captured.terms, rules, strict=True) if t.coefficients is not None]
+    found = [_relative(_weight_of(term, size, rule)) for term, allowed in used for rule in allowed]
+    if any(not bool(torch.isclose(found[0], other, rtol=_WEIGHT_TOLERANCE).all()) for other in found[1:]):
+        calls = [term.call for term, _ in used]
+        raise NotSeparableError(
+            f"the terms of the loss ({', '.join(call.name for call in calls)}) weigh the examples in different ways",
+            calls,
+        )
+    return found[0]
+
+
+def _relative(weights: Tensor) -> Tensor:
+    weights = weights.double().abs().cpu()
+    largest = weights.max()
+    return weights / largest if largest > 0 else weights
+
+
+def _weight_of(term: Term, size: int, rule: Rule) -> Tensor:
+    if rule == "example":
+        return torch.ones(size, device="cpu")
+    if rule == "sum":
+        own = term.call.weights
+        return _per_example(term, torch.ones_like(term.call.elements) if own is None else own, size).any(1)
+    return _per_example(term, _weighted(term, rule == "mean"), size).sum(1)
+
+
 def consistent_rules(batch: Captured, singles: Sequence[Captured]) -> tuple[tuple[Rule, ...], ...]:
     """For each call, the rules under which the batch's coefficients give those of its examples alone.
 

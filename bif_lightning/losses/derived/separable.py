@@ -39,7 +39,8 @@ from bif_lightning.losses.derived.proof import (
     losses_differ,
     rounding,
 )
-from bif_lightning.losses.derived.reduction import PerSample, Rule, calls_of, consistent_rules, split
+from bif_lightning.losses.derived.reduction import PerSample, Rule, calls_of, consistent_rules, relative_weights, split
+from bif_lightning.model.devices import raise_unrelated
 
 Coefficients = Sequence[Tensor | None]
 """c of each term; None if the term does not enter the loss."""
@@ -210,6 +211,14 @@ class CapturedLoss:
             return scalar_loss(self.step(module, batch))
         return averaged(self.step, module, batch, [rule == ("sum",) for rule in self.rules], self.size_of(batch))
 
+    def relative_weights(self, module: nn.Module, batch: Any) -> Float[Tensor, " example"] | None:
+        """How much the loss of each example counts in that of the batch (class weights, tokens), the most at 1.
+
+        Raises:
+            NotSeparableError: the terms of the loss weigh the examples in different ways.
+        """
+        return relative_weights(capture(self.step, module, batch), self.size_of(batch), self.rules)
+
     def reset_coefficients(self) -> None:
         """Forget the kept coefficients, so that the next evaluation of each batch sets them."""
         self._kept.clear()
@@ -322,6 +331,7 @@ def _attempt(step: Step, module: nn.Module, batch: Any, where: str) -> Captured:
     except NotSeparableError as reason:
         raise NotSeparableError(f"on {where}: {reason}", reason.calls) from reason
     except Exception as cause:
+        raise_unrelated(cause)
         raise NotSeparableError(f"training_step raised {type(cause).__name__} on {where}: {cause}") from cause
     return captured
 

@@ -1,15 +1,17 @@
 """Checks of a user's per-example loss function."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from bif_lightning.data.variety import CheckedExamples
+from bif_lightning.distributed.ranks import current_ranks
 from bif_lightning.exceptions import LossRefusedError
 from bif_lightning.losses.derived.modes import part_to_train
-from bif_lightning.losses.derived.proof import compare_rows, unequal_rows
+from bif_lightning.losses.derived.proof import compare_rows, perturb, unequal_rows
 from bif_lightning.losses.derived.randomness import by_chance, refusal_of_chance
 from bif_lightning.losses.graph import needs_graph
 from bif_lightning.losses.problem import eval_mode
@@ -21,6 +23,35 @@ _TOLERANCE: Final = 0.03
 _EXAMPLE: Final = 'return F.cross_entropy(module(x), y, reduction="none")'
 
 
+def check_user_loss_on(
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    module: nn.Module,
+    sets: Sequence[CheckedExamples],
+    *,
+    gradient: bool = True,
+    random: bool = False,
+) -> None:
+    """Check a loss function on examples of several sets.
+
+    Args:
+        sets: of one example alone nothing is checked.
+        gradient: whether to check that the loss of the first set has a gradient.
+        random: whether the losses may be random.
+
+    Raises:
+        LossRefusedError: see `check_user_loss`; it names the set where that is not the first.
+    """
+    for place, some in enumerate(sets):
+        if len(some.rows) < 2:
+            continue
+        try:
+            check_user_loss(loss_fn, module, some.batch_of, some.rows, gradient=gradient and not place, random=random)
+        except LossRefusedError as error:
+            if not place:
+                raise
+            raise LossRefusedError(f"of the {some.name} examples, {error}") from error
+
+
 def check_user_loss(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     module: nn.Module,
@@ -28,6 +59,7 @@ def check_user_loss(
     rows: Sequence[int],
     *,
     gradient: bool = True,
+    random: bool = False,
 ) -> None:
     """Check that a user's loss function returns the loss of each example, and is differentiable.
 
@@ -39,6 +71,7 @@ def check_user_loss(
         batch_of: collates examples, given by index.
         rows: at least two examples.
         gradient: whether to check that the loss of these examples has one; where a margin is kept it is 0.
+        random: whether the losses may be random, which hides whether they depend on other examples.
 
     Raises:
         ValueError: fewer than two examples in `rows`.
@@ -59,7 +92,7 @@ def check_user_loss(
             _check_gradient(loss_fn, module, batch)
         with torch.set_grad_enabled(recorded):
             _check_form(loss_fn(module, batch_of(rows[:1])), 1)
-        _check_alone(loss_fn, module, batch_of, rows, recorded)
+        _check_alone(loss_fn, module, batch_of, rows, recorded, random=random)
 
 
 def _runs(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch: Any) -> bool:
@@ -74,6 +107,12 @@ def _runs(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Module, batch:
         if part := part_to_train(loss_fn, module, batch):
             raise LossRefusedError(part.message("loss_fn")) from error
         raise
+
+
+def _warn(message: str) -> None:
+    """On the first rank; Lightning, which has a function for that, may not be there."""
+    if current_ranks().rank == 0:
+        warnings.warn(message, stacklevel=2)
 
 
 def _refuse(found: str, action: str) -> NoReturn:
@@ -99,7 +138,7 @@ def _check_form(result: object, size: int) -> None:
 
 def _warn_of_rounding(result: Tensor) -> None:
     if result.dtype in (torch.bfloat16, torch.float16):
-        rank_zero_warn(
+        _warn(
             f"loss_fn returns {result.dtype}, which keeps about three digits. An influence is a covariance of small "
             "changes of the losses, which such rounding hides. Compute the loss from logits in float32:\n"
             '    return F.cross_entropy(module(x).float(), y, reduction="none")'
@@ -126,7 +165,11 @@ def _check_gradient(loss_fn: Callable[[nn.Module, Any], Tensor], module: nn.Modu
                 # Unequal weights, since centred losses add up to 0 and are refused with another message.
                 losses.backward(torch.linspace(1, 2, losses.numel()).to(losses).view_as(losses))
 
-    backend.bind(weights).call(backward)
+    bound = backend.bind(weights)
+    bound.call(backward)
+    if not bool(weights.gradient.any()):  # as at the minimum of a loss that fits every example
+        perturb(backend, weights)
+        bound.call(backward)
     if not bool(weights.gradient.any()):
         _refuse(
             "has no gradient to any weight of the module",
@@ -140,6 +183,8 @@ def _check_alone(
     batch_of: Callable[[Sequence[int]], Any],
     rows: Sequence[int],
     recorded: bool,
+    *,
+    random: bool,
 ) -> None:
     def losses(own: nn.Module, batch: Any) -> Tensor:
         with torch.set_grad_enabled(recorded):
@@ -148,6 +193,8 @@ def _check_alone(
     pairs = compare_rows(losses, module, batch_of, rows)
     if (wrong := unequal_rows(pairs, rows, _TOLERANCE)) is not None:
         if source := by_chance(loss_fn, module, batch_of, rows):
+            if random:
+                return
             raise LossRefusedError(refusal_of_chance(source, "loss_fn"))
         _refuse(
             f"is not the loss of each example: {wrong}",
@@ -155,7 +202,7 @@ def _check_alone(
             "division by its length), and the losses must be in the order of the examples",
         )
     if (wrong := unequal_rows(pairs, rows)) is not None:
-        rank_zero_warn(
+        _warn(
             f"loss_fn: {wrong}. That is more than rounding in the dtypes of the weights explains. Unless a kernel "
             "rounds to fewer digits, the loss of an example depends on the others in its batch, and its influence too"
         )

@@ -58,6 +58,28 @@ class Denoiser(Net):
         return F.mse_loss(found, noise, reduction="none").mean(1)
 
 
+class Running(Net):
+    """Keeps running means, in evaluation mode too."""
+
+    running: Tensor
+    always = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running", torch.zeros(6))
+
+    def losses(self, batch: Any) -> Tensor:
+        if self.always or self.training:
+            self.running.lerp_(batch[0].mean(0), 0.1)
+        return super().losses([batch[0] - self.running, batch[1]])
+
+
+class RunningInTrainingMode(Running):
+    """The remedy of the message."""
+
+    always = False
+
+
 class Augmented(Net):
     def augments(self) -> bool:
         return self.trainer.training
@@ -100,6 +122,7 @@ def run(folder: Path, kind: Any, collate: Any = None, **options: Any) -> bl.Esti
     [
         (VAE, None, "draws random numbers in evaluation mode too"),
         (Denoiser, None, "draws random numbers in evaluation mode too"),
+        (Running, None, r"another loss from call to call.*buffer with running statistics.*self\.training"),
         (Augmented, None, r"a hook of the module.*draws random numbers.*self\.training"),
         (Net, masking, "the collate function.*draws random numbers.*a collate_fn without them"),
     ],
@@ -124,7 +147,8 @@ def test_the_loss_fn_of_the_message_works(tmp_path: Path, kind: Any) -> None:
 
 
 @pytest.mark.slow
-def test_hooks_that_draw_in_training_mode_and_a_plain_collate_fn_work(tmp_path: Path) -> None:
+def test_what_changes_in_training_mode_alone_and_a_plain_collate_fn_work(tmp_path: Path) -> None:
     right = run(tmp_path / "right", Net)
     assert (run(tmp_path / "hook", AugmentedInTrainingMode).influence == right.influence).all()
+    assert (run(tmp_path / "state", RunningInTrainingMode).influence == right.influence).all()
     assert (run(tmp_path / "mask", Net, masking, collate_fn=default_collate).influence == right.influence).all()

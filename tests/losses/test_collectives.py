@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from bif_lightning.trainer.collectives import collectives_in, refuse_collectives
+from bif_lightning.exceptions import LossRefusedError
+from bif_lightning.losses.collectives import collectives_in, refuse_collectives
 from collectives_run import SHARDED, STEPS, Model, local_metric, look
 from forked import together
 from ports import free_port
@@ -56,5 +56,5 @@ def test_without_a_process_group_nothing_is_found_and_the_call_is_made() -> None
 
 def test_a_refusal_names_them_and_says_what_to_pass() -> None:
     refuse_collectives([])
-    with pytest.raises(MisconfigurationException, match=r"\(allgather, barrier\)(.|\n)*def loss_fn\(module, batch\)"):
+    with pytest.raises(LossRefusedError, match=r"\(allgather, barrier\)(.|\n)*def loss_fn\(module, batch\)"):
         refuse_collectives(["allgather", "barrier"])
