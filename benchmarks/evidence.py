@@ -70,7 +70,6 @@ TABLES = {
         Table("scaling", "benchmarks/engine.py --tables scaling", "--model mlp --quick", ESTIMATE, 10),
         Table("memory", "benchmarks/engine.py --tables memory", "--model mlp", ESTIMATE, 3),
         Table("draws", "benchmarks/draws.py", "--draws 16 64 --train 20", ESTIMATE, 15),
-        Table("any-size", "benchmarks/any_size.py", "--train 24 --query 4 --width 8 --steps 2", ESTIMATE, 25),
         Table("ranks", "benchmarks/overhead.py", "--quick --repeats 1 --steps 20 --every 10", (*ESTIMATE, *SHELL), 6),
         Table("budget", "benchmarks/budget.py --seconds 60", "--seconds 2 --repeats 1", (*CLOSED_FORM, *SHELL), 15),
         Table("offline", "benchmarks/offline.py", "--workers 1 --kills 0", ("bif_lightning/offline", *ESTIMATE), 5),

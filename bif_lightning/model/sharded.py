@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bif_lightning.distributed.ranks import BatchShard
-from bif_lightning.model.weights import BoundModule, Weights, layout_of, sampled_parameters
+from bif_lightning.model.weights import BoundModule, Weights, gradients_aside, layout_of, sampled_parameters
 
 T = TypeVar("T")
 
@@ -167,17 +167,13 @@ class _Placed:
 @contextmanager
 def _stashed(module: nn.Module) -> Generator[None]:
     """Set gradients aside and copy buffers; restore both at exit."""
-    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        for buffer, before in buffers:
-            buffer.detach().copy_(before)
+    with gradients_aside(module):
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.detach().copy_(before)
 
 
 def _shard(parameter: Tensor) -> Tensor:

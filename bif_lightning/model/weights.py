@@ -6,7 +6,8 @@ module computes with one leaf for each parameter.
 
 import fnmatch
 import glob
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -130,6 +131,19 @@ def _matching(
                 f"{', '.join(list(trainable)[:8])}{', ...' if len(trainable) > 8 else ''}"
             )
     return {n: p for n, p in trainable.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+
+
+@contextmanager
+def gradients_aside(module: nn.Module) -> Generator[None]:
+    """Set the gradients of all parameters aside, and put them back at exit: they belong to the training."""
+    kept = [(parameter, parameter.grad) for parameter in module.parameters()]
+    try:
+        for parameter, _ in kept:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
 
 
 class Weights:

@@ -68,7 +68,8 @@ def first_of(checks: Iterator[Verdict], estimate: Estimate) -> Verdict:
 
 def diverged(estimate: Estimate, advice: str) -> Iterator[Verdict]:
     """Some chains left the posterior."""
-    lost, kept = len(estimate.divergences), estimate.chains.num_chains - len(estimate.divergences)
+    lost = len(estimate.divergences)
+    kept = len(set(estimate.chain_ids) - {each.chain for each in estimate.divergences})
     if lost:
         yield Verdict("diverged", f"{lost} of {lost + kept} chains left the posterior and are left out", advice)
 

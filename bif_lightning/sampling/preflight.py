@@ -22,7 +22,7 @@ from bif_lightning.losses.problem import Minibatch, Problem
 from bif_lightning.model.devices import raise_unrelated
 from bif_lightning.model.functional import FunctionalBackend
 from bif_lightning.model.sharded import ShardedBackend, is_sharded
-from bif_lightning.model.weights import BoundModule, WeightBackend, Weights
+from bif_lightning.model.weights import BoundModule, WeightBackend, Weights, gradients_aside
 from bif_lightning.rng import GLOBAL, global_states, seed_global, stream_seed
 from bif_lightning.sampling.shared_state import Run, shares_state
 from bif_lightning.sampling.writes import check_no_writes, live_writes
@@ -199,20 +199,14 @@ class _Trial:
                 piece.add_(noise, alpha=_RELATIVE_NOISE * (_mean_size(piece) + 1e-3))
         rows = spread_rows(len(problem.training), _EXAMPLES)
         named = list(problem.module.named_parameters())
-        gradients = [parameter.grad for _, parameter in named]
         seed_global(backend.device, stream_seed(seed, GLOBAL))
         before = global_states(backend.device)
-        try:
-            for _, parameter in named:
-                parameter.grad = None
+        with gradients_aside(problem.module):
             minibatch, version = problem.minibatch(rows), weights.flat._version
             problem.gradient(backend, weights, backend.bind(weights), minibatch)
             reached = [name for name, parameter in named if parameter.grad is not None]
             drew = before != global_states(backend.device) or not problem.training.repeats
             return cls(weights, minibatch, reached, drew, (version, weights.flat._version))
-        finally:
-            for (_, parameter), gradient in zip(named, gradients, strict=True):
-                parameter.grad = gradient
 
 
 def _differentiates(problem: Problem, backend: WeightBackend, trial: _Trial, seed: int) -> bool:

@@ -103,7 +103,7 @@ MUTANTS = [
     engine.mutant(
         "sums of the metric on the host",
         "curvature/kronecker.py",
-        ("dtype=torch.float64, device=gradients.device)", "dtype=torch.float64)"),
+        ("dtype=torch.float64, device=arrays.device)", "dtype=torch.float64)"),
         tests=estimate("Subspace"),
     ),
     engine.mutant(
