@@ -356,12 +356,9 @@ MUTANTS = [
         tests=(f"{METRIC}::test_a_direction_in_the_weights_has_the_slope_that_it_has_in_the_coordinates",),
     ),
     mutant(
-        "sides exchanged",
+        "bases turned the wrong way",
         "curvature/kronecker.py",
-        (
-            "_basis(own, side) for side in range(len(sides))",
-            "_basis(own, 0) if sides[0] == sides[side] else _basis(own, side) for side in range(len(sides))",
-        ),
+        ("basis if back else basis.mT", "basis.mT if back else basis"),
         tests=(f"{METRIC}::test_whitened_gradients_have_the_inner_products_of_the_metric[2048]",),
     ),
     mutant(
@@ -651,8 +648,8 @@ MUTANTS = [
     ),
     mutant(
         "gradients of the probe left",
-        "sampling/preflight.py",
-        ("                parameter.grad = gradient\n", "                pass\n"),
+        "model/weights.py",
+        ("            parameter.grad = gradient\n", "            pass\n"),
         tests=(f"{UNTOUCHED}::test_after_a_result[mlp]",),
     ),
     mutant(
