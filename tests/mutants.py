@@ -1047,26 +1047,83 @@ MUTANTS = [
     mutant(
         "surrogate with noise of its own",
         "sampling/controlled.py",
-        ("alpha=-0.5 * step).add_(noise)", "alpha=-0.5 * step).add_(self._normal(index + 1000) * step**0.5)"),
+        (
+            "self._moved(self.surrogate, self.curvature * self.surrogate) + noise",
+            "self._moved(self.surrogate, self.curvature * self.surrogate) + noise.roll(1)",
+        ),
         tests=("sampling/test_controlled.py::test_of_a_quadratic_loss_chain_and_surrogate_are_one[16]",),
     ),
     mutant(
         "surrogate with a start of its own",
         "sampling/controlled.py",
-        ("self.surrogate = self.chain.clone()", "self.surrogate = torch.zeros_like(self.chain)"),
+        ("self.surrogate = self.chain\n", "self.surrogate = 0 * self.chain\n"),
         tests=("sampling/test_controlled.py::test_of_a_quadratic_loss_chain_and_surrogate_are_one[16]",),
     ),
     mutant(
         "start without the first noise",
         "sampling/controlled.py",
-        ("0.5 * math.sqrt(step) * self.standard + outside", "outside"),
+        ("return 0.5 * math.sqrt(self.step_size) * self.standard + spread", "return spread"),
         tests=("sampling/test_controlled.py::test_the_surrogate_has_the_posteriors_law_from_its_start_on",),
     ),
     mutant(
         "noise of plain Euler steps",
         "sampling/controlled.py",
-        ("(self.standard + following).mul_(0.5 * math.sqrt(step))", "following.mul(math.sqrt(step))"),
+        ("0.5 * math.sqrt(self.step_size) * (self.standard + following)", "math.sqrt(self.step_size) * following"),
         tests=("sampling/test_controlled.py::test_the_surrogate_has_the_posteriors_law_from_its_start_on",),
+    ),
+    mutant(
+        "chains that stay where the loss curves down",
+        "sampling/controlled.py",
+        ("yield from self._parted(estimate)", "pass"),
+        tests=("sampling/test_controlled.py::test_a_loss_that_curves_down_is_not_local",),
+    ),
+    mutant(
+        "sketches without signs",
+        "curvature/count_sketch.py",
+        ('dtype=torch.int8, device="cpu") * 2 - 1', 'dtype=torch.int8, device="cpu") * 0 + 1'),
+        tests=("curvature/test_count_sketch.py::test_inner_products_of_sketches_have_their_mean_and_variance",),
+    ),
+    mutant(
+        "sketches that shift past their end",
+        "curvature/count_sketch.py",
+        ("out[:, : around.shape[1]] += around", "pass"),
+        tests=("curvature/test_count_sketch.py::test_a_sketch_is_linear_and_adds_signed_coordinates[10]",),
+    ),
+    mutant(
+        "sums over examples without the last part",
+        "curvature/streamed.py",
+        ("for part in range(PARTS + 1)]", "for part in range(PARTS)]"),
+        tests=("curvature/test_streamed.py::test_the_metric_of_a_stream_is_that_of_all_gradients",),
+    ),
+    mutant(
+        "combinations of the examples of one block",
+        "curvature/streamed.py",
+        ("coefficients[:, some.start : some.stop]", "coefficients[:, : len(some)]"),
+        tests=("curvature/test_streamed.py::test_sketches_and_combinations_are_those_of_all_gradients",),
+    ),
+    mutant(
+        "sketches of gradients that are not whitened",
+        "curvature/streamed.py",
+        ("    metric.whiten(vectors)\n    return sketch(vectors)", "    return sketch(vectors)"),
+        tests=("curvature/test_streamed.py::test_sketches_and_combinations_are_those_of_all_gradients",),
+    ),
+    mutant(
+        "chains along directions of the metric's coordinates",
+        "curvature/sketched.py",
+        ("row.copy_(metric.to_weight_space(row[None])[0])", "pass"),
+        tests=("curvature/test_streamed.py::test_a_sketch_with_room_for_all_gives_the_influence_of_all_gradients",),
+    ),
+    mutant(
+        "one basis for channels and kernel",
+        "curvature/kronecker.py",
+        ("if len(shape) > 2 and columns > LONGEST_PATCH", "if False and columns > LONGEST_PATCH"),
+        tests=("curvature/test_kronecker.py::test_a_convolution_of_many_channels_has_three_bases",),
+    ),
+    mutant(
+        "no draws left, and the chains' covariance none the less",
+        "estimation/estimator.py",
+        ("if not traces and context.kernel.closed_form:", "if False:"),
+        tests=("sampling/test_controlled.py::test_where_no_chain_is_left_the_influence_is_the_closed_form",),
     ),
     mutant(
         "sign of the correction",
@@ -1083,7 +1140,7 @@ MUTANTS = [
     mutant(
         "draws alone with the closed form in them",
         "sampling/covariances.py",
-        ("self.drawn.of_moments(found.moments))", "RowCovariances(found.moments, batches, found.chain_means))"),
+        ("self.drawn.of_moments(found.moments) if", "RowCovariances(found.moments, batches, found.chain_means) if"),
         tests=("sampling/test_influence_draws.py",),
     ),
     mutant(
