@@ -16,6 +16,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 import bif_lightning as bl
@@ -132,6 +133,9 @@ def test_a_failure_before_the_first_batch_leaves_no_trace(tmp_path: Path, error:
             try:
                 begin((point, visit))
             except (type(error), SystemExit):
+                stopped.append(point)
+            except MisconfigurationException as refused:  # it is named as one of the training data
+                assert refused.__cause__ is error
                 stopped.append(point)
             else:  # where a copy of the module fails, the module itself is used
                 assert not FUSE.blown or isinstance(error, RuntimeError)

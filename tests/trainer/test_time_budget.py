@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import bif_lightning as bl
-from bif_lightning.sampling.subspace import CHECKING_DRAWS
+from bif_lightning.sampling.controlled import NUM_DRAWS
 from bif_lightning.trainer.schedule import training_fraction
 from bif_lightning.trainer.time_budget import TimeBudget, budget_of
 from tiny_run import Points, bif, fit
@@ -280,8 +280,8 @@ def test_by_default_spacing_alone_keeps_the_share(tmp_path: Path, work: Work) ->
     pace = Pace(work, callback, 0.8)
     fit(tmp_path, [callback, pace], data=Points(64), max_epochs=24)
     assert callback.latest is not None
-    assert isinstance(callback.latest.sampler, bl.Subspace)
-    assert callback.latest.chains.num_draws == CHECKING_DRAWS
+    assert isinstance(callback.latest.sampler, bl.ControlledSGLD)
+    assert callback.latest.chains.num_draws == NUM_DRAWS
     assert callback.budget.skipped > 0
     check_spacing(work, pace, 0.1)
 
