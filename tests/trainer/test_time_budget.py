@@ -274,10 +274,10 @@ def test_training_is_bitwise_what_it_is_without_a_budget(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_by_default_spacing_alone_keeps_the_share(tmp_path: Path, work: Work) -> None:
-    """24 snapshots are due in 154 s."""
+    """24 snapshots are due in 576 s, of 6 s each."""
     settings = {"every_n_train_steps": 8, "chains": None, "sampler": None, "log": False, "loss_fn": work.losses}
     callback = bif(tmp_path, budget=0.1, **settings)
-    pace = Pace(work, callback, 0.8)
+    pace = Pace(work, callback, 3.0)
     fit(tmp_path, [callback, pace], data=Points(64), max_epochs=24)
     assert callback.latest is not None
     assert isinstance(callback.latest.sampler, bl.ControlledSGLD)
