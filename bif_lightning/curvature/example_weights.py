@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bif_lightning.data.dataset import spread_rows
 from bif_lightning.losses.problem import Problem
 from bif_lightning.model.weights import WeightBackend
 from bif_lightning.rng import GLOBAL, seed_global, stream_seed
@@ -22,7 +23,14 @@ UNEQUAL_TERMS: Final = (
 )
 """Of such estimates, in their notes."""
 
+DIVIDED: Final = (
+    "ranks weigh their parts of a minibatch by the number of examples, though the loss weighs examples unequally: L(w) "
+    "is that of means over these parts, as in training"
+)
+"""Of estimates of a module in shards, in their notes."""
+
 _ALIKE = 1e-6
+_SOME = 64
 _LEAST = 2
 
 
@@ -54,6 +62,14 @@ def example_weights(
         return None
     found = found / found.mean()
     return None if float((found - 1).abs().max()) < _ALIKE else found
+
+
+def note_divided(problem: Problem, backend: WeightBackend) -> None:
+    """Say so where ranks divide the examples of a batch that count unequally. Collective for a module in shards."""
+    if problem.split.parts == 1:
+        return
+    if example_weights(problem, backend, spread_rows(len(problem.training), _SOME)) is not None:
+        problem.remarks["weights"] = DIVIDED
 
 
 def _in_one_unit(of: Callable[[Tensor], Tensor | None], rows: Tensor, most: int) -> Tensor | None:

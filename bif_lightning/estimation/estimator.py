@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bif_lightning import config
 from bif_lightning.config import Chains, check_together
+from bif_lightning.curvature.example_weights import note_divided
 from bif_lightning.distributed.ranks import Ranks
 from bif_lightning.distributed.threads import Progress, offset_progress
 from bif_lightning.estimation.assemble import assemble, llc_of
@@ -78,6 +79,7 @@ def estimate_problem(
 
         # Run the chains, and measure the losses at their draws.
         with ranks.collective("running the chains") as section:
+            note_divided(problem, backend)
             context = at_snapshot(problem, backend, prepared, chains, snapshot=snapshot, store_traces=store_traces)
             context = replace(context, tokens=prepared.token_store(context, mine, scratch))
             during = section.watched(offset_progress(progress, before=preparing))

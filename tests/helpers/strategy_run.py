@@ -90,6 +90,13 @@ class Sharded(Net):
         fully_shard(self.net, mesh=mesh)
 
 
+class Weighted(Sharded):
+    """Of three classes that count unequally."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1], weight=torch.tensor([1.0, 2.0, 5.0]))
+
+
 class TensorParallel(Net):
     """The last two linear layers over columns and rows."""
 
@@ -187,7 +194,8 @@ def fit(folder: Path, case: dict[str, Any], rank: int, world_size: int) -> dict[
     L.seed_everything(3, verbose=False)
     torch.set_num_threads(1)
     kind = case.get("strategy", "ddp")
-    special = Talking if case.get("talking") else Drifting if case.get("drifting") else MODULES.get(kind)
+    named: dict[str, Callable[[], Net]] = {"talking": Talking, "drifting": Drifting, "weighted": Weighted}
+    special = next((named[name] for name in named if case.get(name)), MODULES.get(kind))
     module = special() if special else Net(case.get("norm", True))
     if "start" in case:
         module.load_state_dict(torch.load(case["start"], weights_only=True))

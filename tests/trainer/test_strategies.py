@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import bif_lightning as bl
 import strategy_run
+from bif_lightning.curvature.example_weights import DIVIDED
 from bif_lightning.exceptions import PeerFailedError
 from bif_lightning.trainer.support import check_trainer
 from strategy_run import launch
@@ -136,6 +137,12 @@ def test_a_model_in_shards_has_the_influence_of_the_whole(tmp_path: Path, whole:
     np.testing.assert_allclose(found.influence, expected.influence, atol=1e-4 * float(abs(expected.influence).max()))
     np.testing.assert_allclose(found.distance_trace, expected.distance_trace, rtol=1e-5)
     np.testing.assert_allclose(found.loss_trace, expected.loss_trace, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_examples_that_count_unequally_are_noted_where_ranks_divide_them(tmp_path: Path) -> None:
+    launch(tmp_path, 2, strategy="fsdp", weighted=True, **AT_START)
+    assert DIVIDED in dumps(tmp_path).notes.item()
 
 
 @pytest.fixture(scope="module")
