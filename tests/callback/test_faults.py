@@ -285,6 +285,6 @@ def test_control_c_at_any_moment_leaves_no_trace(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert hasty.disturbed == []
-    # About half of a snapshot is chains, in which it is given up; after them the dump is finished first.
-    assert 10 < len(list((tmp_path / "bif").glob("step=*.h5"))) < 48
+    # Five were left alone. Of the others some are given up in their chains; after these the dump is finished first.
+    assert 6 < len(list((tmp_path / "bif").glob("step=*.h5"))) < 52
     assert [path.name for path in (tmp_path / "bif").iterdir() if path.suffix != ".h5"] == []
