@@ -151,7 +151,7 @@ def report(directory: Path) -> list[float]:
         )
     print(
         f"  By chance: AUROC 0.50, {50 * flipped.mean():.1f} of 50. AUROC and the 50 are by correlation. Not local: the"
-        "\n  loss has kinks that the curvature at the snapshot does not show; `bif-lightning show` says more."
+        "\n  loss is not quadratic where the chains go, as in the first steps; `bif-lightning show` says more."
     )
     last = run.sel(step=run.step.values[-1])
     for query in hardest_queries(last.query_loss.values):

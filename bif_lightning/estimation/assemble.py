@@ -14,7 +14,7 @@ from bif_lightning.sampling.covariances import Correction
 from bif_lightning.sampling.sampler import ChainContext
 from bif_lightning.sampling.tokens import IN_SPAN
 from bif_lightning.sampling.trace import ChainTrace
-from bif_lightning.statistics.correction import MOST_RESIDUAL
+from bif_lightning.statistics.correction import MOST_PARTED, MOST_RESIDUAL
 from bif_lightning.statistics.diagnostics import drift, effective_sample_size, local_learning_coefficient, split_rhat
 
 
@@ -148,9 +148,15 @@ def _notes(context: ChainContext, divergences: Sequence[Divergence], correction:
     if correction is not None and math.isnan(correction.residual_share):
         notes.append("no chain is left: the influence is that of the quadratic approximation (alpha = 0)")
     if correction is not None and correction.alpha == 0 and correction.residual_share > MOST_RESIDUAL:
+        share = correction.residual_share
+        how = (
+            f"{share:.0%} of its variance, as kinks of ReLUs and minibatches make them"
+            if share <= MOST_PARTED
+            else f"{share:.2g} times its variance, as where the loss curves down"
+        )
         notes.append(
-            f"the chains part from their quadratic approximation by {correction.residual_share:.0%} of its variance, "
-            "as kinks of ReLUs and minibatches make them: the influence is that of the approximation (alpha = 0)"
+            f"the chains part from their quadratic approximation by {how}: the influence is that of the approximation "
+            "(alpha = 0)"
         )
     if context.token_losses is not None and context.kernel.closed_form:
         notes.append(IN_SPAN)

@@ -76,13 +76,10 @@ from bif_lightning.sampling.sampler import ChainContext, ChainState
 from bif_lightning.sampling.token_trace import TokenStore
 from bif_lightning.sampling.tokens import closed_form_tokens
 from bif_lightning.sampling.trace import ChainTrace
+from bif_lightning.statistics.correction import MOST_PARTED
 
 NUM_DRAWS, THINNING, BATCH_SIZE = 8, 2, 256
 """Of chains, where the user gives none: they forget in about eight steps."""
-
-MOST_PARTED = 1.0
-"""Residual share above which the loss is not quadratic around w*, whatever kinks it has: 3e-3 to 0.7 at trained
-networks, 10 to 1e6 at untrained ones whose loss curves down along some direction more than the pull holds."""
 
 _VECTORS = 4  # of the size of the weights, of a chain: weights, gradient, ∇L(w*), and one under way
 _START = -1  # keys the numbers of a chain's start, before those of its steps

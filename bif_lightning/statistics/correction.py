@@ -19,6 +19,10 @@ MOST_RESIDUAL = 0.2
 """Largest residual share at which a correction counts. Above it chain and surrogate part: on the kinks of ReLUs, which
 curve the loss at any temperature, corrections were harmful (up to .4 of a score of .57)."""
 
+MOST_PARTED = 1.0
+"""Residual share above which the loss is not quadratic around w*, whatever kinks it has: 3e-3 to 0.7 at trained
+networks, 10 to 1e6 at untrained ones whose loss curves down along some direction more than the pull holds."""
+
 
 def difference(coordinates: Float64[np.ndarray, "draw 2 direction"]) -> Float64[np.ndarray, "direction direction"]:
     """Δ of one chain, with the draws centred within it; needs two draws at least."""
