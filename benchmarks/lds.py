@@ -29,7 +29,7 @@ from retraining.tasks import TASKS, Task
 from retraining.truth import Truth, load
 
 MEGA = 1e6
-AGAINST = ("EK-FAC (kronfluence)", "Subspace 128")
+AGAINST = ("EK-FAC (kronfluence)", "controlled SGLD, the default")
 Result = TypeVar("Result")
 
 
