@@ -111,7 +111,8 @@ def test_the_default_foretells_retraining_better_than_the_empirical_fisher() -> 
     truth = truths.load(task)
     methods = {method.name: method for method in METHODS}
     default, fisher = (
-        methods[name].prepare(task, truth.reference(task))(0.0) for name in ("Subspace 128", "empirical Fisher, exact")
+        methods[name].prepare(task, truth.reference(task))(0.0)
+        for name in ("controlled SGLD, the default", "empirical Fisher, exact")
     )
     better, error = difference(default, fisher, truth)
     assert better > 3 * error
