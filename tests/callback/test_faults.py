@@ -254,12 +254,12 @@ def margin_of(module: Any, batch: Any) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_control_c_at_any_moment_leaves_no_trace(tmp_path: Path) -> None:
-    """SIGINT at random moments of a snapshot, also while the guard takes or puts back: fifty, each interrupted.
+    """SIGINT at random moments of a snapshot, also while the guard takes or puts back: a hundred, each interrupted.
 
     The moments are shares of what the shortest of the first snapshots took, which are left alone: this says how long
     one takes on this machine.
     """
-    moments = torch.rand(55, generator=torch.Generator().manual_seed(0)).tolist()
+    moments = torch.rand(105, generator=torch.Generator().manual_seed(0)).tolist()
     alone = list[float]()
 
     class Hasty(Surviving):
@@ -285,6 +285,6 @@ def test_control_c_at_any_moment_leaves_no_trace(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert hasty.disturbed == []
-    # Five were left alone. Of the others some are given up in their chains; after these the dump is finished first.
-    assert 6 < len(list((tmp_path / "bif").glob("step=*.h5"))) < 52
+    # About half of a snapshot is chains, in which it is given up; after them the dump is finished first.
+    assert 15 < len(list((tmp_path / "bif").glob("step=*.h5"))) < 90
     assert [path.name for path in (tmp_path / "bif").iterdir() if path.suffix != ".h5"] == []
